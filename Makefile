@@ -1,0 +1,46 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. The rest is for those who change the code.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format protos bench compose-test clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## Install everything into .venv
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: install  ## Start a daemon, train the reference CNN on MNIST through it, Adam beside it, and show the result
+	$(BIN)/tngd demo --out results/demo
+
+test: install  ## Run the test suite (under 10 minutes on 2 cores)
+	$(BIN)/python -m pytest
+
+lint: install  ## Check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install  ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+protos: install  ## Regenerate the stubs beside their sources
+	$(BIN)/python tools/generate_stubs.py
+
+bench: install  ## Time one training step and its parts; ratios go to results/bench
+	@mkdir -p results/bench
+	$(BIN)/tngd bench step --json results/bench/step.json
+
+compose-test: install  ## Run docker compose for real, where an engine is present
+	deploy/compose-test.sh
+
+clean:  ## Remove what the commands above made
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Generated gRPC interfaces of the project."""

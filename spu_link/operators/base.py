@@ -1,0 +1,190 @@
+"""The operator interface, and what all factor operators share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Self, TypeAlias
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from spu_link.errors import InvalidProgram
+from tngd.spu.v1 import spu_pb2 as pb
+
+ArrayLike: TypeAlias = Tensor | NDArray[Any]
+"""What operands are given as: a tensor or a numpy array, float32 or float64."""
+
+Role: TypeAlias = "pb.Role.ValueType"
+"""What a tensor is for: a value of the protocol's enum."""
+
+WireBlock: TypeAlias = tuple[pb.Block, dict[Role, Tensor]]
+"""One block on the wire: its geometry, and its tensors by role in the order of their bytes."""
+
+Shapes: TypeAlias = Mapping[Role, tuple[int, ...]]
+"""Shapes of one block's tensors by role."""
+
+CHUNK_ELEMENTS = 1 << 22
+"""Most elements of explicit rows that a Gram matrix is accumulated from at a time (32 MiB in float64)."""
+
+FLOATS = (torch.float32, torch.float64)
+
+
+class Operator(ABC):
+    """A symmetric positive semi-definite curvature matrix F of shape (N, N), however it is held."""
+
+    kind: str
+    """Name of the operator's block on the wire, or of the composition."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """Shape of the matrix behind `apply`: (m, N) for a factor A, (N, N) for F itself."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Element type of the operands."""
+
+    @abstractmethod
+    def curvature(self, v: Tensor) -> Tensor:
+        """Product F v for `v` of shape (..., N), in the dtype of `v`."""
+
+    @abstractmethod
+    def apply(self, v: Tensor) -> Tensor:
+        """Product of this matrix with `v` of shape (..., N): shape (..., m), in the dtype of `v`."""
+
+    @abstractmethod
+    def adjoint(self, w: Tensor) -> Tensor:
+        """Product of this matrix, transposed, with `w` of shape (..., m): shape (..., N), in the dtype of `w`."""
+
+    @abstractmethod
+    def gram(self) -> Tensor:
+        """This matrix times its transpose, shape (m, m), float64, accumulated in float64."""
+
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """This matrix in full, of `shape`. For tests and small problems."""
+
+    @abstractmethod
+    def wire(self) -> list[WireBlock]:
+        """Blocks on the wire, in the order of their parameters."""
+
+    @abstractmethod
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """The same operator with `function` applied to each operand, for instance to change the dtype."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all operands."""
+        return sum(t.nbytes for _, tensors in self.wire() for t in tensors.values())
+
+    @property
+    def parameters(self) -> int:
+        """N, the number of parameters (cells)."""
+        return self.shape[1]
+
+    def __repr__(self) -> str:
+        """Class, shape, dtype and size."""
+        rows, columns = self.shape
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{type(self).__name__}({rows} × {columns}, {dtype}, {self.nbytes / 1e6:.3g} MB)"
+
+
+class FactorOperator(Operator):
+    """F = AᵀA, held as the factor A of shape (m, N) in some form; `apply` and `adjoint` are A and Aᵀ."""
+
+    def curvature(self, v: Tensor) -> Tensor:
+        """Product AᵀA v for `v` of shape (..., N)."""
+        return self.adjoint(self.apply(v))
+
+
+class BlockFactor(FactorOperator):
+    """A factor that is one block on the wire."""
+
+    @staticmethod
+    @abstractmethod
+    def shape_of(block: pb.Block, shapes: Shapes) -> tuple[int, int]:
+        """Shape (m, N) of A from the geometry and the tensors' shapes alone.
+
+        Raises:
+            InvalidProgram: when they do not fit together.
+        """
+
+    @classmethod
+    @abstractmethod
+    def from_wire(cls, block: pb.Block, tensors: Mapping[Role, Tensor]) -> Self:
+        """The operator behind a block whose shapes `shape_of` has accepted."""
+
+    @abstractmethod
+    def to_rows(self) -> Tensor:
+        """A in full, shape (m, N), in the operands' dtype."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape (m, N) of A."""
+        block, tensors = self.wire()[0]
+        return self.shape_of(block, {role: tuple(t.shape) for role, t in tensors.items()})
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Element type of the operands."""
+        return next(iter(self.wire()[0][1].values())).dtype
+
+    def dense(self) -> Tensor:
+        """A in full, shape (m, N)."""
+        return self.to_rows()
+
+
+def as_operand(value: ArrayLike, *, field: str, dimensions: int) -> Tensor:
+    """A float32 or float64 tensor behind an array, without a copy where possible.
+
+    Raises:
+        InvalidProgram: when it has another dtype or another number of dimensions.
+    """
+    tensor = torch.as_tensor(value).detach()
+    if tensor.dtype not in FLOATS:
+        raise InvalidProgram(
+            f"{field} has dtype {tensor.dtype}; convert it to float32 or float64",
+            field=field,
+            found=tensor.dtype,
+            expected="float32 or float64",
+        )
+    if tensor.dim() != dimensions or 0 in tensor.shape:
+        raise InvalidProgram(
+            f"{field} has shape {tuple(tensor.shape)}; it needs {dimensions} dimensions, none of them empty",
+            field=field,
+            found=tuple(tensor.shape),
+            expected=f"{dimensions} dimensions",
+        )
+    return tensor
+
+
+def mismatch(field: str, found: object, expected: str) -> InvalidProgram:
+    """The error for a shape that does not fit the others."""
+    return InvalidProgram(f"{field} is {found}; expected {expected}", field=field, found=found, expected=expected)
+
+
+def same_dtype(field: str, *tensors: Tensor) -> None:
+    """Refuse operands of one block that differ in dtype.
+
+    Raises:
+        InvalidProgram: naming `field`.
+    """
+    if len({t.dtype for t in tensors}) > 1:
+        raise mismatch(field, " and ".join(str(t.dtype) for t in tensors), "one dtype for all tensors of a block")
+
+
+def gram_of(columns: Iterable[Tensor], m: int) -> Tensor:
+    """Gram matrix R Rᵀ of shape (m, m), float64, from consecutive column stretches R_j of shape (m, n_j)."""
+    total = torch.zeros(m, m, dtype=torch.float64)
+    for stretch in columns:
+        part = stretch.to(torch.float64)
+        if part.is_cuda:
+            total = total.to(part.device).add_(part @ part.T)
+        else:
+            # numpy sees that both factors are one matrix and calls syrk: two thirds of the time of torch's gemm.
+            rows = part.numpy()
+            total += torch.from_numpy(rows @ rows.T)
+    return total

@@ -1,0 +1,79 @@
+"""Errors as gRPC statuses and back, by google.rpc error details."""
+
+from __future__ import annotations
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from spu_link import errors
+
+DOMAIN = "spu.tngd"
+
+
+def to_status(error: errors.SpuError) -> status_pb2.Status:
+    """Status of an error: its code and message, and ErrorInfo, BadRequest and RetryInfo where they apply."""
+    status = status_pb2.Status(code=code_pb2.Code.Value(error.code), message=error.message)
+    details: list[Message] = [
+        error_details_pb2.ErrorInfo(
+            reason=error.reason(),
+            domain=DOMAIN,
+            metadata={"field": error.field, "found": error.found[:1000], "expected": error.expected},
+        )
+    ]
+    if isinstance(error, errors.InvalidProgram):
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if isinstance(error, errors.DeviceBusy):
+        delay = duration_pb2.Duration(nanos=int(error.retry_after * 1e9) % 10**9, seconds=int(error.retry_after))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    for detail in details:
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return status
+
+
+def from_rpc_error(error: grpc.RpcError, *, call: str, address: str) -> errors.SpuError:
+    """The error behind a failed call; statuses that no daemon of ours made become the nearest class.
+
+    Args:
+        error: what grpc raised; it carries code, details and trailing metadata.
+        call: name of the call, for the message.
+        address: where the call went, for the message.
+    """
+    code: grpc.StatusCode = error.code()
+    status = rpc_status.from_call(error)
+    for packed in status.details if status is not None else ():
+        info = error_details_pb2.ErrorInfo()
+        if packed.Unpack(info) and info.domain == DOMAIN and info.reason in errors.BY_REASON:
+            found = errors.BY_REASON[info.reason](
+                status.message,
+                field=info.metadata["field"],
+                found=info.metadata["found"],
+                expected=info.metadata["expected"],
+            )
+            if isinstance(found, errors.DeviceBusy):
+                found.retry_after = _retry_after(status)
+            return found
+    text = error.details() or code.name
+    if code == grpc.StatusCode.UNAVAILABLE:
+        return errors.DeviceUnavailable(
+            f"{call}: no SPU daemon answers at {address} ({text}); is `spu-server serve --listen {address}` running?",
+            field="address",
+            found=address,
+            expected="the address of a running daemon",
+        )
+    if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+        return errors.DeadlineExceeded(f"{call}: {address} did not answer within the deadline")
+    return errors.SpuError(f"{call}: {address} answered {code.name}: {text}")
+
+
+def _retry_after(status: status_pb2.Status) -> float:
+    for packed in status.details:
+        retry = error_details_pb2.RetryInfo()
+        if packed.Unpack(retry):
+            return float(retry.retry_delay.seconds + retry.retry_delay.nanos * 1e-9)
+    return 0.0

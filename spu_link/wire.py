@@ -1,0 +1,314 @@
+"""Programs and vectors as bytes: header, layout, chunks and checksum.
+
+An upload is a header that describes every tensor, the tensors' raw little-endian bytes one after the other in chunks,
+and a CRC-32C over all of them. `layout` checks a header from its numbers alone, before a byte of memory is reserved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import torch
+from torch import Tensor
+
+from spu_link.errors import CapacityExceeded, UnknownRole, UnsupportedBlock, UploadCorrupt
+from spu_link.operators import Conv2dRows, Dense, LayerRows, LinearRows, Operator, Rows
+from spu_link.operators.base import BlockFactor, Role, Shapes, mismatch
+from spu_link.program import Program, non_negative
+from tngd.spu.v1 import spu_pb2 as pb
+
+CHUNK_BYTES = 1 << 20
+"""Most bytes in one chunk."""
+
+MAX_READS = 64
+"""Most readings scheduled with one program."""
+
+DTYPES: dict[pb.DType.ValueType, torch.dtype] = {pb.DTYPE_FLOAT32: torch.float32, pb.DTYPE_FLOAT64: torch.float64}
+WIRE_DTYPES = {dtype: wire for wire, dtype in DTYPES.items()}
+
+FACTORS: dict[str, type[BlockFactor]] = {cls.kind: cls for cls in (Rows, LinearRows, Conv2dRows)}
+DIMENSIONS: dict[str, dict[Role, int]] = {
+    "dense": {pb.ROLE_MATRIX: 2},
+    "rows": {pb.ROLE_ROWS: 2},
+    "linear": {pb.ROLE_INPUT: 2, pb.ROLE_COTANGENT: 3},
+    "conv2d": {pb.ROLE_INPUT: 4, pb.ROLE_COTANGENT: 5},
+}
+"""Tensors that each kind of block has, by role, and their number of dimensions."""
+
+PROGRAM_ROLES = (pb.ROLE_DRIVE, pb.ROLE_START)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a header promises.
+
+    Attributes:
+        cells: N.
+        rows: m, or N for a dense operator.
+        nbytes: bytes of all tensors.
+    """
+
+    cells: int
+    rows: int
+    nbytes: int
+
+
+def header_of(program: Program) -> tuple[pb.ProgramHeader, list[Tensor]]:
+    """Header of a program (without session), and its tensors in the order of the bytes, contiguous on the CPU."""
+    header = pb.ProgramHeader(damping=program.damping, noise=program.noise)
+    tensors: list[Tensor] = []
+
+    def add(role: Role, block: int, tensor: Tensor) -> None:
+        tensors.append(tensor.detach().cpu().contiguous())
+        header.tensors.append(tensor_spec(tensor, role=role, block=block))
+
+    for index, (block, operands) in enumerate(program.operator.wire()):
+        header.blocks.append(block)
+        for role, tensor in operands.items():
+            add(role, index, tensor)
+    add(pb.ROLE_DRIVE, 0, program.drive)
+    if isinstance(program.start, Tensor):
+        header.start = pb.START_TENSOR
+        add(pb.ROLE_START, 0, program.start)
+    else:
+        header.start = {"keep": pb.START_KEEP, "drive": pb.START_DRIVE}[program.start]
+    return header, tensors
+
+
+def tensor_spec(tensor: Tensor, *, role: Role = pb.ROLE_UNSPECIFIED, block: int = 0) -> pb.TensorSpec:
+    """Description of a tensor."""
+    return pb.TensorSpec(role=role, block=block, dtype=WIRE_DTYPES[tensor.dtype], shape=list(tensor.shape))
+
+
+def byte_views(tensors: Iterable[Tensor]) -> list[memoryview]:
+    """The raw bytes of contiguous CPU tensors, without a copy."""
+    return [tensor.numpy().data.cast("B") for tensor in tensors]
+
+
+def chunks(views: Iterable[memoryview], size: int = CHUNK_BYTES) -> Iterator[bytes]:
+    """One run of bytes over several views, in chunks of `size` (the last one shorter)."""
+    pending: list[memoryview] = []
+    room = size
+    for view in views:
+        start = 0
+        while start < len(view):
+            piece = view[start : start + room]
+            pending.append(piece)
+            start += len(piece)
+            room -= len(piece)
+            if room == 0:
+                yield b"".join(pending)
+                pending, room = [], size
+    if pending:
+        yield b"".join(pending)
+
+
+class Assembler:
+    """Puts chunks together in a buffer, and verifies them.
+
+    Args:
+        buffer: writable memory of exactly the announced size.
+    """
+
+    def __init__(self, buffer: memoryview) -> None:
+        self._buffer = buffer
+        self._filled = 0
+        self._crc = 0
+
+    def add(self, chunk: pb.Chunk) -> None:
+        """Append one chunk.
+
+        Raises:
+            UploadCorrupt: when it does not follow the last one, or runs over the end.
+        """
+        data = chunk.data
+        if chunk.offset != self._filled:
+            raise self._corrupt("chunk.offset", chunk.offset, f"{self._filled}, the end of the chunk before")
+        if self._filled + len(data) > len(self._buffer):
+            raise self._corrupt("chunk.data", f"{self._filled + len(data)} bytes", f"{len(self._buffer)} in all")
+        self._buffer[self._filled : self._filled + len(data)] = data
+        self._filled += len(data)
+        self._crc = google_crc32c.extend(self._crc, data)
+
+    def finish(self, crc32c: int) -> None:
+        """Verify the whole.
+
+        Raises:
+            UploadCorrupt: when bytes are missing or the checksum differs.
+        """
+        if self._filled != len(self._buffer):
+            raise self._corrupt("chunk", f"{self._filled} bytes", f"{len(self._buffer)} announced in the header")
+        if self._crc != crc32c:
+            raise self._corrupt("crc32c", f"{self._crc:#010x} over the bytes received", f"{crc32c:#010x}")
+
+    @staticmethod
+    def _corrupt(field: str, found: object, expected: str) -> UploadCorrupt:
+        return UploadCorrupt(
+            f"{field} is {found}, expected {expected}; the device goes on under its old program, send again",
+            field=field,
+            found=found,
+            expected=expected,
+        )
+
+
+def layout(header: pb.ProgramHeader, *, cells: int, max_bytes: int) -> Layout:
+    """Check a header from its numbers alone, and say how much memory its tensors take.
+
+    Args:
+        header: what the client sent.
+        cells: most cells the device has.
+        max_bytes: most bytes it takes.
+
+    Raises:
+        InvalidProgram: for any number, role, dtype or shape that is not what it must be.
+        CapacityExceeded: when the program is larger than the device.
+    """
+    non_negative("damping", header.damping)
+    non_negative("noise", header.noise)
+    if header.start not in (pb.START_KEEP, pb.START_DRIVE, pb.START_TENSOR):
+        raise mismatch("start", header.start, "START_KEEP, START_DRIVE or START_TENSOR")
+    if header.HasField("not_before"):
+        non_negative("not_before", header.not_before)
+    _check_reads(header.reads)
+    if not header.blocks:
+        raise mismatch("blocks", "empty", "one dense block, or blocks of factors")
+    shapes, own = _tensor_shapes(header)
+    n, m = 0, 0
+    for index, block in enumerate(header.blocks):
+        kind = block.WhichOneof("kind") or ""
+        if kind == "dense":
+            if len(header.blocks) > 1:
+                raise mismatch("blocks", f"dense block {index} among others", "a dense block on its own")
+            m, n = Dense.shape_of(shapes[index][pb.ROLE_MATRIX])
+            break
+        rows, columns = FACTORS[kind].shape_of(block, shapes[index])
+        if index and rows != m:
+            raise mismatch(f"blocks[{index}]", f"of {rows} rows", f"{m} rows like the blocks before it")
+        m, n = rows, n + columns
+    for role, shape in own.items():
+        if shape != (n,):
+            raise mismatch(f"{_name(role)}", f"of shape {shape}", f"shape ({n},), one value a parameter")
+    if n > cells:
+        raise CapacityExceeded(
+            f"the program needs {n} cells, the device has {cells}", field="cells", found=n, expected=f"at most {cells}"
+        )
+    nbytes = sum(_nbytes(spec) for spec in header.tensors)
+    if nbytes > max_bytes:
+        raise CapacityExceeded(
+            f"the program's tensors take {nbytes} bytes, the device takes {max_bytes}",
+            field="tensors",
+            found=nbytes,
+            expected=f"at most {max_bytes} bytes",
+        )
+    return Layout(cells=n, rows=m, nbytes=nbytes)
+
+
+def _check_reads(reads: Sequence[pb.ScheduledRead]) -> None:
+    if len(reads) > MAX_READS:
+        raise mismatch("reads", f"{len(reads)} readings", f"at most {MAX_READS} with one program")
+    for index, read in enumerate(reads):
+        after = non_negative(f"reads[{index}].after", read.after)
+        window = non_negative(f"reads[{index}].window", read.window)
+        if window > after:
+            raise mismatch(f"reads[{index}].window", window, f"at most {after}, the time under this program")
+
+
+def _tensor_shapes(header: pb.ProgramHeader) -> tuple[list[Shapes], Shapes]:
+    """Shapes by role of each block's tensors, and of the program's own, all of them known, in place and complete."""
+    blocks: list[dict[Role, tuple[int, ...]]] = [{} for _ in header.blocks]
+    own: dict[Role, tuple[int, ...]] = {}
+    kinds = []
+    for index, block in enumerate(header.blocks):
+        kind = block.WhichOneof("kind") or "none"
+        if kind not in DIMENSIONS:
+            raise UnsupportedBlock(
+                f"blocks[{index}] is of a kind this device does not know",
+                field=f"blocks[{index}]",
+                found=kind,
+                expected=" or ".join(DIMENSIONS),
+            )
+        kinds.append(kind)
+    for index, spec in enumerate(header.tensors):
+        field, shape = f"tensors[{index}]", tuple(spec.shape)
+        if spec.dtype not in DTYPES:
+            raise mismatch(f"{field}.dtype", spec.dtype, "DTYPE_FLOAT32 or DTYPE_FLOAT64")
+        if spec.role in PROGRAM_ROLES:
+            place, expected = own, {spec.role: 1}
+        elif spec.block < len(blocks):
+            place, expected = blocks[spec.block], DIMENSIONS[kinds[spec.block]]
+        else:
+            raise mismatch(f"{field}.block", spec.block, f"the index of one of {len(blocks)} blocks")
+        if spec.role not in expected or spec.role in place:
+            raise UnknownRole(
+                f"{field}.role is {_name(spec.role)}, which is unknown, out of place or there twice",
+                field=f"{field}.role",
+                found=spec.role,
+                expected=" or ".join(_name(role) for role in expected),
+            )
+        if len(shape) != expected[spec.role] or 0 in shape:
+            raise mismatch(f"{field}.shape", shape, f"{expected[spec.role]} extents, each at least 1")
+        place[spec.role] = shape
+    wanted = {pb.ROLE_DRIVE, pb.ROLE_START} if header.start == pb.START_TENSOR else {pb.ROLE_DRIVE}
+    _check_complete("program", own, wanted)
+    for index, (place, kind) in enumerate(zip(blocks, kinds, strict=True)):
+        _check_complete(f"blocks[{index}]", place, set(DIMENSIONS[kind]))
+    return list(blocks), own
+
+
+def _check_complete(name: str, found: Iterable[Role], wanted: set[Role]) -> None:
+    if set(found) != wanted:
+        names = " and ".join(sorted(_name(role) for role in wanted))
+        raise mismatch(f"{name} tensors", sorted(_name(role) for role in found) or "none", names)
+
+
+def _name(role: Role) -> str:
+    return pb.Role.Name(role) if role in pb.Role.values() else f"role {role}"
+
+
+def _nbytes(spec: pb.TensorSpec) -> int:
+    return prod(spec.shape) * DTYPES[spec.dtype].itemsize
+
+
+def tensor_from(spec: pb.TensorSpec, buffer: memoryview, offset: int = 0) -> Tensor:
+    """The tensor behind its bytes: a view of `buffer` where the alignment allows, else a copy."""
+    dtype = DTYPES[spec.dtype]
+    flat = np.frombuffer(buffer, dtype=np.uint8, count=_nbytes(spec), offset=offset)
+    if offset % dtype.itemsize:
+        flat = flat.copy()
+    return torch.from_numpy(flat).view(dtype).view(*spec.shape)
+
+
+def program_from(header: pb.ProgramHeader, buffer: memoryview) -> Program:
+    """The program behind a header that `layout` has accepted and its bytes; tensors are views of `buffer`.
+
+    Raises:
+        InvalidProgram: when an operator refuses what the layout let pass, for instance two dtypes in one block.
+    """
+    blocks: list[dict[Role, Tensor]] = [{} for _ in header.blocks]
+    own: dict[Role, Tensor] = {}
+    offset = 0
+    for spec in header.tensors:
+        place = own if spec.role in PROGRAM_ROLES else blocks[spec.block]
+        place[spec.role] = tensor_from(spec, buffer, offset)
+        offset += _nbytes(spec)
+    operator: Operator
+    if header.blocks[0].WhichOneof("kind") == "dense":
+        operator = Dense(blocks[0][pb.ROLE_MATRIX])
+    else:
+        factors = [
+            FACTORS[block.WhichOneof("kind") or ""].from_wire(block, tensors)
+            for block, tensors in zip(header.blocks, blocks, strict=True)
+        ]
+        operator = factors[0] if len(factors) == 1 else LayerRows(factors)
+    if header.start == pb.START_TENSOR:
+        return _program(header, operator, own, own[pb.ROLE_START])
+    return _program(header, operator, own, "keep" if header.start == pb.START_KEEP else "drive")
+
+
+def _program(header: pb.ProgramHeader, operator: Operator, own: dict[Role, Tensor], start: Any) -> Program:
+    return Program(operator, own[pb.ROLE_DRIVE], damping=header.damping, noise=header.noise, start=start)

@@ -1,0 +1,1 @@
+"""The SPU daemon: clock, device, dynamics, drivers and services."""

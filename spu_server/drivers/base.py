@@ -1,0 +1,98 @@
+"""The driver interface.
+
+A driver is synchronous and knows nothing of sessions, clocks or sockets: the daemon runs it in a process of its own and
+calls it with device times that never go back. Device time is in units of the device's time constant τ. Any exception
+is a device fault, except the errors of `spu_link.errors` that `stage` may raise to refuse a program.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from spu_link.program import Program
+
+
+@dataclass(frozen=True)
+class DriverOptions:
+    """What the daemon tells a driver when it opens it.
+
+    Attributes:
+        seed: seed of every random number the driver draws.
+        tau: time constant in seconds.
+        cells: most cells a program may use; a board takes the smaller of this and what it has.
+        max_bytes: most bytes of one program's tensors; likewise.
+    """
+
+    seed: int = 0
+    tau: float = 1e-6
+    cells: int = 200_000_000
+    max_bytes: int = 8 << 30
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a device can do.
+
+    Attributes:
+        name: name of the driver, as in its entry point.
+        cells: most cells a program may use.
+        max_bytes: most bytes of one program's tensors.
+        features: names of the block kinds it takes, and of optional abilities such as ``"window"``.
+    """
+
+    name: str
+    cells: int
+    max_bytes: int
+    features: tuple[str, ...]
+
+
+class Driver(ABC):
+    """One device. The daemon calls these methods from one thread, in the order of device time."""
+
+    @abstractmethod
+    def __init__(self, options: DriverOptions) -> None:
+        """Open the device; raise whatever stands in the way."""
+
+    @property
+    @abstractmethod
+    def capabilities(self) -> Capabilities:
+        """What the device can do; constant while it is open."""
+
+    @abstractmethod
+    def stage(self, program: Program) -> None:
+        """Take a checked program in beside the running one, replacing one staged before. May be slow.
+
+        The program's tensors stay valid, and unchanged, until the program is replaced.
+
+        Raises:
+            InvalidProgram: when the device cannot run it.
+        """
+
+    @abstractmethod
+    def commit(self, at: float) -> None:
+        """Let the staged program take hold at device time `at`, at one instant. Fast."""
+
+    def prepare(self) -> None:  # noqa: B027 - an optional ability
+        """Work ahead for the first reading; called after `commit` while nothing waits for the driver."""
+
+    @abstractmethod
+    def open_window(self, start: float) -> None:
+        """Begin a time average at device time `start`; a later `read` with ``at - window == start`` ends it."""
+
+    @abstractmethod
+    def read(self, at: float, window: float) -> Tensor:
+        """State at device time `at`, or its average over the last `window` τ; shape (N,), dtype of the drive.
+
+        With a window, `open_window(at - window)` has been called before.
+        """
+
+    @abstractmethod
+    def halt(self, at: float) -> None:
+        """Stop at device time `at`: drop all programs, staged too, and discharge the cells."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the device."""
