@@ -98,6 +98,12 @@ class Program:
         """N, the number of cells in use."""
         return self.operator.parameters
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        start = self.start.nbytes if isinstance(self.start, Tensor) else 0
+        return self.operator.nbytes + self.drive.nbytes + start
+
     def _cells(self, field: str, value: ArrayLike) -> Tensor:
         tensor = as_operand(value, field=field, dimensions=1)
         if len(tensor) != self.cells:

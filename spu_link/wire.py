@@ -6,7 +6,7 @@ and a CRC-32C over all of them. `layout` checks a header from its numbers alone,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -108,31 +108,51 @@ def chunks(views: Iterable[memoryview], size: int = CHUNK_BYTES) -> Iterator[byt
         yield b"".join(pending)
 
 
+def numbered(data: Iterable[bytes]) -> Iterator[pb.Chunk]:
+    """Chunk messages of consecutive bytes."""
+    offset = 0
+    for piece in data:
+        yield pb.Chunk(offset=offset, data=piece)
+        offset += len(piece)
+
+
+def writer(buffer: bytearray) -> Callable[[int, bytes], None]:
+    """What stores bytes in a buffer of this process."""
+
+    def write(offset: int, data: bytes) -> None:
+        buffer[offset : offset + len(data)] = data
+
+    return write
+
+
 class Assembler:
-    """Puts chunks together in a buffer, and verifies them.
+    """Puts chunks in their place, and verifies them.
 
     Args:
-        buffer: writable memory of exactly the announced size.
+        nbytes: announced size of the whole.
+        write: stores bytes at an offset.
     """
 
-    def __init__(self, buffer: memoryview) -> None:
-        self._buffer = buffer
+    def __init__(self, nbytes: int, write: Callable[[int, bytes], object]) -> None:
+        self._nbytes = nbytes
+        self._write = write
         self._filled = 0
         self._crc = 0
 
     def add(self, chunk: pb.Chunk) -> None:
-        """Append one chunk.
+        """Store one chunk.
 
         Raises:
             UploadCorrupt: when it does not follow the last one, or runs over the end.
         """
         data = chunk.data
+        end = self._filled + len(data)
         if chunk.offset != self._filled:
             raise self._corrupt("chunk.offset", chunk.offset, f"{self._filled}, the end of the chunk before")
-        if self._filled + len(data) > len(self._buffer):
-            raise self._corrupt("chunk.data", f"{self._filled + len(data)} bytes", f"{len(self._buffer)} in all")
-        self._buffer[self._filled : self._filled + len(data)] = data
-        self._filled += len(data)
+        if end > self._nbytes:
+            raise self._corrupt("chunk.data", f"{end} bytes", f"{self._nbytes} announced in the header")
+        self._write(self._filled, data)
+        self._filled = end
         self._crc = google_crc32c.extend(self._crc, data)
 
     def finish(self, crc32c: int) -> None:
@@ -141,15 +161,15 @@ class Assembler:
         Raises:
             UploadCorrupt: when bytes are missing or the checksum differs.
         """
-        if self._filled != len(self._buffer):
-            raise self._corrupt("chunk", f"{self._filled} bytes", f"{len(self._buffer)} announced in the header")
+        if self._filled != self._nbytes:
+            raise self._corrupt("chunk", f"{self._filled} bytes", f"{self._nbytes} announced in the header")
         if self._crc != crc32c:
             raise self._corrupt("crc32c", f"{self._crc:#010x} over the bytes received", f"{crc32c:#010x}")
 
     @staticmethod
     def _corrupt(field: str, found: object, expected: str) -> UploadCorrupt:
         return UploadCorrupt(
-            f"{field} is {found}, expected {expected}; the device goes on under its old program, send again",
+            f"{field} is {found}, expected {expected}; nothing has changed, send again",
             field=field,
             found=found,
             expected=expected,
@@ -197,7 +217,7 @@ def layout(header: pb.ProgramHeader, *, cells: int, max_bytes: int) -> Layout:
         raise CapacityExceeded(
             f"the program needs {n} cells, the device has {cells}", field="cells", found=n, expected=f"at most {cells}"
         )
-    nbytes = sum(_nbytes(spec) for spec in header.tensors)
+    nbytes = sum(nbytes_of(spec) for spec in header.tensors)
     if nbytes > max_bytes:
         raise CapacityExceeded(
             f"the program's tensors take {nbytes} bytes, the device takes {max_bytes}",
@@ -270,14 +290,15 @@ def _name(role: Role) -> str:
     return pb.Role.Name(role) if role in pb.Role.values() else f"role {role}"
 
 
-def _nbytes(spec: pb.TensorSpec) -> int:
+def nbytes_of(spec: pb.TensorSpec) -> int:
+    """Bytes of a tensor on the wire."""
     return prod(spec.shape) * DTYPES[spec.dtype].itemsize
 
 
 def tensor_from(spec: pb.TensorSpec, buffer: memoryview, offset: int = 0) -> Tensor:
     """The tensor behind its bytes: a view of `buffer` where the alignment allows, else a copy."""
     dtype = DTYPES[spec.dtype]
-    flat = np.frombuffer(buffer, dtype=np.uint8, count=_nbytes(spec), offset=offset)
+    flat = np.frombuffer(buffer, dtype=np.uint8, count=nbytes_of(spec), offset=offset)
     if offset % dtype.itemsize:
         flat = flat.copy()
     return torch.from_numpy(flat).view(dtype).view(*spec.shape)
@@ -295,7 +316,7 @@ def program_from(header: pb.ProgramHeader, buffer: memoryview) -> Program:
     for spec in header.tensors:
         place = own if spec.role in PROGRAM_ROLES else blocks[spec.block]
         place[spec.role] = tensor_from(spec, buffer, offset)
-        offset += _nbytes(spec)
+        offset += nbytes_of(spec)
     operator: Operator
     if header.blocks[0].WhichOneof("kind") == "dense":
         operator = Dense(blocks[0][pb.ROLE_MATRIX])

@@ -79,14 +79,18 @@ class Driver(ABC):
         """Work ahead for the first reading; called after `commit` while nothing waits for the driver."""
 
     @abstractmethod
-    def open_window(self, start: float) -> None:
-        """Begin a time average at device time `start`; a later `read` with ``at - window == start`` ends it."""
+    def open_window(self, window: int, start: float) -> None:
+        """Begin a time average, number `window`, at device time `start`. Several may be open at once."""
 
     @abstractmethod
-    def read(self, at: float, window: float) -> Tensor:
-        """State at device time `at`, or its average over the last `window` τ; shape (N,), dtype of the drive.
+    def close_window(self, window: int) -> None:
+        """Forget a time average; one that is not open (any more) is no error."""
 
-        With a window, `open_window(at - window)` has been called before.
+    @abstractmethod
+    def read(self, at: float, window: int | None) -> Tensor:
+        """State at device time `at`; shape (N,), dtype of the drive, memory of its own.
+
+        With the number of an open window, the average from its start to `at` instead; the window is closed.
         """
 
     @abstractmethod

@@ -1,0 +1,1 @@
+"""Ways from a client to a device: over gRPC, or in this process. Both speak `Link`."""

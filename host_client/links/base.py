@@ -1,0 +1,131 @@
+"""What a link does, and what the client knows of a device."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from spu_link.program import Applied, Program, Reading
+from tngd.spu.v1 import spu_pb2 as pb
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a device is and how it stands.
+
+    Attributes:
+        driver: name of the driver.
+        version: version of the daemon.
+        cells: most cells a program may use.
+        max_upload_bytes: most bytes of one program's tensors.
+        tau: time constant in seconds.
+        clock: ``"free"`` (device time runs by itself) or ``"stepped"`` (it moves by `advance`).
+        rate: τ per second of wall time; 0 on a stepped clock.
+        time: device time, in τ.
+        epoch: identity of the daemon's run; times of two epochs never compare.
+        sequence: number of the program in force; 0 before the first.
+        state: ``"idle"``, ``"running"``, ``"halted"`` or ``"fault"``.
+        fault: why the device is at fault; else empty.
+        session_holder: name of the session's holder; None without one.
+        features: names of block kinds and optional abilities.
+    """
+
+    driver: str
+    version: str
+    cells: int
+    max_upload_bytes: int
+    tau: float
+    clock: Literal["free", "stepped"]
+    rate: float
+    time: float
+    epoch: int
+    sequence: int
+    state: str
+    fault: str
+    session_holder: str | None
+    features: tuple[str, ...]
+
+    @classmethod
+    def from_message(cls, message: pb.GetInfoResponse) -> Info:
+        """Information as the daemon sends it."""
+        return cls(
+            driver=message.driver,
+            version=message.version,
+            cells=message.cells,
+            max_upload_bytes=message.max_upload_bytes,
+            tau=message.tau,
+            clock="stepped" if message.clock == pb.CLOCK_KIND_STEPPED else "free",
+            rate=message.rate,
+            time=message.time,
+            epoch=message.epoch,
+            sequence=message.sequence,
+            state=pb.DeviceState.Name(message.state).removeprefix("DEVICE_STATE_").lower(),
+            fault=message.fault,
+            session_holder=message.session_holder if message.session_held else None,
+            features=tuple(message.features),
+        )
+
+
+@dataclass(frozen=True)
+class ReadPlan:
+    """A reading to take under a program that is being uploaded.
+
+    Attributes:
+        after: device time from the instant the program takes hold, in τ.
+        window: average over the last `window` τ before it; 0 for the state itself.
+    """
+
+    after: float
+    window: float = 0.0
+
+
+class Link(ABC):
+    """One way to one device. Every call raises an `SpuError` when it fails, and none waits longer than its deadline."""
+
+    address: str
+
+    @abstractmethod
+    async def info(self, *, timeout: float) -> Info:
+        """What the device is and how it stands."""
+
+    @abstractmethod
+    async def open_session(self, holder: str, ttl: float, *, timeout: float) -> pb.SessionRef:
+        """Take the device."""
+
+    @abstractmethod
+    async def renew(self, session: pb.SessionRef, *, timeout: float) -> None:
+        """Heartbeat."""
+
+    @abstractmethod
+    async def close_session(self, session: pb.SessionRef, *, timeout: float) -> None:
+        """Give the device back."""
+
+    @abstractmethod
+    def program(
+        self,
+        session: pb.SessionRef,
+        program: Program,
+        reads: Sequence[ReadPlan],
+        not_before: float | None,
+        *,
+        timeout: float,
+    ) -> AsyncGenerator[Applied | Reading, None]:
+        """Upload a program: first when it took hold, then each reading, in the order of their times."""
+
+    @abstractmethod
+    async def advance(self, session: pb.SessionRef, duration: float, *, timeout: float) -> float:
+        """Move a stepped clock; the new device time."""
+
+    @abstractmethod
+    async def read(self, session: pb.SessionRef, at: float | None, window: float, *, timeout: float) -> Reading:
+        """Take one reading."""
+
+    @abstractmethod
+    async def halt(self, reason: str, *, timeout: float) -> float:
+        """Stop the device; the device time of the halt."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Let go of the device."""

@@ -1,0 +1,126 @@
+"""A device in this process: the daemon's own `Device` without a daemon, for notebooks, tests and comparisons."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from typing import Literal, TypeVar
+
+from host_client.links.base import Info, Link, ReadPlan
+from spu_link import wire
+from spu_link.errors import DeadlineExceeded
+from spu_link.program import Applied, Program, Reading
+from spu_server.clock import FreeClock, SteppedClock
+from spu_server.device import Device
+from spu_server.drivers.base import DriverOptions
+from spu_server.drivers.local import LocalDriver
+from spu_server.services.spu import describe
+from tngd.spu.v1 import spu_pb2 as pb
+
+T = TypeVar("T")
+
+
+class InprocLink(Link):
+    """A device of this process. Make it with `open` on the loop that will use it.
+
+    Uploads take the same way as over a wire, checks and copy included, so that what works here works there.
+    """
+
+    address = "inproc:"
+
+    def __init__(self, device: Device[bytearray], port: LocalDriver) -> None:
+        self._device = device
+        self._port = port
+
+    @classmethod
+    async def open(
+        cls,
+        *,
+        driver: str = "emulator",
+        clock: Literal["free", "stepped"] = "free",
+        rate: float | None = None,
+        tau: float = DriverOptions.tau,
+        seed: int = DriverOptions.seed,
+        cells: int = DriverOptions.cells,
+        max_bytes: int = DriverOptions.max_bytes,
+    ) -> InprocLink:
+        """Open a driver and put a device before it. The options are those of ``spu-server serve``.
+
+        Raises:
+            DeviceFault: when the driver cannot be opened.
+        """
+        port = LocalDriver(driver, DriverOptions(seed, tau, cells, max_bytes))
+        capabilities = await port.start()
+        moving = SteppedClock() if clock == "stepped" else FreeClock(rate or 1.0 / tau)
+        return cls(Device(port, capabilities, moving, tau), port)
+
+    async def info(self, *, timeout: float) -> Info:
+        """What the device is and how it stands."""
+        return Info.from_message(describe(self._device))
+
+    async def open_session(self, holder: str, ttl: float, *, timeout: float) -> pb.SessionRef:
+        """Take the device."""
+        return self._device.open_session(holder, ttl)
+
+    async def renew(self, session: pb.SessionRef, *, timeout: float) -> None:
+        """Heartbeat."""
+        self._device.sessions.check(session)
+
+    async def close_session(self, session: pb.SessionRef, *, timeout: float) -> None:
+        """Give the device back."""
+        self._device.close_session(session)
+
+    async def program(
+        self,
+        session: pb.SessionRef,
+        program: Program,
+        reads: Sequence[ReadPlan],
+        not_before: float | None,
+        *,
+        timeout: float,
+    ) -> AsyncGenerator[Applied | Reading, None]:
+        """Upload a program: first when it took hold, then each reading, in the order of their times."""
+        deadline = asyncio.get_running_loop().time() + timeout
+        header, tensors = wire.header_of(program)
+        header.reads.extend(pb.ScheduledRead(after=read.after, window=read.window) for read in reads)
+        if not_before is not None:
+            header.not_before = not_before
+        self._device.admit(session, header)
+        payload = bytearray().join(wire.byte_views(tensors))
+        programmed = await _until(deadline, "program", self._device.program(session, header, payload))
+        try:
+            yield programmed.applied
+            for reading in programmed.readings:
+                yield await _until(deadline, "program", reading)
+        finally:
+            for reading in programmed.readings:
+                reading.cancel()
+
+    async def advance(self, session: pb.SessionRef, duration: float, *, timeout: float) -> float:
+        """Move a stepped clock; the new device time."""
+        return await _within(timeout, "advance", self._device.advance(session, duration))
+
+    async def read(self, session: pb.SessionRef, at: float | None, window: float, *, timeout: float) -> Reading:
+        """Take one reading."""
+        return await _within(timeout, "read", self._device.read(session, at, window))
+
+    async def halt(self, reason: str, *, timeout: float) -> float:
+        """Stop the device; the device time of the halt."""
+        return await _within(timeout, "halt", self._device.halt(reason))
+
+    async def close(self) -> None:
+        """Stop the device and close the driver."""
+        await self._device.close()
+        await self._port.close()
+
+
+async def _within(timeout: float, call: str, awaitable: Awaitable[T]) -> T:
+    return await _until(asyncio.get_running_loop().time() + timeout, call, awaitable)
+
+
+async def _until(deadline: float, call: str, awaitable: Awaitable[T]) -> T:
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await awaitable
+    except TimeoutError:
+        raise DeadlineExceeded(f"{call}: the device did not answer within the deadline") from None

@@ -1,0 +1,166 @@
+"""The command ``spu-server``."""
+
+from __future__ import annotations
+
+import asyncio
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    name="spu-server",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Daemon of a stochastic processing unit: an Ornstein–Uhlenbeck device in real time, served over gRPC.",
+)
+errors = Console(stderr=True)
+
+
+class ClockName(StrEnum):
+    """Values of --clock."""
+
+    FREE = "free"
+    STEPPED = "stepped"
+
+
+class LogLevel(StrEnum):
+    """Values of --log-level."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@app.command(
+    epilog="""
+    [b]Examples[/b]
+
+    spu-server serve                                         an emulator on unix:/tmp/spu.sock, in real time
+
+    spu-server serve --listen 127.0.0.1:50051 --rate 1000    the same on TCP, slowed down to 1000 τ a second
+
+    spu-server serve --clock stepped --seed 7                time moves only by advance: experiments to the bit
+
+    Options may also be set in the environment (SPU_RATE=1000) or in the TOML file given with --config (rate = 1000).
+    """
+)
+def serve(
+    listen: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Address to listen on, unix:PATH (mode 0600) or HOST:PORT (port 0: any free one); repeatable."
+            "  [default: unix:/tmp/spu.sock]",
+            show_default=False,
+        ),
+    ] = None,
+    driver: Annotated[
+        str | None,
+        typer.Option(
+            help="Driver of the device; `spu-server drivers` lists them.  [default: emulator]", show_default=False
+        ),
+    ] = None,
+    clock: Annotated[
+        ClockName | None,
+        typer.Option(
+            help="free: device time runs with this machine's clock. stepped: it moves only by the client's advance.  "
+            "[default: free]",
+            show_default=False,
+        ),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Speed of a free clock, in τ per second of wall time.  [default: real time, 1 / tau]",
+            show_default=False,
+        ),
+    ] = None,
+    tau: Annotated[
+        float | None,
+        typer.Option(help="Time constant τ of the device, in seconds.  [default: 1e-6]", show_default=False),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Seed of the device's noise, 0 to 2⁶³ − 1.  [default: 0]", show_default=False),
+    ] = None,
+    cells: Annotated[
+        int | None,
+        typer.Option(help="Most cells (parameters) a program may use.  [default: 200000000]", show_default=False),
+    ] = None,
+    max_bytes: Annotated[
+        int | None,
+        typer.Option(help="Most bytes of tensors in one program.  [default: 8 GiB]", show_default=False),
+    ] = None,
+    insecure_remote: Annotated[
+        bool | None,
+        typer.Option(
+            "--insecure-remote",
+            help="Allow addresses that other machines can reach, without authentication or encryption.  [default: no]",
+            show_default=False,
+        ),
+    ] = None,
+    log_level: Annotated[
+        LogLevel | None,
+        typer.Option(help="Least severity of what is logged to standard error.  [default: info]", show_default=False),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="TOML file with the same settings; options go before it.", exists=True, dir_okay=False),
+    ] = None,
+) -> None:
+    """Run the device and serve it until SIGTERM or Ctrl-C.
+
+    Prints one line `ready ADDRESS…` on standard output when it serves. SIGTERM ends it within 5 s, with exit code 0.
+    """
+    from spu_link.errors import SpuError
+    from spu_server import daemon, log
+    from spu_server.addresses import AddressError
+    from spu_server.config import ServeSettings
+
+    try:
+        settings = ServeSettings.load(
+            config,
+            listen=listen or None,
+            driver=driver,
+            clock=clock,
+            rate=rate,
+            tau=tau,
+            seed=seed,
+            cells=cells,
+            max_bytes=max_bytes,
+            insecure_remote=insecure_remote,
+            log_level=log_level,
+        )
+    except ValidationError as error:
+        for problem in error.errors():
+            name = ".".join(str(part) for part in problem["loc"][:1]) or "settings"
+            errors.print(f"[red]{name}[/red] is {problem['input']!r}: {problem['msg']}", highlight=False)
+        raise typer.Exit(2) from None
+    log.configure(settings.log_level)
+    try:
+        asyncio.run(daemon.serve(settings))
+    except (AddressError, SpuError) as error:
+        errors.print(f"[red]not started[/red]: {error}", highlight=False)
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def drivers() -> None:
+    """List the installed drivers: their names, where they come from, and what they are."""
+    from spu_server.drivers.registry import installed
+
+    table = Table("driver", "distribution", "class")
+    for name, entry in installed().items():
+        distribution = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown"
+        table.add_row(name, distribution, entry.value)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    app()

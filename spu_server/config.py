@@ -1,0 +1,82 @@
+"""Settings of the daemon: command line over environment over configuration file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from spu_server.drivers.base import DriverOptions
+
+
+class ServeSettings(BaseSettings):
+    """What `spu-server serve` needs to know. Environment variables are ``SPU_LISTEN``, ``SPU_DRIVER`` and so on."""
+
+    model_config = SettingsConfigDict(env_prefix="SPU_", extra="forbid", frozen=True)
+
+    listen: tuple[str, ...] = Field(("unix:/tmp/spu.sock",), min_length=1)
+    driver: str = "emulator"
+    clock: Literal["free", "stepped"] = "free"
+    rate: float | None = Field(None, gt=0, allow_inf_nan=False)
+    tau: float = Field(1e-6, gt=0, allow_inf_nan=False)
+    seed: int = Field(0, ge=0, lt=2**63)
+    cells: int = Field(DriverOptions.cells, ge=1)
+    max_bytes: int = Field(DriverOptions.max_bytes, ge=1)
+    insecure_remote: bool = False
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("listen")
+    @classmethod
+    def _known_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for address in value:
+            host, _, port = address.rpartition(":")
+            if not address.removeprefix("unix:") or not (
+                host == "unix" or address.startswith("unix:") or port.isdigit()
+            ):
+                raise ValueError(f"{address!r} is neither unix:PATH nor HOST:PORT")
+        return value
+
+    @model_validator(mode="after")
+    def _rate_fits_clock(self) -> Self:
+        if self.clock == "stepped" and self.rate is not None:
+            raise ValueError("rate belongs to a free-running clock; a stepped clock moves only by advance")
+        return self
+
+    @property
+    def effective_rate(self) -> float:
+        """τ per second of wall time: as asked, else real time, 1 / tau."""
+        return self.rate if self.rate is not None else 1.0 / self.tau
+
+    @classmethod
+    def load(cls, config: Path | None, **given: Any) -> ServeSettings:
+        """Settings from the options given on the command line, the environment and a TOML file, in this order.
+
+        Args:
+            config: TOML file with the same names as the options; None for none.
+            given: options; those that are None count as not given.
+
+        Raises:
+            pydantic.ValidationError: naming each setting that is not what it must be.
+        """
+
+        class WithFile(cls):  # type: ignore[valid-type,misc]
+            @classmethod
+            def settings_customise_sources(
+                cls,
+                settings_cls: type[BaseSettings],
+                init_settings: PydanticBaseSettingsSource,
+                env_settings: PydanticBaseSettingsSource,
+                **_: PydanticBaseSettingsSource,
+            ) -> tuple[PydanticBaseSettingsSource, ...]:
+                file = (TomlConfigSettingsSource(settings_cls, config),) if config else ()
+                return init_settings, env_settings, *file
+
+        settings: ServeSettings = WithFile(**{name: value for name, value in given.items() if value is not None})
+        return settings

@@ -1,0 +1,65 @@
+"""The daemon: opens the driver, serves until told to stop, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health
+
+from spu_server.addresses import bind, release
+from spu_server.clock import FreeClock, SteppedClock
+from spu_server.config import ServeSettings
+from spu_server.device import Device
+from spu_server.drivers.base import DriverOptions
+from spu_server.drivers.process import DriverProcess
+from spu_server.services.spu import SpuService
+from tngd.spu.v1 import spu_pb2, spu_pb2_grpc
+
+log = structlog.get_logger(__name__)
+
+GRACE_SECONDS = 3.0
+"""How long running calls may go on after SIGTERM."""
+
+SERVICE = spu_pb2.DESCRIPTOR.services_by_name["SpuService"].full_name
+
+
+async def serve(settings: ServeSettings) -> None:
+    """Serve until SIGTERM or SIGINT. Prints ``ready ADDRESS…`` on standard output once every address answers.
+
+    Raises:
+        AddressError: when an address cannot be listened on.
+        DeviceFault: when the driver cannot be opened.
+    """
+    stop = asyncio.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(name, stop.set)
+    # Without SO_REUSEPORT a second daemon on the same port fails, instead of sharing its calls.
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    addresses = await bind(server, settings.listen, insecure_remote=settings.insecure_remote)
+    options = DriverOptions(settings.seed, settings.tau, settings.cells, settings.max_bytes)
+    driver = DriverProcess(settings.driver, options)
+    try:
+        capabilities = await driver.start()
+        clock = FreeClock(settings.effective_rate) if settings.clock == "free" else SteppedClock()
+        device = Device(driver, capabilities, clock, settings.tau)
+        status = health.HealthServicer()
+        spu_pb2_grpc.add_SpuServiceServicer_to_server(SpuService(device), server)
+        health_pb2_grpc.add_HealthServicer_to_server(status, server)
+        await server.start()
+        for service in ("", SERVICE):
+            await status.set(service, health_pb2.HealthCheckResponse.SERVING)
+        log.info("serving", addresses=addresses, driver=capabilities.name, driver_pid=driver.pid, clock=clock.kind)
+        print("ready", *addresses, flush=True)
+        await stop.wait()
+        log.info("stopping", grace_seconds=GRACE_SECONDS)
+        await status.enter_graceful_shutdown()
+        await server.stop(GRACE_SECONDS)
+        await device.close()
+    finally:
+        await driver.close()
+        release(addresses)
+    log.info("stopped")

@@ -1,0 +1,266 @@
+"""The device: owner of a driver, keeper of event order, sequence and session."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import time
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Generic, TypeVar
+
+import structlog
+
+from spu_link import wire
+from spu_link.errors import (
+    ClockMismatch,
+    DeviceFault,
+    DeviceHalted,
+    NoProgram,
+    ReadInPast,
+)
+from spu_link.operators.base import mismatch
+from spu_link.program import Applied, Reading, non_negative
+from spu_server.agenda import Agenda
+from spu_server.clock import Clock, SteppedClock
+from spu_server.drivers.base import Capabilities
+from spu_server.drivers.port import DriverPort
+from spu_server.sessions import Sessions
+from tngd.spu.v1 import spu_pb2 as pb
+
+log = structlog.get_logger(__name__)
+
+P = TypeVar("P")
+T = TypeVar("T")
+
+
+class State(Enum):
+    """What the device is doing."""
+
+    IDLE = pb.DEVICE_STATE_IDLE
+    RUNNING = pb.DEVICE_STATE_RUNNING
+    HALTED = pb.DEVICE_STATE_HALTED
+    FAULT = pb.DEVICE_STATE_FAULT
+
+
+@dataclass(frozen=True)
+class Programmed:
+    """A program that has taken hold, and the readings scheduled with it, in the order of their times."""
+
+    applied: Applied
+    readings: Sequence[asyncio.Future[Reading]]
+
+
+class Device(Generic[P]):
+    """One device behind one driver. All methods are called on the event loop that it was made on.
+
+    Args:
+        port: the driver.
+        capabilities: what the driver can do.
+        clock: what moves device time.
+        tau: time constant in seconds.
+    """
+
+    def __init__(self, port: DriverPort[P], capabilities: Capabilities, clock: Clock, tau: float) -> None:
+        self.capabilities = capabilities
+        self.clock = clock
+        self.tau = tau
+        self.epoch = time.time_ns()
+        self.sessions = Sessions(self.epoch)
+        self.state = State.IDLE
+        self.fault = ""
+        self._port = port
+        self._agenda = Agenda(clock)
+        self._uploading = asyncio.Lock()
+        self._applied = Applied(sequence=0, time=0.0)
+        self._last_event = 0.0
+        self._windows = itertools.count()
+
+    @property
+    def sequence(self) -> int:
+        """Number of the program in force; 0 before the first."""
+        return self._applied.sequence
+
+    def open_session(self, holder: str, ttl: float) -> pb.SessionRef:
+        """Take the device exclusively, clearing a halt.
+
+        Raises:
+            DeviceBusy: while another session lives.
+        """
+        self._check_fault()
+        ref = self.sessions.open(holder, ttl)
+        if self.state is State.HALTED:
+            self.state = State.IDLE
+        log.info("session opened", holder=holder, ttl=ttl, fencing=ref.fencing)
+        return ref
+
+    def close_session(self, ref: pb.SessionRef) -> None:
+        """Give the device back; the cells go on under the last program."""
+        self.sessions.close(ref)
+        log.info("session closed", fencing=ref.fencing)
+
+    def admit(self, ref: pb.SessionRef, header: pb.ProgramHeader) -> wire.Layout:
+        """Check a header before anything is reserved for it.
+
+        Raises:
+            SpuError: for a session that may not, or a header that is not what it must be.
+        """
+        self.sessions.check(ref)
+        self._check_fault()
+        return wire.layout(header, cells=self.capabilities.cells, max_bytes=self.capabilities.max_bytes)
+
+    async def program(self, ref: pb.SessionRef, header: pb.ProgramHeader, payload: P) -> Programmed:
+        """Stage an admitted program, let it take hold at one instant, and schedule its readings from there.
+
+        Raises:
+            InvalidProgram: when a value is not what it must be; the old program goes on.
+            SpuError: when the session ended meanwhile, or the driver failed.
+        """
+        async with self._uploading:
+            await self._faulting(self._port.stage(header, payload))
+            not_before = header.not_before if header.HasField("not_before") else 0.0
+            at = not_before if not_before > self.clock.now() else None
+            return await self._agenda.schedule(at, lambda time: self._take_hold(ref, header, time))
+
+    async def _take_hold(self, ref: pb.SessionRef, header: pb.ProgramHeader, at: float) -> Programmed:
+        self.sessions.check(ref)
+        await self._faulting(self._port.commit(at))
+        self._last_event = at
+        self._applied = Applied(self._applied.sequence + 1, at)
+        self.state = State.RUNNING
+        reads = sorted(header.reads, key=lambda read: read.after)
+        return Programmed(self._applied, [self._schedule_read(ref, at + read.after, read.window) for read in reads])
+
+    async def advance(self, ref: pb.SessionRef, duration: float) -> float:
+        """Move a stepped clock, running every event on the way; the new device time.
+
+        Raises:
+            ClockMismatch: on a free-running clock.
+        """
+        self.sessions.check(ref)
+        if not isinstance(self.clock, SteppedClock):
+            raise ClockMismatch(
+                "advance moves a stepped clock; this device's clock runs by itself: read(at=…) waits for a device time",
+                field="clock",
+                found=self.clock.kind,
+                expected="stepped",
+            )
+
+        async def arrive(at: float) -> float:
+            return at
+
+        return await self._agenda.schedule(self.clock.move(non_negative("duration", duration)), arrive)
+
+    async def read(self, ref: pb.SessionRef, at: float | None, window: float) -> Reading:
+        """Take one reading.
+
+        Args:
+            ref: the session.
+            at: device time to wait for; None for now.
+            window: average over the last `window` τ; 0 for the state itself.
+
+        Raises:
+            ReadInPast: when the state asked for is gone.
+            NoProgram: when nothing has taken hold.
+        """
+        self.sessions.check(ref)
+        self._check_fault()
+        window = non_negative("window", window)
+        now = self.clock.now()
+        if at is None:
+            at = now
+        elif not math.isfinite(at):
+            raise mismatch("at", at, "a device time in τ")
+        # Sums of steps differ from the asked time in the last digits: such a time is now.
+        if at < now - 1e-9 * max(1.0, now) or at - window < self._last_event - 1e-9 * max(1.0, now):
+            reach = f" with a window of {window} τ" if window else ""
+            raise ReadInPast(
+                f"a reading at device time {at} τ{reach} reaches back into the past: it is {now} τ now, and the last "
+                f"event, behind which the path is gone, was at {self._last_event} τ",
+                field="at",
+                found=at,
+                expected=f"at least {max(now, self._last_event + window)}",
+            )
+        at = max(at, self._last_event + window)
+        return await self._schedule_read(ref, at, window)
+
+    def _schedule_read(self, ref: pb.SessionRef, at: float, window: float) -> asyncio.Future[Reading]:
+        opened = self._schedule_window(at - window) if window else None
+
+        async def measure(at: float) -> Reading:
+            self.sessions.check(ref)
+            return await self._measure(at, window, opened.result() if opened else None)
+
+        reading = self._agenda.schedule(at, measure)
+        if opened:
+            reading.add_done_callback(lambda reading: self._abandon_window(reading, opened))
+        return reading
+
+    def _schedule_window(self, start: float) -> asyncio.Future[int]:
+        number = next(self._windows)
+
+        async def open_window(start: float) -> int:
+            await self._faulting(self._port.open_window(number, start))
+            self._last_event = start
+            return number
+
+        return self._agenda.schedule(start, open_window)
+
+    def _abandon_window(self, reading: asyncio.Future[Reading], opened: asyncio.Future[int]) -> None:
+        """A reading that will not be taken must not leave the driver averaging for ever."""
+        if not reading.cancelled() and reading.exception() is None:
+            return
+        if not opened.done():
+            opened.cancel()
+        elif not opened.cancelled() and opened.exception() is None and self.state is State.RUNNING:
+            number = opened.result()
+
+            async def close_window(_: float) -> None:
+                await self._faulting(self._port.close_window(number))
+
+            self._agenda.schedule(None, close_window)
+
+    async def _measure(self, at: float, window: float, opened: int | None) -> Reading:
+        if self.state is not State.RUNNING:
+            raise NoProgram("nothing has taken hold on this device; program it first", field="program", found="none")
+        applied = self._applied
+        value = await self._faulting(self._port.read(at, opened))
+        self._last_event = at
+        return Reading(value, at, applied.sequence, at - applied.time, window, self.clock.now())
+
+    async def halt(self, reason: str) -> float:
+        """Stop at once: pending events fail, the session ends, the cells are discharged; the device time."""
+        at = self.clock.now()
+        error = DeviceHalted(
+            f"the device was halted at {at} τ: {reason or 'no reason given'}; a new session clears it",
+            field="state",
+            found="halted",
+            expected="running",
+        )
+        self.sessions.revoke(error)
+        self._agenda.fail_pending(error)
+        if self.state is not State.FAULT:
+            self.state = State.HALTED
+            await self._faulting(self._port.halt(max(at, self._last_event)))
+        self._last_event = max(at, self._last_event)
+        log.warning("halted", reason=reason, device_time=at)
+        return at
+
+    def _check_fault(self) -> None:
+        if self.state is State.FAULT:
+            raise DeviceFault(self.fault, field="driver", found="fault", expected="a working driver")
+
+    async def _faulting(self, call: Awaitable[T]) -> T:
+        """Await a call of the driver; a fault of it becomes the device's."""
+        try:
+            return await call
+        except DeviceFault as error:
+            self.state, self.fault = State.FAULT, error.message
+            log.error("device fault", fault=error.message)
+            raise
+
+    async def close(self) -> None:
+        """Stop the agenda. The driver belongs to whoever opened it."""
+        await self._agenda.close()

@@ -1,0 +1,73 @@
+"""A driver on a thread of this process, for a device without a daemon."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from spu_link import wire
+from spu_link.errors import DeviceFault, SpuError
+from spu_server.drivers.base import Capabilities, Driver, DriverOptions
+from spu_server.drivers.port import DriverPort
+from spu_server.drivers.registry import open_driver
+from tngd.spu.v1 import spu_pb2 as pb
+
+T = TypeVar("T")
+
+
+class LocalDriver(DriverPort[bytearray]):
+    """The driver's calls on one thread: the event loop stays free while it computes."""
+
+    def __init__(self, name: str, options: DriverOptions) -> None:
+        self._name = name
+        self._options = options
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"driver-{name}")
+        self._driver: Driver
+        self._preparation: Future[None] | None = None
+
+    async def start(self) -> Capabilities:
+        """Open the device.
+
+        Raises:
+            DeviceFault: with the driver's own words, when it cannot be opened.
+        """
+        self._driver = await self._run(open_driver, self._name, self._options)
+        return self._driver.capabilities
+
+    async def stage(self, header: pb.ProgramHeader, payload: bytearray) -> None:
+        """Verify every value of a program and put it beside the running one."""
+
+        def stage() -> None:
+            program = wire.program_from(header, memoryview(payload))
+            program.check_values()
+            self._driver.stage(program)
+
+        await self._run(stage)
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """Call one of the driver's methods."""
+        result = await self._run(getattr(self._driver, method), *arguments)
+        if method == "commit":
+            self._preparation = self._thread.submit(self._driver.prepare)
+        return result
+
+    async def close(self) -> None:
+        """Close the device and end the thread."""
+        await self._run(self._driver.close)
+        self._thread.shutdown()
+
+    async def _run(self, function: Callable[..., T], *arguments: Any) -> T:
+        def run() -> T:
+            if self._preparation is not None:
+                preparation, self._preparation = self._preparation, None
+                preparation.result()
+            return function(*arguments)
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, run)
+        except SpuError:
+            raise
+        except Exception as error:
+            raise DeviceFault(f"driver {self._name}: {error!r}", field="driver") from error

@@ -1,0 +1,52 @@
+"""A driver as the device sees it: the same calls, awaitable."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Generic, TypeVar
+
+from torch import Tensor
+
+from tngd.spu.v1 import spu_pb2 as pb
+
+P = TypeVar("P")
+
+
+class DriverPort(ABC, Generic[P]):
+    """Calls of a `Driver`, one at a time, in the order they are made, off the event loop.
+
+    P is what carries the bytes of an upload. Every call raises `DeviceFault` when the driver fails.
+    """
+
+    @abstractmethod
+    async def stage(self, header: pb.ProgramHeader, payload: P) -> None:
+        """Verify every value of a program and put it beside the running one.
+
+        Raises:
+            InvalidProgram: when a value is not what it must be.
+        """
+
+    @abstractmethod
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """Call one of the driver's methods."""
+
+    async def commit(self, at: float) -> None:
+        """Let the staged program take hold."""
+        await self.call("commit", at)
+
+    async def open_window(self, window: int, start: float) -> None:
+        """Begin a time average."""
+        await self.call("open_window", window, start)
+
+    async def close_window(self, window: int) -> None:
+        """Forget a time average."""
+        await self.call("close_window", window)
+
+    async def read(self, at: float, window: int | None) -> Tensor:
+        """Measure."""
+        value: Tensor = await self.call("read", at, window)
+        return value
+
+    async def halt(self, at: float) -> None:
+        """Drop all programs and discharge the cells."""
+        await self.call("halt", at)
