@@ -1,0 +1,184 @@
+"""A device in software: the cells' stochastic differential equation, integrated exactly from event to event."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spu_link.errors import NoProgram, ReadInPast
+from spu_link.program import Program
+from spu_server.drivers.base import Capabilities, Driver, DriverOptions
+from spu_server.dynamics import Transition, transition_of
+
+KINDS = ("dense", "rows", "linear", "conv2d")
+"""Block kinds the emulator takes: all there are."""
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A program, and how the cells move under it."""
+
+    program: Program
+    transition: Transition
+
+
+@dataclass
+class _Window:
+    """A time average in the making: ∫ x ds since `start`, None at first; `broken` once the cells are not the same."""
+
+    start: float
+    integral: Tensor | None = None
+    broken: bool = False
+
+    def add(self, integral: Tensor) -> None:
+        self.integral = integral if self.integral is None else self.integral + integral
+
+
+class Emulator(Driver):
+    """Holds the state of every cell at one device time, and moves it only when something happens.
+
+    Between two events the motion is exact (`spu_server.dynamics`), so a reading depends on the events and the seed
+    alone, not on when the process got the processor. Noise is drawn once an interval in which κ₀ > 0.
+
+    Attributes:
+        time: device time of the last event, in τ.
+    """
+
+    def __init__(self, options: DriverOptions) -> None:
+        self.time = 0.0
+        self._options = options
+        self._generator = torch.Generator().manual_seed(options.seed)
+        self._staged: _Loaded | None = None
+        self._running: _Loaded | None = None
+        self._state: Tensor | None = None  # None while every cell is discharged.
+        self._windows: dict[int, _Window] = {}
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """As many cells and bytes as the options allow, every block kind, and windows."""
+        return Capabilities("emulator", self._options.cells, self._options.max_bytes, (*KINDS, "window"))
+
+    def stage(self, program: Program) -> None:
+        """Take a program in; the work on it begins after `commit`."""
+        self._staged = _Loaded(program, transition_of(program))
+
+    def commit(self, at: float) -> None:
+        """Let the staged program take hold at `at`.
+
+        With the start policy ``"keep"``, or an open window, the cells first move to `at` under the old program;
+        otherwise nothing is computed.
+
+        Raises:
+            NoProgram: when none is staged.
+            ReadInPast: when `at` is before the last event.
+        """
+        if self._staged is None:
+            raise NoProgram("no program is staged", field="program")
+        program, transition = self._staged.program, self._staged.transition
+        if program.start == "keep" or self._windows:
+            self._move(at)
+        else:
+            self._not_past(at)
+            self.time = at
+        if self._running is not None and self._running.program.cells != program.cells:
+            for window in self._windows.values():
+                window.broken, window.integral = True, None
+        if isinstance(program.start, Tensor):
+            self._state = program.start.to(torch.float64, copy=True)
+        elif program.start == "drive":
+            self._state = transition.drive
+        elif self._state is not None and len(self._state) != program.cells:
+            kept = self._state[: program.cells]
+            self._state = torch.cat([kept, kept.new_zeros(program.cells - len(kept))])
+        self._running, self._staged = self._staged, None
+
+    def prepare(self) -> None:
+        """Compute what every step under the running program needs: Gram matrix, A b, eigenvectors of a small one."""
+        if self._running is not None:
+            self._running.transition.prepare()
+
+    def open_window(self, window: int, start: float) -> None:
+        """Begin a time average, number `window`, at `start`.
+
+        Raises:
+            NoProgram: before the first program, and after a halt.
+            ReadInPast: when `start` is before the last event.
+        """
+        self._program()
+        self._move(start)
+        self._windows[window] = _Window(start)
+
+    def close_window(self, window: int) -> None:
+        """Forget a time average, if it is open."""
+        self._windows.pop(window, None)
+
+    def read(self, at: float, window: int | None) -> Tensor:
+        """State at `at`, or its average since the window's start; a fresh tensor.
+
+        Raises:
+            NoProgram: before the first program, and after a halt.
+            ReadInPast: when `at` is before the last event, when the window is not open, or when the number of cells has
+                changed since it began.
+        """
+        program = self._program()
+        self._move(at)
+        value = self._state if window is None else self._average(at, window)
+        if value is None:
+            return torch.zeros_like(program.drive)
+        return value.to(program.drive.dtype, copy=True)
+
+    def halt(self, at: float) -> None:
+        """Drop all programs and windows and discharge the cells."""
+        self.time = max(self.time, at)
+        self.close()
+
+    def close(self) -> None:
+        """Let go of every tensor."""
+        self._staged = self._running = self._state = None
+        self._windows.clear()
+
+    def _program(self) -> Program:
+        if self._running is None:
+            raise NoProgram("no program has taken hold since the device was opened or halted", field="program")
+        return self._running.program
+
+    def _not_past(self, at: float) -> None:
+        if at < self.time:
+            raise ReadInPast(
+                f"device time {at} τ has passed; the cells stand at {self.time} τ",
+                field="at",
+                found=at,
+                expected=f"at least {self.time}",
+            )
+
+    def _move(self, at: float) -> None:
+        """Let the cells move to `at`, and every open window with them."""
+        self._not_past(at)
+        if self._running is not None and at > self.time:
+            windows = [window for window in self._windows.values() if not window.broken]
+            transition = self._running.transition
+            step = transition.step(self._state, at - self.time, self._normal, integral=bool(windows))
+            self._state = step.state
+            if step.integral is not None:
+                for window in windows:
+                    window.add(step.integral)
+        self.time = at
+
+    def _normal(self) -> Tensor:
+        return torch.randn(self._program().cells, dtype=torch.float64, generator=self._generator)
+
+    def _average(self, at: float, number: int) -> Tensor | None:
+        """End a window: its average, which over no time at all is the state."""
+        window = self._windows.pop(number, None)
+        if window is None:
+            raise ReadInPast(f"window {number} is not open", field="window", found=number, expected="an open window")
+        if window.broken:
+            raise ReadInPast(
+                f"the number of cells has changed since the window began at {window.start} τ: there is no average",
+                field="window",
+                found=window.start,
+                expected="a window under programs of one size",
+            )
+        return self._state if window.integral is None else window.integral / (at - window.start)

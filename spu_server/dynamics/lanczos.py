@@ -1,0 +1,117 @@
+"""Functions of a Gram matrix times one vector, by the Lanczos process."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg.lapack import dstevd
+
+from spu_server.dynamics.functions import Vector, clean
+
+GAP = 5
+"""Steps between two convergence tests; one test costs about as much as two steps."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """An output u + Aᵀ k(G) p in parameter space, G = AAᵀ: what k(G) p is wanted for, and so how exactly.
+
+    Attributes:
+        function: k, of an array of eigenvalues of G.
+        square: ‖u‖².
+        image: A u, shape (m,).
+    """
+
+    function: Callable[[Vector], Vector]
+    square: float
+    image: Vector
+
+
+@dataclass(frozen=True)
+class Krylov:
+    """What the process came to.
+
+    Attributes:
+        products: k(G) p for each target, shape (targets, m); None if it did not converge.
+        steps: steps taken.
+    """
+
+    products: Vector | None
+    steps: int
+
+
+def krylov(gram: Vector, start: Vector, targets: Sequence[Target], *, tolerance: float, most: int) -> Krylov:
+    """k(G) p for every target, from one Krylov space of G and p, fully reorthogonalised.
+
+    The process stops when every output moved by less than `tolerance` of its norm between two tests. Both are measured
+    where it counts, in parameter space, and without going there: for w = V c with Vᵀ G V = T,
+    ‖u + Aᵀw‖² = ‖u‖² + 2 (V A u)·c + cᵀTc, and the norm of a change δc is √(δcᵀTδc).
+
+    Args:
+        gram: G, shape (m, m), symmetric positive semi-definite.
+        start: p, shape (m,).
+        targets: the outputs.
+        tolerance: largest relative change.
+        most: most steps.
+    """
+    m = len(start)
+    length = math.sqrt(start @ start)
+    if length == 0.0:
+        return Krylov(np.zeros((len(targets), m)), 0)
+    most = min(most, m)
+    basis = np.empty((most, m))
+    basis[0] = start / length
+    diagonal, beside = np.empty(most), np.empty(most)
+    previous: list[Vector] | None = None
+    largest = 0.0
+    for step in range(1, most + 1):
+        spanned = basis[:step]
+        w = gram @ spanned[-1]
+        overlap = spanned @ w
+        w -= overlap @ spanned
+        again = spanned @ w  # A second pass restores what cancellation in the first one lost: "twice is enough".
+        w -= again @ spanned
+        diagonal[step - 1] = overlap[-1] + again[-1]
+        norm = math.sqrt(w @ w)
+        largest = max(largest, abs(overlap[-1]) + norm)
+        exhausted = step == m or norm <= np.finfo(np.float64).eps * m * largest
+        if exhausted or step == most or step % GAP == 0:
+            matrix = diagonal[:step], beside[: step - 1]
+            values, vectors, _ = dstevd(*matrix)
+            ritz = clean(values, m)
+            coefficients = [vectors @ (length * target.function(ritz) * vectors[0]) for target in targets]
+            if exhausted or _settled(previous, coefficients, matrix, targets, spanned, tolerance):
+                return Krylov(np.stack(coefficients) @ spanned, step)
+            previous = coefficients
+        if step < most:
+            beside[step - 1] = norm
+            basis[step] = w / norm
+    return Krylov(None, most)
+
+
+def _settled(
+    previous: list[Vector] | None,
+    coefficients: list[Vector],
+    matrix: tuple[Vector, Vector],
+    targets: Sequence[Target],
+    spanned: Vector,
+    tolerance: float,
+) -> bool:
+    if previous is None:
+        return False
+    for target, before, now in zip(targets, previous, coefficients, strict=True):
+        change = now.copy()
+        change[: len(before)] -= before
+        square = target.square + 2.0 * ((spanned @ target.image) @ now) + _energy(matrix, now)
+        if not _energy(matrix, change) <= tolerance**2 * square:
+            return False
+    return True
+
+
+def _energy(matrix: tuple[Vector, Vector], c: Vector) -> float:
+    """The product cᵀ T c for a tridiagonal T."""
+    diagonal, beside = matrix
+    return float(diagonal @ (c * c) + 2.0 * (beside @ (c[1:] * c[:-1])))

@@ -1,0 +1,81 @@
+"""How the cells move under one program: exactly, over any duration.
+
+dx = −((F + λI) x − b) ds + √(2κ) dW is linear, so after any duration Δ the state and its integral are sums of scalar
+functions of F + λI (see `functions`) times the start, the drive and two vectors of standard normal numbers. Nothing is
+stepped: cost and accuracy do not depend on Δ.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from spu_link.operators import Operator
+from spu_server.dynamics.eigen import Table
+from spu_server.dynamics.functions import INTEGRAL, STATE
+
+NoiseSource: TypeAlias = Callable[[], Tensor]
+"""Draws one vector of N independent standard normal numbers, float64."""
+
+
+class Step(NamedTuple):
+    """Where a step led.
+
+    Attributes:
+        state: x after it, shape (N,), float64.
+        integral: ∫ x ds over it, shape (N,), float64; None if not asked for.
+    """
+
+    state: Tensor
+    integral: Tensor | None
+
+
+class Transition(ABC):
+    """The law of motion under one program.
+
+    Args:
+        operator: F over N cells.
+        drive: b, shape (N,), float64.
+        damping: λ ≥ 0.
+        noise: κ₀ ≥ 0.
+    """
+
+    def __init__(self, operator: Operator, drive: Tensor, *, damping: float, noise: float) -> None:
+        self.operator = operator
+        self.drive = drive
+        self.damping = damping
+        self.noise = noise
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Do now what the first step would do once for all steps."""
+
+    def step(self, state: Tensor | None, duration: float, normal: NoiseSource, *, integral: bool = False) -> Step:
+        """Move over `duration`.
+
+        Args:
+            state: x before the step, shape (N,), float64; None for all cells discharged. A start at the drive costs
+                less if `state` is the very tensor `drive`.
+            duration: Δ ≥ 0, in τ.
+            normal: source of the noise; called once, or twice with `integral`, if and only if κ₀ > 0 and Δ > 0.
+            integral: whether ∫ x ds is wanted as well.
+        """
+        if duration == 0.0:
+            zeros = torch.zeros_like(self.drive)
+            return Step(zeros if state is None else state, torch.zeros_like(zeros) if integral else None)
+        inputs = [state, self.drive]
+        if self.noise > 0.0:
+            inputs += [normal().mul_(self.noise**0.5) for _ in range(2 if integral else 1)]
+        outputs = self._outputs([STATE, INTEGRAL] if integral else [STATE], inputs, duration)
+        return Step(outputs[0], outputs[1] if integral else None)
+
+    @abstractmethod
+    def _outputs(self, table: Table, inputs: Sequence[Tensor | None], duration: float) -> Tensor:
+        """Sums Σ_j h_ij(F + λI) v_j, shape (outputs, N), for functions h of the table and the vectors `inputs`.
+
+        The inputs are x (None for zeros), b and, with noise, √κ₀ z₁ and √κ₀ z₂; those not given count for nothing.
+        """
