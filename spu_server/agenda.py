@@ -26,8 +26,8 @@ class _Event:
 class Agenda:
     """Runs events one at a time, in the order of (device time, arrival), as far as the clock has come.
 
-    An event is told the device time it was scheduled for, not the time the process got round to it. Cancelling an event's
-    future takes it off the agenda.
+    An event is told the device time it was scheduled for, not the time the process got round to it. Cancelling its future
+    takes it off the agenda.
 
     Args:
         clock: what moves device time.

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Generic, TypeVar
 
-import structlog
-
 from spu_link import wire
 from spu_link.errors import (
     ClockMismatch,
@@ -29,8 +27,6 @@ from spu_server.drivers.base import Capabilities
 from spu_server.drivers.port import DriverPort
 from spu_server.sessions import Sessions
 from tngd.spu.v1 import spu_pb2 as pb
-
-log = structlog.get_logger(__name__)
 
 P = TypeVar("P")
 T = TypeVar("T")
@@ -93,13 +89,11 @@ class Device(Generic[P]):
         ref = self.sessions.open(holder, ttl)
         if self.state is State.HALTED:
             self.state = State.IDLE
-        log.info("session opened", holder=holder, ttl=ttl, fencing=ref.fencing)
         return ref
 
     def close_session(self, ref: pb.SessionRef) -> None:
         """Give the device back; the cells go on under the last program."""
         self.sessions.close(ref)
-        log.info("session closed", fencing=ref.fencing)
 
     def admit(self, ref: pb.SessionRef, header: pb.ProgramHeader) -> wire.Layout:
         """Check a header before anything is reserved for it.
@@ -245,7 +239,6 @@ class Device(Generic[P]):
             self.state = State.HALTED
             await self._faulting(self._port.halt(max(at, self._last_event)))
         self._last_event = max(at, self._last_event)
-        log.warning("halted", reason=reason, device_time=at)
         return at
 
     def _check_fault(self) -> None:
@@ -258,7 +251,6 @@ class Device(Generic[P]):
             return await call
         except DeviceFault as error:
             self.state, self.fault = State.FAULT, error.message
-            log.error("device fault", fault=error.message)
             raise
 
     async def close(self) -> None:

@@ -120,9 +120,9 @@ class RemoteLink(Link):
         try:
             yield
         except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error, call=call, address=self.address) from error
-        except grpc.aio.UsageError as error:
-            raise DeviceUnavailable(f"{call}: the connection to {self.address} is closed") from error
+            raise from_rpc_error(error, call=call, address=self.address) from None
+        except grpc.aio.UsageError:
+            raise DeviceUnavailable(f"{call}: the connection to {self.address} is closed") from None
 
 
 async def _upload(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, NoReturn, TypeAlias
@@ -50,6 +51,7 @@ class SpuService(spu_pb2_grpc.SpuServiceServicer):
         """Take the device."""
         async with _errors(context):
             session = self._device.open_session(request.holder, request.ttl)
+            log.info("session opened", holder=request.holder, ttl=request.ttl, fencing=session.fencing)
             return pb.OpenSessionResponse(session=session, ttl=request.ttl)
 
     async def RenewSession(self, request: pb.RenewSessionRequest, context: Context) -> pb.RenewSessionResponse:
@@ -61,6 +63,7 @@ class SpuService(spu_pb2_grpc.SpuServiceServicer):
     async def CloseSession(self, request: pb.CloseSessionRequest, context: Context) -> pb.CloseSessionResponse:
         """Give the device back."""
         self._device.close_session(request.session)
+        log.info("session closed", fencing=request.session.fencing)
         return pb.CloseSessionResponse()
 
     async def Program(
@@ -103,7 +106,9 @@ class SpuService(spu_pb2_grpc.SpuServiceServicer):
     async def Halt(self, request: pb.HaltRequest, context: Context) -> pb.HaltResponse:
         """Stop at once."""
         async with _errors(context):
-            return pb.HaltResponse(time=await self._device.halt(request.reason))
+            time = await self._device.halt(request.reason)
+            log.warning("halted", reason=request.reason, device_time=time)
+            return pb.HaltResponse(time=time)
 
     async def _receive(
         self, requests: AsyncIterator[pb.ProgramRequest], ref: pb.SessionRef, assembler: wire.Assembler
@@ -200,6 +205,12 @@ async def _errors(context: Context) -> AsyncIterator[None]:
 
 
 async def _abort(context: Context, error: SpuError) -> NoReturn:
+    log.log(
+        logging.ERROR if isinstance(error, DeviceFault) else logging.INFO,
+        "refused",
+        reason=error.reason(),
+        why=error.message,
+    )
     status = to_status(error)
     code = CODES[code_pb2.Code.Value(error.code)]
     await context.abort(code, error.message, (("grpc-status-details-bin", status.SerializeToString()),))

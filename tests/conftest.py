@@ -1,0 +1,37 @@
+"""Fixtures: real daemons in processes of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from tests.daemon import Daemon
+
+
+@pytest.fixture
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Daemon]]:
+    """Starts daemons: ``daemon("--clock", "stepped", seed=3)``; they are stopped, and must have ended well, at the end."""
+    started: list[Daemon] = []
+
+    def start(*options: str) -> Daemon:
+        # The path of a Unix socket has at most 107 characters, so it lies as high up as possible.
+        started.append(Daemon(tmp_path_factory.mktemp("d") / "s", *options))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.close()
+
+
+@pytest.fixture(scope="module")
+def stepped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """One stepped daemon for all tests of a module that leave it usable."""
+    with Daemon(tmp_path_factory.mktemp("d") / "s", "--clock", "stepped", "--seed", "0") as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def free(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """One free-running daemon, at 1000 τ a second, for all tests of a module that leave it usable."""
+    with Daemon(tmp_path_factory.mktemp("d") / "s", "--clock", "free", "--rate", "1000") as one:
+        yield one

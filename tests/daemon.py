@@ -1,0 +1,82 @@
+"""A daemon under test, in a process of its own."""
+
+from __future__ import annotations
+
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+READY_SECONDS = 60.0
+STOP_SECONDS = 5.0
+
+
+class Daemon:
+    """`spu-server serve` on a Unix socket; ready when made."""
+
+    def __init__(self, socket: Path, *options: str) -> None:
+        self.address = f"unix:{socket}"
+        self.log_path = socket.with_suffix(".log")
+        self._log = self.log_path.open("w")
+        command = [str(Path(sys.executable).with_name("spu-server")), "serve", "--listen", self.address, *options]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._log, text=True)
+        self.ready = self._wait_ready()
+
+    @property
+    def addresses(self) -> list[str]:
+        """Every address it listens on, as it printed them."""
+        return self.ready.split()[1:]
+
+    @property
+    def log(self) -> str:
+        """What it has logged so far."""
+        return self.log_path.read_text()
+
+    def driver_process(self) -> psutil.Process:
+        """The process that runs the driver: the child that uses the most memory."""
+        return max(psutil.Process(self.process.pid).children(), key=lambda child: child.memory_info().rss)
+
+    def stop(self) -> tuple[int, float]:
+        """Send SIGTERM; exit code and seconds until the end."""
+        begin = time.monotonic()
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=STOP_SECONDS + 5.0), time.monotonic() - begin
+
+    def close(self) -> None:
+        """End it, and see that it ends well unless a test has killed it."""
+        try:
+            if self.process.poll() is None:
+                code, seconds = self.stop()
+                assert code == 0, f"exit code {code}\n{self.log}"
+                assert seconds < STOP_SECONDS, f"took {seconds:.1f} s to stop\n{self.log}"
+        finally:
+            if self.process.poll() is None:
+                self.process.kill()
+                self.process.wait()
+            assert self.process.stdout is not None
+            self.process.stdout.close()
+            self._log.close()
+
+    def __enter__(self) -> Daemon:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _wait_ready(self) -> str:
+        assert self.process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.process.stdout, selectors.EVENT_READ)
+            if not selector.select(READY_SECONDS):
+                self.process.kill()
+                raise AssertionError(f"not ready after {READY_SECONDS} s\n{self.log}")
+        line = self.process.stdout.readline().strip()
+        if not line.startswith("ready"):
+            self.process.wait(timeout=STOP_SECONDS)
+            self.process.stdout.close()
+            raise AssertionError(f"printed {line!r}, exit code {self.process.returncode}\n{self.log}")
+        return line
