@@ -1,0 +1,29 @@
+"""What the digital solvers cannot do, said before memory is taken or a number is divided by zero."""
+
+from __future__ import annotations
+
+MOST_BYTES = 1 << 30
+"""Largest matrix in parameter space that is formed; its Cholesky factor takes as much again."""
+
+
+def check_damping(damping: float) -> None:
+    """Refuse a system without damping: with fewer rows than parameters, AᵀA alone is singular.
+
+    Raises:
+        ValueError: when λ is not positive.
+    """
+    if not damping > 0.0:
+        raise ValueError(f"Invalid damping: {damping}; a digital solve needs more than 0")
+
+
+def check_size(n: int) -> None:
+    """Refuse a matrix of `n` rows and columns in float64 that is larger than `MOST_BYTES`.
+
+    Raises:
+        ValueError: saying how large it is, and what to use.
+    """
+    if 8 * n * n > MOST_BYTES:
+        raise ValueError(
+            f"the curvature of {n} parameters in full takes {8 * n * n / 2**30:.3g} GiB in float64, and the limit is "
+            f"{MOST_BYTES / 2**30:.3g} GiB ({int((MOST_BYTES / 8) ** 0.5)} parameters); use NGDWoodbury"
+        )
