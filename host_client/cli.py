@@ -1,0 +1,267 @@
+"""The command ``tngd``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    name="tngd",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Train neural networks by natural gradient through a stochastic processing unit (SPU).",
+)
+errors = Console(stderr=True)
+
+
+class OptimizerChoice(StrEnum):
+    """Values of --optimizer."""
+
+    TNGD = "tngd"
+    ADAM = "adam"
+    SGD = "sgd"
+    NGD_WOODBURY = "ngd-woodbury"
+
+
+class StartChoice(StrEnum):
+    """Values of --start."""
+
+    KEEP = "keep"
+    DRIVE = "drive"
+
+
+class TaskChoice(StrEnum):
+    """What `train` takes."""
+
+    MNIST = "mnist"
+
+
+@contextmanager
+def one_clear_message(out: Path | None = None) -> Iterator[None]:
+    """Show what a person can act on as one message, exit code 1; Ctrl-C ends with 130. The rest are bugs, shown whole."""
+    from pydantic import ValidationError
+
+    from host_client.local_daemon import DaemonFailed
+    from host_client.modules import UnknownName
+    from host_client.tasks.mnist import DataUnavailable
+    from spu_link.errors import SpuError
+
+    try:
+        yield
+    except SpuError as error:
+        errors.print(f"[red]{type(error).__name__}[/red]: {error}", highlight=False)
+        if step := next_step(error):
+            errors.print(step, highlight=False)
+    except ValidationError as error:
+        for problem in error.errors():
+            name = ".".join(str(part) for part in problem["loc"]) or "settings"
+            errors.print(f"[red]{name}[/red]: {problem['msg']}", highlight=False)
+    except (DaemonFailed, DataUnavailable, FloatingPointError, UnknownName) as error:
+        errors.print(f"[red]{type(error).__name__}[/red]: {error}", highlight=False)
+    except KeyboardInterrupt:
+        kept = f"; the iterations so far are in {out}" if out is not None else ""
+        errors.print(f"interrupted{kept}", highlight=False)
+        raise typer.Exit(130) from None
+    else:
+        return
+    raise typer.Exit(1)
+
+
+def next_step(error: Exception) -> str:
+    """What to do about an error of the device, where its own message does not say it."""
+    from spu_link import errors as known
+
+    match error:
+        case known.DeviceBusy():
+            return f"The device is free in {error.retry_after:.0f} s if its holder does not renew; try again then."
+        case known.DeviceFault():
+            return "The driver failed; the daemon's log says why. Restart `spu-server serve`."
+        case known.CapacityExceeded():
+            return "Use a smaller --batch-size, or start the daemon with larger --cells or --max-bytes."
+        case known.DeviceHalted() | known.SessionExpired() | known.StaleSession() | known.DeadlineExceeded():
+            return "Run the same command again; a new session starts afresh."
+        case _:
+            return ""
+
+
+@app.command(
+    epilog="""
+    [b]Examples[/b]
+
+    tngd train mnist                                             TNGD on an emulator in this process
+
+    spu-server serve --listen unix:/tmp/spu.sock                 a daemon, in another terminal …
+
+    tngd train mnist --spu unix:/tmp/spu.sock --epochs 3         … and training through it
+
+    tngd train mnist --optimizer adam --out results/adam         the same without a device, to compare
+
+    The folder --out then holds steps.csv (a row an iteration), run.json (settings, versions, results) and run.png.
+    """
+)
+def train(
+    task: Annotated[TaskChoice, typer.Argument(help="What to learn: mnist, handwritten digits with a small CNN.")],
+    spu: Annotated[
+        str,
+        typer.Option(help="Device for tngd: unix:PATH or HOST:PORT of a daemon, or inproc: for one in this process."),
+    ] = "inproc:",
+    optimizer: Annotated[
+        OptimizerChoice,
+        typer.Option(help="tngd: natural gradient from the device. ngd-woodbury: the same, solved digitally."),
+    ] = OptimizerChoice.TNGD,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 1,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Iterations, instead of --epochs.", show_default="as --epochs says")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 64,
+    train_size: Annotated[int, typer.Option(min=1, max=50_000, help="Training images to use, of 50,000.")] = 10_000,
+    test_size: Annotated[int, typer.Option(min=1, max=10_000, help="Test images to use, of 10,000.")] = 10_000,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            help="Learning rate η, dimensionless.", show_default="0.01 tngd and ngd-woodbury, 0.001 adam, 0.1 sgd"
+        ),
+    ] = None,
+    damping: Annotated[
+        float,
+        typer.Option(min=0, help="Damping λ, in units of the curvature F: the device solves (F + λI) x = gradient."),
+    ] = 0.01,
+    analog_time: Annotated[
+        float, typer.Option(min=0, help="Time t the device evolves under an upload before it is read, in τ.")
+    ] = 50.0,
+    delay: Annotated[
+        float, typer.Option(min=0, help="Time t_d from a reading to the next upload taking hold, in τ.")
+    ] = 0.0,
+    noise: Annotated[
+        float, typer.Option(min=0, help="Noise κ₀ of the device: the stationary covariance is κ₀ (F + λI)⁻¹.")
+    ] = 0.0,
+    start: Annotated[
+        StartChoice,
+        typer.Option(
+            help="Cells at the instant an upload takes hold. keep: as they stand. drive: at the new gradient."
+        ),
+    ] = StartChoice.KEEP,
+    momentum: Annotated[
+        float, typer.Option(min=0, max=0.999, help="Momentum β of the update, dimensionless; not with adam.")
+    ] = 0.0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of network, batches and, with inproc:, the device's noise.")
+    ] = 0,
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder for the results; made if need be.")] = Path(
+        "results/train"
+    ),
+) -> None:
+    """Train a network and keep a record of every iteration.
+
+    Ctrl-C ends the run; steps.csv keeps the iterations until then.
+    """
+    from contextlib import ExitStack
+
+    from host_client.blocking import connect
+    from host_client.report import comparison_table
+    from host_client.runner import run, write_report
+    from host_client.settings import Settings
+    from host_client.tasks.mnist import mnist
+
+    with one_clear_message(out / "steps.csv"), ExitStack() as stack:
+        settings = Settings.model_validate(
+            {
+                "optimizer": optimizer.value,
+                "epochs": epochs,
+                "steps": steps,
+                "batch_size": batch_size,
+                "damping": damping,
+                "analog_time": analog_time,
+                "delay": delay,
+                "noise": noise,
+                "start": start.value,
+                "momentum": momentum,
+                "seed": seed,
+            }
+            | ({} if lr is None else {"lr": lr})
+        )
+        options = {"seed": seed} if spu == "inproc:" else {}
+        device = stack.enter_context(connect(spu, **options)) if optimizer is OptimizerChoice.TNGD else None
+        data = mnist(train_size, test_size)
+        console = Console()
+        label = optimizer.value
+        result = run(data, settings, device, label=label, console=console, csv=out / "steps.csv")
+        sizes = f"{train_size:,} training and {test_size:,} test images, N = {result.parameters:,}"
+        caption = f"b = {batch_size}, {sizes}, seed {seed}"
+        title = f"{task.value} with {label}"
+        write_report(out, "run", {label: result}, data, device, title=title, caption=caption)
+        console.print(comparison_table({label: result}))
+        console.print(f"Every iteration, settings and plot: {out}", highlight=False)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder for plot, JSON and CSV; made if need be.")] = Path(
+        "results/demo"
+    ),
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over 10,000 training images, for each optimizer.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of network, batches and the device's noise.")] = 0,
+) -> None:
+    """Train a CNN on MNIST through a daemon of its own, Adam beside it, and show both.
+
+    Starts `spu-server serve` with a free-running emulator as a separate process, and ends it afterwards.
+    """
+    from host_client.demo import demo as show
+
+    with one_clear_message(out):
+        show(out, epochs=epochs, seed=seed)
+
+
+@app.command()
+def reproduce(
+    name: Annotated[str, typer.Argument(help="Name of the experiment; `list` shows all of them.")],
+    out: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Folder for the results.", show_default="results/NAME")
+    ] = None,
+    spu: Annotated[
+        str | None,
+        typer.Option(help="Device: unix:PATH or HOST:PORT of a daemon.", show_default="a daemon of its own"),
+    ] = None,
+) -> None:
+    """Repeat an experiment: seeds, bands and a table, as CSV, JSON, Markdown and a plot."""
+    from host_client import experiments, modules
+
+    with one_clear_message(out):
+        if name == "list":
+            for known in modules.names(experiments):
+                typer.echo(f"{known}: {(modules.find(experiments, known).__doc__ or '').splitlines()[0]}")
+            return
+        module = modules.find(experiments, name)
+        module.run(out or Path("results") / name, spu, Console())
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="Name of the benchmark; `list` shows all of them.")],
+    json: Annotated[
+        Path | None,
+        typer.Option(help="File for ratios, results, versions and machine.", dir_okay=False, show_default="none"),
+    ] = None,
+) -> None:
+    """Run a benchmark; its results are ratios of things timed in the same run."""
+    import benchmarks
+    from host_client import modules
+    from host_client.bench import bench as run_benchmark
+
+    with one_clear_message():
+        if name == "list":
+            for known in modules.names(benchmarks):
+                typer.echo(known)
+            return
+        run_benchmark(name, json)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,136 @@
+"""Results for people: a table and a plot of runs side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, PercentFormatter
+from numpy.typing import NDArray
+from rich.filesize import decimal
+from rich.table import Table
+
+from host_client.train import Run
+
+COLOURS = ("#c2410c", "#1d4ed8", "#047857", "#7e22ce", "#64748b")
+"""Of the runs, in their order; told apart in greyscale and by colour-blind readers."""
+
+INK, MUTED, GRID = "#1f2937", "#6b7280", "#e5e7eb"
+
+PAPER_WINDOW = 200
+"""Points in the paper's moving average."""
+
+
+def comparison_table(runs: Mapping[str, Run], title: str | None = None) -> Table:
+    """Loss, accuracy, time per iteration and bytes per upload of runs, by label."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("optimizer")
+    for column in ("steps", "training\nloss", "test\nloss", "test\naccuracy", "time a\nstep", "upload", "Jacobian"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for label, run in runs.items():
+        test = run.final("test")
+        uploads = run.bytes_per_upload > 0
+        table.add_row(
+            label,
+            f"{len(run.steps)}",
+            f"{run.training_loss():.4f}",
+            f"{test.loss:.4f}",
+            f"{test.accuracy:.2%}",
+            f"{1e3 * run.seconds_per_iteration:.1f} ms",
+            decimal(int(run.bytes_per_upload)) if uploads else "–",
+            f"{run.jacobian_bytes / run.bytes_per_upload:.1f} × that" if uploads else "–",
+        )
+    table.caption = (
+        "Training loss: mean of the last 50 batches. Time and upload: medians over steps. "
+        f"Jacobian: a batch's explicit float32 rows, {decimal(next(iter(runs.values())).jacobian_bytes)}."
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def moving_average(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
+    """Mean of the last `window` values at each place; of all so far where there are fewer."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    places = np.arange(1, len(values) + 1)
+    first = np.maximum(places - window, 0)
+    averages: NDArray[np.float64] = (sums[places] - sums[first]) / (places - first)
+    return averages
+
+
+def averaging_window(steps: int) -> int:
+    """The paper's 200 points where a run is long enough to show it, an eighth of the run where it is not."""
+    return max(1, min(PAPER_WINDOW, steps // 8))
+
+
+def plot_runs(runs: Mapping[str, Sequence[Run]], path: Path, *, title: str, caption: str = "") -> None:
+    """Loss of every batch with its moving average, and test accuracy, against iterations, as PNG.
+
+    Several runs under one label, seeds of the same settings, become their mean and a band of one standard deviation.
+
+    Args:
+        runs: by label, each in its own colour.
+        path: of the picture; its folder is made.
+        title: one line above.
+        caption: what a reader must know, below.
+
+    Raises:
+        OSError: when the file cannot be made.
+    """
+    figure = Figure(figsize=(11, 5.0), dpi=160, layout="constrained", facecolor="white")
+    figure.suptitle(title, x=0.012, ha="left", fontsize=14, fontweight="bold", color=INK)
+    loss, accuracy = figure.subplots(1, 2, width_ratios=(3, 2))
+    _loss_panel(loss, runs)
+    _accuracy_panel(accuracy, runs)
+    figure.supxlabel(caption, x=0.012, ha="left", fontsize=8.5, color=MUTED)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def _loss_panel(axes: Axes, runs: Mapping[str, Sequence[Run]]) -> None:
+    window = averaging_window(max(len(run.steps) for seeds in runs.values() for run in seeds))
+    for colour, (label, seeds) in zip(COLOURS, runs.items(), strict=False):
+        values = np.array([[step.loss for step in run.steps] for run in seeds])
+        iterations = np.arange(1, values.shape[1] + 1)
+        smooth = np.array([moving_average(row, window) for row in values])
+        if len(seeds) == 1:
+            axes.plot(iterations, values[0], color=colour, alpha=0.2, linewidth=0.8)
+        _mean_and_band(axes, iterations, smooth, colour, label)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else ""))
+    batch = "each batch, and " if all(len(seeds) == 1 for seeds in runs.values()) else ""
+    _dress(axes, f"Training loss ({batch}mean of the last {window})")
+    axes.legend(frameon=False, labelcolor=INK, fontsize=10)
+
+
+def _accuracy_panel(axes: Axes, runs: Mapping[str, Sequence[Run]]) -> None:
+    for colour, (label, seeds) in zip(COLOURS, runs.items(), strict=False):
+        curves = [[(e.step, e.accuracy) for e in run.evaluations if e.split == "test"] for run in seeds]
+        steps = np.array([step for step, _ in curves[0]])
+        _mean_and_band(axes, steps, np.array([[value for _, value in curve] for curve in curves]), colour, label, "o")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    _dress(axes, "Test accuracy")
+
+
+def _mean_and_band(
+    axes: Axes, x: NDArray[Any], values: NDArray[np.float64], colour: str, label: str, marker: str = ""
+) -> None:
+    """Mean over the first axis, and one standard deviation around it where there is more than one."""
+    mean = values.mean(axis=0)
+    axes.plot(x, mean, color=colour, linewidth=2.2, marker=marker, markersize=4, label=label)
+    if len(values) > 1:
+        spread = values.std(axis=0, ddof=1)
+        axes.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.18, linewidth=0)
+
+
+def _dress(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left", fontsize=11, color=INK)
+    axes.set_xlabel("iteration", color=MUTED)
+    axes.grid(True, color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(which="both", length=0, colors=MUTED)
+    axes.spines[["top", "right", "left", "bottom"]].set_visible(False)

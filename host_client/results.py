@@ -1,0 +1,96 @@
+"""What a run leaves in its folder: every iteration as CSV while it happens, and a summary as JSON."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from host_client.links.base import Info
+from host_client.train import Run, Step
+
+COLUMNS = {
+    "step": "step",
+    "epoch": "epoch",
+    "loss": "loss",
+    "accuracy": "accuracy",
+    "time_s": "time",
+    "duration_s": "duration",
+    "uploaded_bytes": "uploaded",
+    "device_time_tau": "device_time",
+    "staleness_tau": "staleness",
+}
+"""Columns of the CSV, with units, and the attributes of `Step` they hold."""
+
+
+class StepWriter:
+    """Writes iterations to a CSV file, each as it happens, so that an interrupted run leaves what it had."""
+
+    def __init__(self, stream: Any) -> None:
+        self._writer = csv.writer(stream)
+        self._writer.writerow(COLUMNS)
+
+    def write(self, step: Step) -> None:
+        """Add one row; what does not apply stays empty."""
+        self._writer.writerow(getattr(step, attribute) for attribute in COLUMNS.values())
+
+
+@contextmanager
+def step_writer(path: Path) -> Iterator[StepWriter]:
+    """A writer for a new CSV file; its folder is made.
+
+    Raises:
+        OSError: when the file cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", buffering=1) as stream:
+        yield StepWriter(stream)
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """Settings and results of a run, ready for JSON."""
+    return {
+        "settings": run.settings.model_dump(),
+        "results": {
+            "iterations": len(run.steps),
+            "training_loss": run.training_loss(),
+            "median_seconds_per_iteration": run.seconds_per_iteration,
+            "bytes_per_upload": run.bytes_per_upload,
+            "explicit_jacobian_bytes": run.jacobian_bytes,
+            "parameters": run.parameters,
+            **{f"{e.split}_{name}": getattr(e, name) for e in last_evaluations(run) for name in ("loss", "accuracy")},
+        },
+        "evaluations": [asdict(e) for e in run.evaluations],
+    }
+
+
+def last_evaluations(run: Run) -> list[Any]:
+    """The last evaluation of each split."""
+    return list({e.split: e for e in run.evaluations}.values())
+
+
+def device_summary(info: Info) -> dict[str, Any]:
+    """What the device is, ready for JSON; how it stands at the moment is left out."""
+    return {
+        "driver": info.driver,
+        "version": info.version,
+        "cells": info.cells,
+        "tau_s": info.tau,
+        "clock": info.clock,
+        "rate_tau_per_s": info.rate,
+        "features": list(info.features),
+    }
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a mapping as indented JSON; its folder is made.
+
+    Raises:
+        OSError: when the file cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

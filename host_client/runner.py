@@ -1,0 +1,84 @@
+"""One run from settings to result folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from rich.console import Console
+
+from host_client.blocking import Spu
+from host_client.follow import follow
+from host_client.provenance import provenance
+from host_client.report import plot_runs
+from host_client.results import device_summary, step_writer, summary, write_json
+from host_client.settings import Settings
+from host_client.tasks.task import Task
+from host_client.train import Run, Split, start, train
+
+SESSION_TTL = 10.0
+"""Seconds after which the device is free again when this process is killed."""
+
+
+def run(
+    task: Task,
+    settings: Settings,
+    spu: Spu | None,
+    *,
+    label: str,
+    console: Console,
+    csv: Path | None = None,
+    evaluate_every: int | None = None,
+    splits: Sequence[Split] = ("test",),
+) -> Run:
+    """Train once, with a session on the device where the optimizer needs one.
+
+    Args:
+        task: data, network and loss.
+        settings: everything that determines the run.
+        spu: the device; not needed by digital optimizers.
+        label: name for people.
+        console: where progress is shown.
+        csv: file for the iterations, written as they happen.
+        evaluate_every: iterations between evaluations; by default an epoch.
+        splits: what to evaluate on.
+
+    Raises:
+        SpuError: when the device fails.
+        FloatingPointError: when training diverges.
+    """
+    with ExitStack() as stack:
+        session, rate = None, 0.0
+        if settings.optimizer == "tngd" and spu is not None:
+            session, rate = stack.enter_context(spu.session(ttl=SESSION_TTL)), spu.info.rate
+        writer = stack.enter_context(step_writer(csv)) if csv is not None else None
+        return follow(
+            train(task, settings, session, evaluate_every=evaluate_every, splits=splits),
+            start(task, settings),
+            label=label,
+            total=settings.total_steps(task.batches_per_epoch(settings.batch_size)),
+            console=console,
+            writer=writer,
+            rate=rate,
+        )
+
+
+def write_report(
+    folder: Path, name: str, runs: Mapping[str, Run], task: Task, spu: Spu | None, *, title: str, caption: str = ""
+) -> None:
+    """Write ``NAME.json`` with all that a reader needs to judge and repeat the runs, and ``NAME.png`` that shows them.
+
+    Raises:
+        OSError: when the folder cannot be written.
+    """
+    content = {
+        **provenance(),
+        "task": {"name": task.name, "train_size": len(task.train), "test_size": len(task.test)},
+        "device": {"address": spu.address, **device_summary(spu.info)} if spu is not None else None,
+        "runs": {label: summary(run) for label, run in runs.items()},
+    }
+    write_json(folder / f"{name}.json", content)
+    settings = [f"{label}: {run.settings.describe()}" for label, run in runs.items()]
+    one_each = {label: [run] for label, run in runs.items()}
+    plot_runs(one_each, folder / f"{name}.png", title=title, caption="\n".join([*settings, caption]).strip())

@@ -1,0 +1,67 @@
+"""Everything that determines a training run, checked."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+OptimizerName = Literal["tngd", "adam", "sgd", "ngd-woodbury"]
+"""What `--optimizer` takes."""
+
+LEARNING_RATES: dict[OptimizerName, float] = {"tngd": 0.01, "adam": 0.001, "sgd": 0.1, "ngd-woodbury": 0.01}
+"""Learning rates where none is given: the paper's for TNGD and Adam, TNGD's for the digital natural gradient."""
+
+
+class Settings(BaseModel):
+    """Settings of one run; times in τ.
+
+    Raises:
+        pydantic.ValidationError: naming each setting that is not what it must be.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    optimizer: OptimizerName = Field(default="tngd", description="how the network is trained")
+    epochs: PositiveInt = Field(
+        default=1, description="passes over the training set; without effect where steps is given"
+    )
+    steps: PositiveInt | None = Field(default=None, description="iterations; None: as many as the epochs need")
+    batch_size: PositiveInt = Field(default=64, description="examples in a batch, b")
+    lr: PositiveFloat = Field(
+        default_factory=lambda given: LEARNING_RATES[given["optimizer"]],
+        description="learning rate η; by default the optimizer's own, see LEARNING_RATES",
+    )
+    damping: NonNegativeFloat = Field(default=0.01, description="damping λ of the curvature")
+    analog_time: NonNegativeFloat = Field(
+        default=50.0, description="time t from an upload taking hold to the reading, in τ"
+    )
+    delay: NonNegativeFloat = Field(
+        default=0.0, description="time t_d from a reading to the next upload taking hold, in τ"
+    )
+    noise: NonNegativeFloat = Field(default=0.0, description="noise κ₀ of the device")
+    start: Literal["keep", "drive"] = Field(default="keep", description="state at the instant an upload takes hold")
+    momentum: float = Field(default=0.0, ge=0, lt=1, description="momentum β of the update")
+    seed: int = Field(default=0, ge=0, description="seed of the network's start and of the batches")
+
+    @model_validator(mode="after")
+    def _momentum_has_a_meaning(self) -> Self:
+        if self.momentum and self.optimizer == "adam":
+            raise ValueError(f"momentum is {self.momentum}; adam has its own, leave it at 0")
+        return self
+
+    def total_steps(self, batches_per_epoch: int) -> int:
+        """Iterations of the whole run."""
+        return self.steps if self.steps is not None else self.epochs * batches_per_epoch
+
+    def describe(self) -> str:
+        """The settings that matter for this optimizer, on one line."""
+        parts = [f"η = {self.lr:g}"]
+        if self.momentum:
+            parts.append(f"β = {self.momentum:g}")
+        if self.optimizer in ("tngd", "ngd-woodbury"):
+            parts.append(f"λ = {self.damping:g}")
+        if self.optimizer == "tngd":
+            parts += [f"t = {self.analog_time:g} τ", f"t_d = {self.delay:g} τ"]
+            parts += [f"κ₀ = {self.noise:g}"] if self.noise else []
+        return ", ".join(parts)

@@ -1,0 +1,1 @@
+"""What to train: data, network and loss, by name."""

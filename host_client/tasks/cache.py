@@ -1,0 +1,55 @@
+"""Where downloaded data stays between runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+VARIABLE = "TNGD_CACHE"
+"""Environment variable that names the cache folder."""
+
+
+def cache_folder() -> Path:
+    """Folder for downloads: ``$TNGD_CACHE``, else ``tngd`` in the platform's place for caches. It may not exist yet."""
+    if named := os.environ.get(VARIABLE):
+        return Path(named).expanduser()
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "tngd"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "tngd"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tngd"
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays as a compressed ``.npz`` that is there whole or not at all, whoever else writes it.
+
+    Raises:
+        OSError: when the folder cannot be made or written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, suffix=".part", delete=False) as part:
+        try:
+            np.savez_compressed(part, allow_pickle=False, **arrays)
+            part.close()
+            os.replace(part.name, path)
+        except BaseException:
+            part.close()
+            os.unlink(part.name)
+            raise
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Arrays of a ``.npz`` file by name.
+
+    Raises:
+        OSError, ValueError, zipfile.BadZipFile: when the file is missing or broken.
+    """
+    with np.load(path, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}

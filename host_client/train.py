@@ -1,0 +1,207 @@
+"""The training loop: an ordinary PyTorch loop that tells what happens."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, median
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import torch
+from torch import nn
+
+from host_client.optimizers import TNGD, NGDWoodbury
+from host_client.settings import Settings
+from host_client.tasks.task import Task
+
+if TYPE_CHECKING:
+    from host_client.blocking import Session
+
+Split: TypeAlias = Literal["validation", "test"]
+"""Examples that are held out: to choose settings by, or to report."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One iteration.
+
+    Attributes:
+        step: number of the iteration, from 1.
+        epoch: number of the pass over the training set, from 1.
+        loss: mean loss of the batch before the update.
+        accuracy: share of the batch classified rightly before the update.
+        time: seconds since the first iteration began, evaluations included.
+        duration: seconds that this iteration took: batch, differentiation, upload, reading and update.
+        uploaded: bytes that this iteration sent to the device; 0 without one.
+        device_time: device time of the reading used, in τ; None without a device.
+        staleness: device time from the reading to its sending, in τ; None without a device.
+    """
+
+    step: int
+    epoch: int
+    loss: float
+    accuracy: float
+    time: float
+    duration: float
+    uploaded: int = 0
+    device_time: float | None = None
+    staleness: float | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The network on examples it has not learnt from.
+
+    Attributes:
+        step: iterations before it.
+        split: which examples.
+        loss: their mean loss.
+        accuracy: share of them classified rightly.
+    """
+
+    step: int
+    split: Split
+    loss: float
+    accuracy: float
+
+
+@dataclass
+class Run:
+    """What one training run gave.
+
+    Attributes:
+        settings: what it was made with.
+        parameters: N of the network.
+        outputs: d_z, outputs per example.
+        steps: every iteration, in order.
+        evaluations: in order.
+    """
+
+    settings: Settings
+    parameters: int
+    outputs: int
+    steps: list[Step] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
+
+    @property
+    def seconds_per_iteration(self) -> float:
+        """Median duration of an iteration."""
+        return median(step.duration for step in self.steps)
+
+    @property
+    def bytes_per_upload(self) -> float:
+        """Median bytes sent in an iteration."""
+        return median(step.uploaded for step in self.steps)
+
+    @property
+    def jacobian_bytes(self) -> int:
+        """Bytes of the explicit float32 Jacobian of one full batch: b·d_z rows of N."""
+        return self.settings.batch_size * self.outputs * self.parameters * 4
+
+    def final(self, split: Split = "test") -> Evaluation:
+        """The last evaluation on these examples."""
+        return next(e for e in reversed(self.evaluations) if e.split == split)
+
+    def training_loss(self, last: int = 50) -> float:
+        """Mean loss of the last batches."""
+        return fmean(step.loss for step in self.steps[-last:])
+
+
+def start(task: Task, settings: Settings) -> Run:
+    """An empty run for this task and these settings."""
+    parameters = sum(p.numel() for p in task.build(settings.seed).parameters())
+    return Run(settings, parameters, task.outputs)
+
+
+def make_optimizer(
+    settings: Settings, model: nn.Module, criterion: nn.Module, session: Session | None
+) -> torch.optim.Optimizer:
+    """The optimizer that the settings name.
+
+    Raises:
+        ValueError: when it needs a device and there is no session.
+    """
+    match settings.optimizer:
+        case "adam":
+            return torch.optim.Adam(model.parameters(), lr=settings.lr)
+        case "sgd":
+            return torch.optim.SGD(model.parameters(), lr=settings.lr, momentum=settings.momentum)
+        case "ngd-woodbury":
+            return NGDWoodbury(model, criterion, lr=settings.lr, damping=settings.damping, momentum=settings.momentum)
+        case "tngd":
+            if session is None:
+                raise ValueError("tngd needs a session on a device")
+            return TNGD(
+                model,
+                criterion,
+                session,
+                lr=settings.lr,
+                damping=settings.damping,
+                analog_time=settings.analog_time,
+                delay=settings.delay,
+                noise=settings.noise,
+                momentum=settings.momentum,
+                start=settings.start,
+            )
+
+
+def train(
+    task: Task,
+    settings: Settings,
+    session: Session | None = None,
+    *,
+    evaluate_every: int | None = None,
+    splits: Sequence[Split] = ("test",),
+) -> Iterator[Step | Evaluation]:
+    """Train a fresh network, giving each iteration and each evaluation as it happens.
+
+    Args:
+        task: data, network and loss.
+        settings: everything else.
+        session: the device; needed for ``tngd`` only.
+        evaluate_every: iterations between evaluations; by default an epoch. One comes at the end in any case.
+        splits: which examples to evaluate on.
+
+    Raises:
+        SpuError: when the device fails.
+        FloatingPointError: when the loss is no longer finite.
+    """
+    model = task.build(settings.seed)
+    optimizer = make_optimizer(settings, model, task.criterion, session)
+    per_epoch = task.batches_per_epoch(settings.batch_size)
+    total = settings.total_steps(per_epoch)
+    began = time.perf_counter()
+    uploaded = session.uploaded_bytes if session is not None else 0
+    batches = itertools.islice(task.batches(settings.batch_size, settings.seed), total)
+    for number in range(1, total + 1):
+        step_began = time.perf_counter()
+        inputs, targets = next(batches)
+        outputs = model(inputs)
+        loss = task.criterion(outputs, targets)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        ended = time.perf_counter()
+
+        batch_loss = loss.item()
+        if not math.isfinite(batch_loss):
+            raise FloatingPointError(f"the loss is {batch_loss} at iteration {number}; lower the learning rate")
+        reading = optimizer.last_reading if isinstance(optimizer, TNGD) else None
+        before, uploaded = uploaded, session.uploaded_bytes if session is not None else 0
+        yield Step(
+            step=number,
+            epoch=1 + (number - 1) // per_epoch,
+            loss=batch_loss,
+            accuracy=(outputs.argmax(1) == targets).float().mean().item(),
+            time=ended - began,
+            duration=ended - step_began,
+            uploaded=uploaded - before,
+            device_time=reading.time if reading is not None else None,
+            staleness=reading.sent - reading.time if reading is not None else None,
+        )
+        if number % (evaluate_every or per_epoch) == 0 or number == total:
+            for split in splits:
+                yield Evaluation(number, split, *task.evaluate(model, getattr(task, split)))
