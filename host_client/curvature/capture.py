@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
+import weakref
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.utils.hooks import RemovableHandle
 
 from host_client.curvature.cotangents import backpropagate
 from host_client.curvature.criterion import check_criterion, check_targets
@@ -53,26 +55,28 @@ class Capture:
 
     Attributes:
         layers: the trained layers, in the order of ``model.parameters()``.
+
+    Note:
+        The model does not keep its capture alive: with the last reference to it (that of the optimizer, say) the hooks
+        are gone. Copies of the model are not captured.
     """
 
     def __init__(self, model: nn.Module, criterion: nn.Module) -> None:
         self.model = model
         self.criterion = check_criterion(criterion)
         self.layers = trained_layers(model)
+        self._by_module: dict[nn.Module, Layer] = {layer.module: layer for layer in self.layers}
         self._batch_norms = batch_norms(model)
         self._calls: dict[str, Call] | None = None
         self._operator: LayerRows | None = None
         self._differentiated: list[LayerRows] = []
-        self._handles = [
-            # A model that is itself a layer has both hooks: first the layer's, then the model's.
-            *(
-                layer.module.register_forward_hook(partial(self._record, layer), with_kwargs=True)
-                for layer in self.layers
-            ),
-            model.register_forward_pre_hook(self._begin),
-            model.register_forward_hook(self._finish),
-            criterion.register_forward_pre_hook(self._check_targets, with_kwargs=True),
-        ]
+        # A model that is itself a layer has both forward hooks: the layer's comes first.
+        record = _weakly(self._record)
+        handles = [layer.module.register_forward_hook(record, with_kwargs=True) for layer in self.layers]
+        handles.append(model.register_forward_pre_hook(_weakly(self._begin)))
+        handles.append(model.register_forward_hook(_weakly(self._finish)))
+        handles.append(criterion.register_forward_pre_hook(_check_targets, with_kwargs=True))
+        self._remove_hooks = weakref.finalize(self, _remove, handles)
 
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
         """The trained parameters with their dotted paths, in the order of the operator's columns."""
@@ -117,12 +121,13 @@ class Capture:
 
     def close(self) -> None:
         """Remove the hooks and let go of the last operator. The model is as it was."""
-        for handle in self._handles:
-            handle.remove()
+        self._remove_hooks()
         self._calls = self._operator = None
         self._differentiated.clear()
 
     def _begin(self, model: nn.Module, args: tuple[Any, ...]) -> None:
+        if model is not self.model:
+            return
         self._calls = None
         if not (model.training and torch.is_grad_enabled()):
             return
@@ -131,10 +136,9 @@ class Capture:
         self._operator = None
         self._calls = {}
 
-    def _record(
-        self, layer: Layer, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-    ) -> None:
-        if self._calls is None:
+    def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        layer = self._by_module.get(module)
+        if self._calls is None or layer is None:
             return
         if layer.path in self._calls:
             raise UnsupportedLayer(
@@ -145,7 +149,7 @@ class Capture:
         if not output.requires_grad:
             raise UnsupportedLayer(
                 layer.path,
-                "was called without gradients, or frozen after the optimizer was made; make a new optimizer then",
+                "was called without gradients, or frozen since the optimizer was made; replace that by a new one",
             )
         self._calls[layer.path] = Call(inputs.detach(), get_gradient_edge(output), output.numel())
 
@@ -186,9 +190,26 @@ class Capture:
             blocks.append(layer.rows(call.inputs, cotangent))
         return LayerRows(blocks)
 
-    def _check_targets(self, criterion: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if torch.is_grad_enabled():
-            check_targets(args[1] if len(args) > 1 else kwargs["target"])
+
+def _weakly(method: Callable[..., None]) -> Callable[..., None]:
+    reference = weakref.WeakMethod(method)
+
+    def hook(*args: Any) -> None:
+        bound = reference()
+        if bound is not None:
+            bound(*args)
+
+    return hook
+
+
+def _remove(handles: list[RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()
+
+
+def _check_targets(criterion: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if torch.is_grad_enabled():
+        check_targets(args[1] if len(args) > 1 else kwargs["target"])
 
 
 def _check_logits(logits: object) -> None:
