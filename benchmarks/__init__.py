@@ -1,1 +1,1 @@
-"""Benchmarks: each module has ``run()``, which measures in one run and returns ratios and results; `tngd bench NAME`."""
+"""Benchmarks for `tngd bench NAME`: each module has ``run()``, which returns ratios and results of one run."""
