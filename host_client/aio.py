@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -16,7 +17,7 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, Self
 
 from host_client.links.base import Info, Link, ReadPlan
-from spu_link.errors import DeviceUnavailable, SpuError
+from spu_link.errors import DeadlineExceeded, DeviceUnavailable, SpuError
 from spu_link.operators import Operator
 from spu_link.operators.base import ArrayLike, mismatch
 from spu_link.program import Applied, Program, Reading, StartPolicy
@@ -24,6 +25,9 @@ from tngd.spu.v1 import spu_pb2 as pb
 
 HEARTBEATS = 4
 """Heartbeats per time to live."""
+
+LONGEST_WAIT = 1e8
+"""Longest wait that a call is given for device time to come, in seconds: three years."""
 
 
 async def connect(address: str, *, timeout: float = 60.0, **device: Any) -> Spu:
@@ -263,9 +267,9 @@ class Session:
 
     def _seconds_until(self, at: float | None) -> float:
         """Wall time that the device's own evolution may take at most until device time `at`."""
-        if at is None or self.spu.rate == 0:
-            return 0.0
-        return max(0.0, at - self.device_time) / self.spu.rate
+        if at is None or self.spu.rate == 0 or not math.isfinite(at):
+            return 0.0  # the device refuses a time that is not finite
+        return min(max(0.0, at - self.device_time) / self.spu.rate, LONGEST_WAIT)
 
     async def _beat(self, interval: float) -> None:
         """Renew the session until it ends. What ended it is told to whoever calls next, by the device itself."""
@@ -273,7 +277,7 @@ class Session:
             await asyncio.sleep(interval)
             try:
                 await self._link.renew(self._ref, timeout=max(interval, 1.0))
-            except DeviceUnavailable:
+            except (DeviceUnavailable, DeadlineExceeded):
                 continue  # the daemon may come back before the time to live is over
             except SpuError:
                 return

@@ -15,16 +15,22 @@ DOMAIN = "spu.tngd"
 
 def to_status(error: errors.SpuError) -> status_pb2.Status:
     """Status of an error: its code and message, and ErrorInfo, BadRequest and RetryInfo where they apply."""
-    status = status_pb2.Status(code=code_pb2.Code.Value(error.code), message=error.message)
+    status = status_pb2.Status(code=code_pb2.Code.Value(error.code), message=shortened(error.message, 1500))
     details: list[Message] = [
         error_details_pb2.ErrorInfo(
             reason=error.reason(),
             domain=DOMAIN,
-            metadata={"field": error.field, "found": error.found[:1000], "expected": error.expected},
+            metadata={
+                "field": shortened(error.field, 300),
+                "found": shortened(error.found, 300),
+                "expected": shortened(error.expected, 300),
+            },
         )
     ]
     if isinstance(error, errors.InvalidProgram):
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=shortened(error.field, 300), description=shortened(error.message, 300)
+        )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if isinstance(error, errors.DeviceBusy):
         delay = duration_pb2.Duration(nanos=int(error.retry_after * 1e9) % 10**9, seconds=int(error.retry_after))
@@ -34,6 +40,15 @@ def to_status(error: errors.SpuError) -> status_pb2.Status:
         packed.Pack(detail)
         status.details.append(packed)
     return status
+
+
+def shortened(text: str, most: int) -> str:
+    """Beginning and end of a text of more than `most` bytes: a status shares 8 KiB with all its details."""
+    data = text.encode("utf-8", "replace")
+    if len(data) <= most:
+        return text
+    half = most // 2 - 4
+    return f"{data[:half].decode('utf-8', 'ignore')} … {data[-half:].decode('utf-8', 'ignore')}"
 
 
 def from_rpc_error(error: grpc.RpcError, *, call: str, address: str) -> errors.SpuError:

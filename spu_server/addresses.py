@@ -24,12 +24,17 @@ async def bind(server: grpc.aio.Server, addresses: Sequence[str], *, insecure_re
     Raises:
         AddressError: when an address is remote, in use, or cannot be bound.
     """
-    return [
-        await _bind_unix(server, address.removeprefix("unix:"))
-        if address.startswith("unix:")
-        else await _bind_tcp(server, address, insecure_remote=insecure_remote)
-        for address in addresses
-    ]
+    bound: list[str] = []
+    try:
+        for address in addresses:
+            if address.startswith("unix:"):
+                bound.append(await _bind_unix(server, address.removeprefix("unix:")))
+            else:
+                bound.append(await _bind_tcp(server, address, insecure_remote=insecure_remote))
+    except BaseException:
+        release(bound)
+        raise
+    return bound
 
 
 def release(addresses: Sequence[str]) -> None:
@@ -57,13 +62,20 @@ async def _somebody_listens(path: str) -> bool:
         _, writer = await asyncio.wait_for(asyncio.open_unix_connection(path), timeout=1.0)
     except (ConnectionRefusedError, FileNotFoundError):
         return False
+    except TimeoutError:
+        return True  # it does not answer, but it is there
+    except OSError as error:
+        raise AddressError(f"cannot listen on unix:{path}: {error}") from error
     writer.close()
     return True
 
 
 async def _bind_tcp(server: grpc.aio.Server, address: str, *, insecure_remote: bool) -> str:
     host, _, port = address.rpartition(":")
-    infos = await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+    try:
+        infos = await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise AddressError(f"cannot listen on {address}: {error}") from error
     remote = sorted({str(info[4][0]) for info in infos if not ipaddress.ip_address(str(info[4][0])).is_loopback})
     if remote and not insecure_remote:
         raise AddressError(

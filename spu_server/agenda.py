@@ -26,8 +26,8 @@ class _Event:
 class Agenda:
     """Runs events one at a time, in the order of (device time, arrival), as far as the clock has come.
 
-    An event is told the device time it was scheduled for, not the time the process got round to it. Cancelling its future
-    takes it off the agenda.
+    An event is told the device time it was scheduled for, not the time the process got round to it. Cancelling its
+    future takes it off the agenda.
 
     Args:
         clock: what moves device time.
@@ -57,8 +57,9 @@ class Agenda:
         return done
 
     def fail_pending(self, error: SpuError) -> None:
-        """Take every event that has not begun off the agenda; their waiters get `error`."""
+        """Take every event that has not begun off the agenda; their waiters get `error`, and time goes no further."""
         events, self._events = self._events, []
+        self._clock.stop()
         for event in events:
             if not event.done.done():
                 event.done.set_exception(error)
@@ -87,6 +88,10 @@ class Agenda:
         self._clock.reach(event.at)
         try:
             result = await event.action(event.at)
+        except asyncio.CancelledError:
+            if not event.done.done():
+                event.done.set_exception(DeviceUnavailable("the daemon is stopping"))
+            raise
         except Exception as error:  # noqa: BLE001 - whatever it is belongs to the waiter
             if not event.done.done():
                 event.done.set_exception(error)

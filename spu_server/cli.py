@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 app = typer.Typer(
@@ -48,70 +49,72 @@ class LogLevel(StrEnum):
 
     spu-server serve --clock stepped --seed 7                time moves only by advance: experiments to the bit
 
-    Options may also be set in the environment (SPU_RATE=1000) or in the TOML file given with --config (rate = 1000).
+    Options may also be set in the environment (SPU_RATE=1000; several addresses in SPU_LISTEN with commas) or in the
+    TOML file given with --config (rate = 1000). Options go before the environment, and that before the file.
     """
 )
 def serve(
     listen: Annotated[
         list[str] | None,
         typer.Option(
-            help="Address to listen on, unix:PATH (mode 0600) or HOST:PORT (port 0: any free one); repeatable."
-            "  [default: unix:/tmp/spu.sock]",
-            show_default=False,
+            help="Address to listen on, unix:PATH (mode 0600) or HOST:PORT (port 0: any free one); repeatable.",
+            show_default="unix:/tmp/spu.sock",
         ),
     ] = None,
     driver: Annotated[
         str | None,
-        typer.Option(
-            help="Driver of the device; `spu-server drivers` lists them.  [default: emulator]", show_default=False
-        ),
+        typer.Option(help="Driver of the device; `spu-server drivers` lists them.", show_default="emulator"),
     ] = None,
     clock: Annotated[
         ClockName | None,
         typer.Option(
-            help="free: device time runs with this machine's clock. stepped: it moves only by the client's advance.  "
-            "[default: free]",
-            show_default=False,
+            help="free: device time runs with this machine's clock. stepped: it moves only by the client's advance.",
+            show_default="free",
         ),
     ] = None,
     rate: Annotated[
         float | None,
         typer.Option(
-            help="Speed of a free clock, in τ per second of wall time.  [default: real time, 1 / tau]",
-            show_default=False,
+            help="Speed of a free clock, in τ per second of wall time.",
+            show_default="real time, 1 / tau",
         ),
     ] = None,
     tau: Annotated[
         float | None,
-        typer.Option(help="Time constant τ of the device, in seconds.  [default: 1e-6]", show_default=False),
+        typer.Option(help="Time constant τ of the device, in seconds.", show_default="1e-6"),
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(help="Seed of the device's noise, 0 to 2⁶³ − 1.  [default: 0]", show_default=False),
+        typer.Option(help="Seed of the device's noise, 0 to 2⁶³ − 1.", show_default="0"),
     ] = None,
     cells: Annotated[
         int | None,
-        typer.Option(help="Most cells (parameters) a program may use.  [default: 200000000]", show_default=False),
+        typer.Option(help="Most cells (parameters) a program may use.", show_default="200000000"),
     ] = None,
     max_bytes: Annotated[
         int | None,
-        typer.Option(help="Most bytes of tensors in one program.  [default: 8 GiB]", show_default=False),
+        typer.Option(help="Most bytes of tensors in one program.", show_default="8 GiB"),
     ] = None,
     insecure_remote: Annotated[
         bool | None,
         typer.Option(
             "--insecure-remote",
-            help="Allow addresses that other machines can reach, without authentication or encryption.  [default: no]",
-            show_default=False,
+            help="Allow addresses that other machines can reach, without authentication or encryption.",
+            show_default="no",
         ),
     ] = None,
     log_level: Annotated[
         LogLevel | None,
-        typer.Option(help="Least severity of what is logged to standard error.  [default: info]", show_default=False),
+        typer.Option(help="Least severity of what is logged to standard error.", show_default="info"),
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="TOML file with the same settings; options go before it.", exists=True, dir_okay=False),
+        typer.Option(
+            help="TOML file with the same settings; options go before it.",
+            exists=True,
+            dir_okay=False,
+            show_default="none",
+        ),
     ] = None,
 ) -> None:
     """Run the device and serve it until SIGTERM or Ctrl-C.
@@ -139,14 +142,18 @@ def serve(
         )
     except ValidationError as error:
         for problem in error.errors():
-            name = ".".join(str(part) for part in problem["loc"][:1]) or "settings"
-            errors.print(f"[red]{name}[/red] is {problem['input']!r}: {problem['msg']}", highlight=False)
+            option = f"--{problem['loc'][0]}".replace("_", "-")
+            found = escape(f"{problem['input']!r}: {problem['msg']}")
+            errors.print(f"[red]{option}[/red] is {found}", highlight=False)
+        raise typer.Exit(2) from None
+    except ValueError as error:
+        errors.print(f"[red]--config[/red] {config} cannot be read: {escape(str(error))}", highlight=False)
         raise typer.Exit(2) from None
     log.configure(settings.log_level)
     try:
         asyncio.run(daemon.serve(settings))
     except (AddressError, SpuError) as error:
-        errors.print(f"[red]not started[/red]: {error}", highlight=False)
+        errors.print(f"[red]not started[/red]: {escape(str(error))}", highlight=False)
         raise typer.Exit(1) from None
 
 

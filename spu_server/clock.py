@@ -33,6 +33,10 @@ class Clock(ABC):
     def seconds_until(self, at: float) -> float | None:
         """Wall time until device time `at`; None where no waiting will bring it about."""
 
+    @abstractmethod
+    def stop(self) -> None:
+        """Nobody waits for a later time any more."""
+
 
 class FreeClock(Clock):
     """Device time runs with the monotonic clock, whatever the host does.
@@ -63,6 +67,9 @@ class FreeClock(Clock):
     def seconds_until(self, at: float) -> float:
         """Wall time until device time `at`."""
         return max(0.0, (at - self.now()) / self.rate)
+
+    def stop(self) -> None:
+        """Nothing to do: time passes by itself."""
 
 
 class SteppedClock(Clock):
@@ -95,3 +102,7 @@ class SteppedClock(Clock):
     def seconds_until(self, at: float) -> None:
         """No waiting moves a stepped clock."""
         return None
+
+    def stop(self) -> None:
+        """Stay where the last event was: a move that was broken off goes no further."""
+        self._horizon = self._now

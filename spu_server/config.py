@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -17,11 +18,14 @@ from spu_server.drivers.base import DriverOptions
 
 
 class ServeSettings(BaseSettings):
-    """What `spu-server serve` needs to know. Environment variables are ``SPU_LISTEN``, ``SPU_DRIVER`` and so on."""
+    """What `spu-server serve` needs to know. Environment variables are ``SPU_LISTEN``, ``SPU_DRIVER`` and so on.
+
+    Several addresses in ``SPU_LISTEN`` are separated by commas.
+    """
 
     model_config = SettingsConfigDict(env_prefix="SPU_", extra="forbid", frozen=True)
 
-    listen: tuple[str, ...] = Field(("unix:/tmp/spu.sock",), min_length=1)
+    listen: Annotated[tuple[str, ...], NoDecode] = Field(("unix:/tmp/spu.sock",), min_length=1)
     driver: str = "emulator"
     clock: Literal["free", "stepped"] = "free"
     rate: float | None = Field(None, gt=0, allow_inf_nan=False)
@@ -32,22 +36,27 @@ class ServeSettings(BaseSettings):
     insecure_remote: bool = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
+    @field_validator("listen", mode="before")
+    @classmethod
+    def _by_commas(cls, value: Any) -> Any:
+        return value.split(",") if isinstance(value, str) else value
+
     @field_validator("listen")
     @classmethod
     def _known_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for address in value:
             host, _, port = address.rpartition(":")
-            if not address.removeprefix("unix:") or not (
-                host == "unix" or address.startswith("unix:") or port.isdigit()
-            ):
+            named = address.removeprefix("unix:") if address.startswith("unix:") else host
+            if not named or not (address.startswith("unix:") or (port.isdecimal() and int(port) < 1 << 16)):
                 raise ValueError(f"{address!r} is neither unix:PATH nor HOST:PORT")
         return value
 
-    @model_validator(mode="after")
-    def _rate_fits_clock(self) -> Self:
-        if self.clock == "stepped" and self.rate is not None:
-            raise ValueError("rate belongs to a free-running clock; a stepped clock moves only by advance")
-        return self
+    @field_validator("rate")
+    @classmethod
+    def _fits_clock(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.data.get("clock") == "stepped":
+            raise ValueError("a rate belongs to a free-running clock; a stepped clock moves only by advance")
+        return value
 
     @property
     def effective_rate(self) -> float:
@@ -64,6 +73,7 @@ class ServeSettings(BaseSettings):
 
         Raises:
             pydantic.ValidationError: naming each setting that is not what it must be.
+            ValueError: when the file is no TOML.
         """
 
         class WithFile(cls):  # type: ignore[valid-type,misc]

@@ -17,12 +17,16 @@ from spu_server.device import Device
 from spu_server.drivers.base import DriverOptions
 from spu_server.drivers.process import DriverProcess
 from spu_server.services.spu import SpuService
+from spu_server.stalls import Stalls
 from tngd.spu.v1 import spu_pb2, spu_pb2_grpc
 
 log = structlog.get_logger(__name__)
 
+FINISH_SECONDS = 2.0
+"""How long running calls may go on after SIGTERM before those that wait for the device are told that it goes away."""
+
 GRACE_SECONDS = 3.0
-"""How long running calls may go on after SIGTERM."""
+"""How long after SIGTERM every call is over."""
 
 SERVICE = spu_pb2.DESCRIPTOR.services_by_name["SpuService"].full_name
 
@@ -46,8 +50,9 @@ async def serve(settings: ServeSettings) -> None:
         capabilities = await driver.start()
         clock = FreeClock(settings.effective_rate) if settings.clock == "free" else SteppedClock()
         device = Device(driver, capabilities, clock, settings.tau)
+        stalls = Stalls()
         status = health.HealthServicer()
-        spu_pb2_grpc.add_SpuServiceServicer_to_server(SpuService(device), server)
+        spu_pb2_grpc.add_SpuServiceServicer_to_server(SpuService(device, stalls), server)
         health_pb2_grpc.add_HealthServicer_to_server(status, server)
         await server.start()
         for service in ("", SERVICE):
@@ -57,8 +62,11 @@ async def serve(settings: ServeSettings) -> None:
         await stop.wait()
         log.info("stopping", grace_seconds=GRACE_SECONDS)
         await status.enter_graceful_shutdown()
-        await server.stop(GRACE_SECONDS)
+        stopped = asyncio.create_task(server.stop(GRACE_SECONDS))
+        await asyncio.wait([stopped], timeout=FINISH_SECONDS)
         await device.close()
+        await stopped
+        await stalls.close()
     finally:
         await driver.close()
         release(addresses)

@@ -7,6 +7,7 @@ import itertools
 import math
 import time
 from collections.abc import Awaitable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import Generic, TypeVar
@@ -18,6 +19,8 @@ from spu_link.errors import (
     DeviceHalted,
     NoProgram,
     ReadInPast,
+    SessionExpired,
+    SpuError,
 )
 from spu_link.operators.base import mismatch
 from spu_link.program import Applied, Reading, non_negative
@@ -68,11 +71,13 @@ class Device(Generic[P]):
         self.state = State.IDLE
         self.fault = ""
         self._port = port
+        self._port.on_fault = self._fail
         self._agenda = Agenda(clock)
         self._uploading = asyncio.Lock()
         self._applied = Applied(sequence=0, time=0.0)
         self._last_event = 0.0
         self._windows = itertools.count()
+        self._closing: set[asyncio.Task[None]] = set()
 
     @property
     def sequence(self) -> int:
@@ -87,13 +92,26 @@ class Device(Generic[P]):
         """
         self._check_fault()
         ref = self.sessions.open(holder, ttl)
+        self._fail_former(ref.fencing)
         if self.state is State.HALTED:
             self.state = State.IDLE
         return ref
 
     def close_session(self, ref: pb.SessionRef) -> None:
         """Give the device back; the cells go on under the last program."""
-        self.sessions.close(ref)
+        if self.sessions.close(ref):
+            self._fail_former(ref.fencing)
+
+    def _fail_former(self, fencing: int) -> None:
+        """Whatever still waits belongs to a session that has ended, and must not hold up the next one."""
+        self._agenda.fail_pending(
+            SessionExpired(
+                "the session ended while the call was waiting; open a new one",
+                field="session",
+                found=fencing,
+                expected="a living session",
+            )
+        )
 
     def admit(self, ref: pb.SessionRef, header: pb.ProgramHeader) -> wire.Layout:
         """Check a header before anything is reserved for it.
@@ -123,7 +141,9 @@ class Device(Generic[P]):
         await self._faulting(self._port.commit(at))
         self._last_event = at
         self._applied = Applied(self._applied.sequence + 1, at)
-        self.state = State.RUNNING
+        if self.state is not State.HALTED:
+            self.state = State.RUNNING
+        self.sessions.check(ref)  # a halt or the next session may have come while the driver was at work
         reads = sorted(header.reads, key=lambda read: read.after)
         return Programmed(self._applied, [self._schedule_read(ref, at + read.after, read.window) for read in reads])
 
@@ -181,40 +201,43 @@ class Device(Generic[P]):
         return await self._schedule_read(ref, at, window)
 
     def _schedule_read(self, ref: pb.SessionRef, at: float, window: float) -> asyncio.Future[Reading]:
-        opened = self._schedule_window(at - window) if window else None
+        number = next(self._windows)
+        opened = self._schedule_window(number, at - window) if window else None
 
         async def measure(at: float) -> Reading:
             self.sessions.check(ref)
-            return await self._measure(at, window, opened.result() if opened else None)
+            if opened:
+                opened.result()  # raises what stood in the window's way
+            return await self._measure(at, window, number if opened else None)
 
         reading = self._agenda.schedule(at, measure)
         if opened:
-            reading.add_done_callback(lambda reading: self._abandon_window(reading, opened))
+            reading.add_done_callback(lambda reading: self._abandon_window(reading, number, opened))
         return reading
 
-    def _schedule_window(self, start: float) -> asyncio.Future[int]:
-        number = next(self._windows)
-
-        async def open_window(start: float) -> int:
+    def _schedule_window(self, number: int, start: float) -> asyncio.Future[None]:
+        async def open_window(start: float) -> None:
             await self._faulting(self._port.open_window(number, start))
             self._last_event = start
-            return number
 
         return self._agenda.schedule(start, open_window)
 
-    def _abandon_window(self, reading: asyncio.Future[Reading], opened: asyncio.Future[int]) -> None:
+    def _abandon_window(self, reading: asyncio.Future[Reading], number: int, opened: asyncio.Future[None]) -> None:
         """A reading that will not be taken must not leave the driver averaging for ever."""
         if not reading.cancelled() and reading.exception() is None:
             return
-        if not opened.done():
-            opened.cancel()
-        elif not opened.cancelled() and opened.exception() is None and self.state is State.RUNNING:
-            number = opened.result()
+        if opened.done() and not opened.cancelled():
+            opened.exception()  # told to the reading's waiter
+        opened.cancel()
+        if self.state is State.RUNNING:
+            # The driver may be opening it at this moment; its calls run in the order they are made.
+            closing = asyncio.get_running_loop().create_task(self._close_window(number))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
 
-            async def close_window(_: float) -> None:
-                await self._faulting(self._port.close_window(number))
-
-            self._agenda.schedule(None, close_window)
+    async def _close_window(self, number: int) -> None:
+        with suppress(SpuError):
+            await self._faulting(self._port.close_window(number))
 
     async def _measure(self, at: float, window: float, opened: int | None) -> Reading:
         if self.state is not State.RUNNING:
@@ -250,8 +273,13 @@ class Device(Generic[P]):
         try:
             return await call
         except DeviceFault as error:
-            self.state, self.fault = State.FAULT, error.message
+            self._fail(error)
             raise
+
+    def _fail(self, error: DeviceFault) -> None:
+        """The driver has failed: so has everything that waits for it."""
+        self.state, self.fault = State.FAULT, error.message
+        self._agenda.fail_pending(error)
 
     async def close(self) -> None:
         """Stop the agenda. The driver belongs to whoever opened it."""

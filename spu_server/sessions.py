@@ -116,10 +116,12 @@ class Sessions:
         lease.expires = self._clock() + lease.ttl
         return lease.ttl
 
-    def close(self, ref: pb.SessionRef) -> None:
-        """Give the device back; closing a session that has ended is no error."""
-        if self._lease and self._lease.ref == ref and self._lease.ended is None:
-            self._lease.ended = _expired("it was closed", ref)
+    def close(self, ref: pb.SessionRef) -> bool:
+        """Give the device back; whether this session had it. Closing a session that has ended is no error."""
+        if self._lease is None or self._lease.ref != ref or self._lease.ended is not None:
+            return False
+        self._lease.ended = _expired("it was closed", ref)
+        return True
 
     def revoke(self, reason: SpuError) -> None:
         """End the living session, if any; its calls get `reason`."""

@@ -30,6 +30,7 @@ class Info:
         fault: why the device is at fault; else empty.
         session_holder: name of the session's holder; None without one.
         features: names of block kinds and optional abilities.
+        longest_stall: longest time in the last 10 s that the daemon did not get to its calls, in seconds.
     """
 
     driver: str
@@ -46,6 +47,7 @@ class Info:
     fault: str
     session_holder: str | None
     features: tuple[str, ...]
+    longest_stall: float
 
     @classmethod
     def from_message(cls, message: pb.GetInfoResponse) -> Info:
@@ -65,6 +67,7 @@ class Info:
             fault=message.fault,
             session_holder=message.session_holder if message.session_held else None,
             features=tuple(message.features),
+            longest_stall=message.longest_stall,
         )
 
 

@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 
 from host_client.links.base import Info, Link, ReadPlan
 from spu_link import wire
-from spu_link.errors import DeadlineExceeded
+from spu_link.errors import DeadlineExceeded, DeviceUnavailable
 from spu_link.program import Applied, Program, Reading
 from spu_server.clock import FreeClock, SteppedClock
 from spu_server.device import Device
@@ -29,8 +29,14 @@ class InprocLink(Link):
     address = "inproc:"
 
     def __init__(self, device: Device[bytearray], port: LocalDriver) -> None:
-        self._device = device
+        self._open: Device[bytearray] | None = device
         self._port = port
+
+    @property
+    def _device(self) -> Device[bytearray]:
+        if self._open is None:
+            raise DeviceUnavailable(f"the connection to {self.address} is closed", field="address", found=self.address)
+        return self._open
 
     @classmethod
     async def open(
@@ -110,8 +116,10 @@ class InprocLink(Link):
 
     async def close(self) -> None:
         """Stop the device and close the driver."""
-        await self._device.close()
-        await self._port.close()
+        if self._open is not None:
+            device, self._open = self._open, None
+            await device.close()
+            await self._port.close()
 
 
 async def _within(timeout: float, call: str, awaitable: Awaitable[T]) -> T:

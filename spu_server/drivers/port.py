@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
+from spu_link.errors import DeviceFault
 from tngd.spu.v1 import spu_pb2 as pb
 
 P = TypeVar("P")
@@ -16,7 +18,12 @@ class DriverPort(ABC, Generic[P]):
     """Calls of a `Driver`, one at a time, in the order they are made, off the event loop.
 
     P is what carries the bytes of an upload. Every call raises `DeviceFault` when the driver fails.
+
+    Attributes:
+        on_fault: told, on the event loop, when the driver fails by itself, with no call under way.
     """
+
+    on_fault: Callable[[DeviceFault], None] = staticmethod(lambda error: None)
 
     @abstractmethod
     async def stage(self, header: pb.ProgramHeader, payload: P) -> None:

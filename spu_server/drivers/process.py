@@ -8,7 +8,9 @@ import multiprocessing
 import os
 import signal
 import traceback
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
 from typing import Any
@@ -63,8 +65,18 @@ class DriverProcess(DriverPort[SharedBytes]):
         self._process = context.Process(target=_serve, args=arguments, name=f"spu-driver-{self._name}", daemon=True)
         self._process.start()
         theirs.close()
+        asyncio.get_running_loop().add_reader(self._process.sentinel, self._ended)
         capabilities: Capabilities = await self._run(self._answer, START_SECONDS)
         return capabilities
+
+    def _ended(self) -> None:
+        """The process has ended without being told to: say so at once, not when it is next called."""
+        asyncio.get_running_loop().remove_reader(self._process.sentinel)
+        self._noting = asyncio.ensure_future(self._note_end())
+
+    async def _note_end(self) -> None:
+        with suppress(DeviceFault):
+            await self._run(self._answer, 0.0)
 
     @property
     def pid(self) -> int:
@@ -83,8 +95,10 @@ class DriverProcess(DriverPort[SharedBytes]):
     async def close(self) -> None:
         """Close the device and end the process; a process that does not end is killed."""
         loop = asyncio.get_running_loop()
+        loop.remove_reader(self._process.sentinel)
         if self._process.is_alive() and not self._fault:
-            self._connection.send(("close", ()))
+            with suppress(OSError):  # it has ended just now
+                self._connection.send(("close", ()))
         await loop.run_in_executor(None, self._process.join, STOP_SECONDS)
         self._process.kill()
         await loop.run_in_executor(None, self._process.join)
@@ -99,38 +113,48 @@ class DriverProcess(DriverPort[SharedBytes]):
         except DeviceFault as error:
             self._fault = error.message
             self._process.kill()
+            self.on_fault(error)
             raise
 
     def _call(self, method: str, *arguments: Any) -> Any:
-        self._connection.send((method, arguments))
+        with self._connected():
+            self._connection.send((method, arguments))
         return self._answer(CALL_SECONDS)
 
     def _stage(self, header: pb.ProgramHeader, payload: SharedBytes) -> None:
-        self._connection.send(("stage", (header.SerializeToString(), payload.nbytes)))
-        send_handle(self._connection, payload.fileno(), self.pid)
+        with self._connected():
+            self._connection.send(("stage", (header.SerializeToString(), payload.nbytes)))
+            send_handle(self._connection, payload.fileno(), self.pid)
         self._answer(CALL_SECONDS)
 
     def _read(self, method: str, *arguments: Any) -> Tensor:
         dtype, count = self._call(method, *arguments)
         value = np.empty(count, dtype=dtype)
-        self._connection.recv_bytes_into(value.data.cast("B"))
+        with self._connected():
+            self._connection.recv_bytes_into(value.data.cast("B"))
         return torch.from_numpy(value)
 
     def _answer(self, seconds: float) -> Any:
-        try:
+        with self._connected():
             if not self._connection.poll(seconds):
                 raise DeviceFault(f"driver {self._name} gave no answer within {seconds:g} s", field="driver")
             kind, value = self._connection.recv()
-        except (EOFError, OSError) as error:
-            self._process.join(STOP_SECONDS)
-            code = self._process.exitcode
-            how = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
-            raise DeviceFault(f"driver {self._name}'s process ended with {how}", field="driver") from error
         if kind == "refused":
             raise value
         if kind == "fault":
             raise DeviceFault(f"driver {self._name}: {value}", field="driver")
         return value
+
+    @contextmanager
+    def _connected(self) -> Iterator[None]:
+        """A connection that breaks inside means that the process has ended."""
+        try:
+            yield
+        except (EOFError, OSError) as error:
+            self._process.join(STOP_SECONDS)
+            code = self._process.exitcode
+            how = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
+            raise DeviceFault(f"driver {self._name}'s process ended with {how}", field="driver") from error
 
 
 def _serve(connection: Connection, name: str, options: DriverOptions) -> None:
@@ -150,7 +174,7 @@ def _serve(connection: Connection, name: str, options: DriverOptions) -> None:
             _answer_call(connection, driver, method, arguments)
             if method == "commit" and not connection.poll():
                 driver.prepare()
-    except EOFError:
+    except (EOFError, ConnectionError):
         pass  # the daemon is gone, so nobody is left to measure for
     finally:
         driver.close()

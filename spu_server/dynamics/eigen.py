@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from spu_server.dynamics.functions import ScalarFunction, Vector, clean, slope
 
@@ -46,10 +47,13 @@ class Eigenbasis:
         return self._combine([[slope(h, damping, self.values, duration) for h in row] for row in table], inputs)
 
     def _combine(self, weights: Sequence[Sequence[Vector]], inputs: Vector) -> Vector:
-        coordinates = inputs @ self.vectors
+        # The products are torch's: numpy's threads would have to wake beside torch's, which still spin, and on a few
+        # cores that costs more than the products.
+        vectors = torch.from_numpy(self.vectors)
+        coordinates = (torch.from_numpy(inputs) @ vectors).numpy()
         outputs = np.zeros((len(weights), len(self.values)))
         for output, row in zip(outputs, weights, strict=True):
             for weight, coordinate in zip(row, coordinates, strict=False):
                 output += weight * coordinate
-        product: Vector = outputs @ self.vectors.T
+        product: Vector = (torch.from_numpy(outputs) @ vectors.T).numpy()
         return product

@@ -20,6 +20,7 @@ from spu_link.status import to_status
 from spu_server.clock import ClockKind
 from spu_server.device import Device
 from spu_server.memory import SharedBytes
+from spu_server.stalls import Stalls
 from spu_server.version import VERSION
 from tngd.spu.v1 import spu_pb2 as pb
 from tngd.spu.v1 import spu_pb2_grpc
@@ -38,14 +39,18 @@ class SpuService(spu_pb2_grpc.SpuServiceServicer):
 
     Args:
         device: the device.
+        stalls: what watches the event loop.
     """
 
-    def __init__(self, device: Device[SharedBytes]) -> None:
+    def __init__(self, device: Device[SharedBytes], stalls: Stalls) -> None:
         self._device = device
+        self._stalls = stalls
 
     async def GetInfo(self, request: pb.GetInfoRequest, context: Context) -> pb.GetInfoResponse:
         """What the device is and how it stands."""
-        return describe(self._device)
+        info = describe(self._device)
+        info.longest_stall = self._stalls.longest
+        return info
 
     async def OpenSession(self, request: pb.OpenSessionRequest, context: Context) -> pb.OpenSessionResponse:
         """Take the device."""
@@ -213,5 +218,5 @@ async def _abort(context: Context, error: SpuError) -> NoReturn:
     )
     status = to_status(error)
     code = CODES[code_pb2.Code.Value(error.code)]
-    await context.abort(code, error.message, (("grpc-status-details-bin", status.SerializeToString()),))
+    await context.abort(code, status.message, (("grpc-status-details-bin", status.SerializeToString()),))
     raise AssertionError("abort raises")

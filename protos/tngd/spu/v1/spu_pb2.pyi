@@ -211,6 +211,7 @@ class GetInfoResponse(_message.Message):
     SESSION_HELD_FIELD_NUMBER: _builtins.int
     SESSION_HOLDER_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
+    LONGEST_STALL_FIELD_NUMBER: _builtins.int
     driver: _builtins.str
     """Name of the driver, as in `spu-server drivers`."""
     version: _builtins.str
@@ -239,6 +240,8 @@ class GetInfoResponse(_message.Message):
     """Whether a session lives now."""
     session_holder: _builtins.str
     """Its name, as given at opening; empty without one."""
+    longest_stall: _builtins.float
+    """Longest time in the last 10 s that the daemon did not get to its calls, in seconds."""
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Optional abilities: names of block kinds and "window"."""
@@ -261,10 +264,11 @@ class GetInfoResponse(_message.Message):
         session_held: _builtins.bool = ...,
         session_holder: _builtins.str = ...,
         features: _abc.Iterable[_builtins.str] | None = ...,
+        longest_stall: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cells", b"cells", "clock", b"clock", "driver", b"driver", "epoch", b"epoch", "fault", b"fault", "features", b"features", "max_upload_bytes", b"max_upload_bytes", "rate", b"rate", "sequence", b"sequence", "session_held", b"session_held", "session_holder", b"session_holder", "state", b"state", "tau", b"tau", "time", b"time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cells", b"cells", "clock", b"clock", "driver", b"driver", "epoch", b"epoch", "fault", b"fault", "features", b"features", "longest_stall", b"longest_stall", "max_upload_bytes", b"max_upload_bytes", "rate", b"rate", "sequence", b"sequence", "session_held", b"session_held", "session_holder", b"session_holder", "state", b"state", "tau", b"tau", "time", b"time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
