@@ -25,7 +25,7 @@ def solve_dense(operator: FactorOperator, drive: Tensor, damping: float) -> Tens
     """
     check_damping(damping)
     check_size(operator.parameters)
-    a = operator.dense().double()
+    a = operator.map(lambda operand: operand.double()).dense()
     matrix = a.T @ a
     matrix.diagonal().add_(damping)
     return torch.cholesky_solve(drive.double()[:, None], torch.linalg.cholesky(matrix))[:, 0]

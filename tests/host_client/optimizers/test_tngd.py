@@ -1,0 +1,159 @@
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from host_client import NGD, TNGD, NGDWoodbury, Session, connect
+from spu_link.errors import DeviceUnavailable
+from tests.cases import Problem
+from tests.host_client.optimizers.fakes import Recorder
+from tests.host_client.optimizers.training import flat, train
+
+
+def _optimizer(problem: Problem, session: Any, **options: Any) -> TNGD:
+    return TNGD(problem.model, problem.criterion, session, **{"lr": 0.3, "damping": 0.1, "analog_time": 1.0, **options})
+
+
+@pytest.mark.parametrize("baseline", [NGD, NGDWoodbury])
+@pytest.mark.parametrize("start", ["keep", "drive"])
+def test_long_analog_time_is_natural_gradient_descent(
+    problem: Problem, session: Session, start: str, baseline: type[NGD] | type[NGDWoodbury]
+) -> None:
+    other = copy.deepcopy(problem)
+    train(problem, _optimizer(problem, session, analog_time=500.0, start=start, momentum=0.5), 5)
+    train(other, baseline(other.model, other.criterion, lr=0.3, damping=0.1, momentum=0.5), 5)
+    torch.testing.assert_close(flat(problem.model), flat(other.model), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_no_analog_time_is_gradient_descent(problem: Problem, session: Session, momentum: float) -> None:
+    other = copy.deepcopy(problem)
+    train(problem, _optimizer(problem, session, analog_time=0.0, start="drive", momentum=momentum), 5)
+    train(other, torch.optim.SGD(other.model.parameters(), lr=0.3, momentum=momentum), 5)
+    torch.testing.assert_close(flat(problem.model), flat(other.model), rtol=1e-6, atol=1e-7)
+
+
+def test_a_short_analog_time_lies_in_between(problem: Problem, session: Session) -> None:
+    optimizer = _optimizer(problem, session, analog_time=3.0, start="drive")
+    problem.criterion(problem.model(problem.inputs), problem.targets).backward()
+    gradient = torch.cat([p.grad.flatten() for p in problem.model.parameters() if p.grad is not None]).double()
+    f = optimizer.capture.operator.dense().double()
+    f = f.T @ f + 0.1 * torch.eye(len(gradient), dtype=torch.float64)
+    optimizer.step()
+    solution = torch.linalg.solve(f, gradient)
+    expected = torch.linalg.matrix_exp(-3.0 * f) @ (gradient - solution) + solution
+    assert optimizer.last_reading is not None
+    torch.testing.assert_close(optimizer.last_reading.value.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_training_with_delay_and_noise_brings_the_loss_down(problem: Problem, session: Session) -> None:
+    losses = train(problem, _optimizer(problem, session, analog_time=5.0, delay=1.0, noise=1e-6), 20)
+    assert losses[-1] < losses[0] / 2
+
+
+def test_the_first_solve_starts_from_the_drive_and_the_next_ones_from_where_the_device_stands(
+    problem: Problem,
+) -> None:
+    recorder = Recorder()
+    train(problem, _optimizer(problem, recorder), 3)
+    assert [asked["start"] for asked in recorder.asked] == ["drive", "keep", "keep"]
+
+
+def test_every_solve_can_start_from_the_drive(problem: Problem) -> None:
+    recorder = Recorder()
+    train(problem, _optimizer(problem, recorder, start="drive"), 3)
+    assert [asked["start"] for asked in recorder.asked] == ["drive"] * 3
+
+
+def test_a_program_takes_hold_no_sooner_than_the_delay_after_the_last_reading(problem: Problem) -> None:
+    recorder = Recorder()
+    train(problem, _optimizer(problem, recorder, analog_time=2.0, delay=0.5), 3)
+    assert [asked["not_before"] for asked in recorder.asked] == [None, 2.5, 5.0]
+
+
+def test_the_device_is_told_all_hyperparameters_as_they_are_now(problem: Problem) -> None:
+    recorder = Recorder()
+    optimizer = _optimizer(problem, recorder, noise=1e-3)
+    train(problem, optimizer, 1)
+    optimizer.hyperparameters.update(damping=0.2, noise=0.0, analog_time=4.0)
+    train(problem, optimizer, 1)
+    told = [{k: asked[k] for k in ("damping", "noise", "analog_time")} for asked in recorder.asked]
+    assert told == [
+        {"damping": 0.1, "noise": 1e-3, "analog_time": 1.0},
+        {"damping": 0.2, "noise": 0.0, "analog_time": 4.0},
+    ]
+
+
+def test_the_last_reading_is_at_hand(problem: Problem) -> None:
+    optimizer = _optimizer(problem, Recorder())
+    assert optimizer.last_reading is None
+    train(problem, optimizer, 2)
+    assert optimizer.last_reading is not None
+    assert optimizer.last_reading.sequence == 2
+
+
+def test_a_failing_device_leaves_everything_as_it_was(problem: Problem) -> None:
+    recorder = Recorder()
+    optimizer = _optimizer(problem, recorder, momentum=0.9)
+    train(problem, optimizer, 1)
+    parameters, state = flat(problem.model), copy.deepcopy(optimizer.state_dict())
+    problem.criterion(problem.model(problem.inputs), problem.targets).backward()
+    recorder.fails = True
+    with pytest.raises(DeviceUnavailable):
+        optimizer.step()
+    torch.testing.assert_close(flat(problem.model), parameters, rtol=0, atol=0)
+    torch.testing.assert_close(optimizer.state_dict()["state"], state["state"], rtol=0, atol=0)
+    recorder.fails = False
+    optimizer.step()  # with the same gradients
+    assert recorder.asked[-1]["not_before"] == 1.0
+    assert not torch.equal(flat(problem.model), parameters)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_run_resumed_on_another_device_goes_on_as_if_nothing_had_happened(
+    problem: Problem, session: Session, momentum: float
+) -> None:
+    optimizer = _optimizer(problem, session, momentum=momentum)
+    train(problem, optimizer, 3)
+    other, state = copy.deepcopy(problem), copy.deepcopy(optimizer.state_dict())
+    with connect("inproc:", clock="stepped", seed=1) as spu, spu.session() as another:
+        resumed = _optimizer(other, another, lr=1.0, damping=1.0, analog_time=9.0)
+        resumed.load_state_dict(state)
+        train(other, resumed, 3)
+    train(problem, optimizer, 3)
+    torch.testing.assert_close(flat(other.model), flat(problem.model), rtol=1e-5, atol=1e-6)
+
+
+def test_a_session_replaced_starts_from_the_last_reading(problem: Problem) -> None:
+    optimizer = _optimizer(problem, Recorder())
+    train(problem, optimizer, 2)
+    assert optimizer.last_reading is not None
+    reading = optimizer.last_reading.value
+    other = Recorder()
+    optimizer.session = other
+    train(problem, optimizer, 2)
+    torch.testing.assert_close(other.asked[0]["start"], reading, rtol=0, atol=0)
+    assert other.asked[0]["not_before"] is None
+    assert other.asked[1]["start"] == "keep"
+
+
+def test_repr_lists_all_hyperparameters(problem: Problem) -> None:
+    shown = repr(_optimizer(problem, Recorder(), delay=0.25, noise=1e-6))
+    for part in ("TNGD", "lr: 0.3", "damping: 0.1", "analog_time: 1.0", "delay: 0.25", "noise: 1e-06", "start: keep"):
+        assert part in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"analog_time": -1.0}, "Invalid analog time: -1.0"),
+        ({"delay": -1.0}, "Invalid delay: -1.0"),
+        ({"noise": float("nan")}, "Invalid noise: nan"),
+        ({"start": "zero"}, "Invalid start: 'zero'; it must be 'keep' or 'drive'"),
+    ],
+)
+def test_hyperparameters_out_of_range(problem: Problem, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _optimizer(problem, Recorder(), **options)
+    assert not problem.model._forward_hooks
