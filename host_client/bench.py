@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -30,7 +31,9 @@ def bench(name: str, json: Path | None, console: Console | None = None) -> dict[
     with console.status(f"Running benchmark {name}"):
         results: dict[str, Any] = module.run()
     ratios = results.get("ratios", {})
-    table = Table("ratio", "value", title=name, title_justify="left", title_style="bold")
+    table = Table(
+        "ratio", "value", title=name, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False
+    )
     for ratio, value in ratios.items():
         table.add_row(ratio, f"{value:.4g}")
     console.print(table)

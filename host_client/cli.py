@@ -45,7 +45,7 @@ class TaskChoice(StrEnum):
 
 @contextmanager
 def one_clear_message(out: Path | None = None) -> Iterator[None]:
-    """Show what a person can act on as one message, exit code 1; Ctrl-C ends with 130. The rest are bugs, shown whole."""
+    """Show what a person can act on as one message, exit code 1; Ctrl-C ends with 130. The rest are bugs."""
     from pydantic import ValidationError
 
     from host_client.local_daemon import DaemonFailed

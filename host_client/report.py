@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 from numpy.typing import NDArray
+from rich.box import SIMPLE_HEAD
 from rich.filesize import decimal
 from rich.table import Table
 
@@ -27,9 +28,18 @@ PAPER_WINDOW = 200
 
 def comparison_table(runs: Mapping[str, Run], title: str | None = None) -> Table:
     """Loss, accuracy, time per iteration and bytes per upload of runs, by label."""
-    table = Table(title=title, title_justify="left", title_style="bold")
-    table.add_column("optimizer")
-    for column in ("steps", "training\nloss", "test\nloss", "test\naccuracy", "time a\nstep", "upload", "Jacobian"):
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("optimizer", no_wrap=True)
+    columns = (
+        "steps",
+        "training\nloss",
+        "test\nloss",
+        "test\naccuracy",
+        "time a\nstep",
+        "upload",
+        "Jacobian\n/ upload",
+    )
+    for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     for label, run in runs.items():
         test = run.final("test")
@@ -42,7 +52,7 @@ def comparison_table(runs: Mapping[str, Run], title: str | None = None) -> Table
             f"{test.accuracy:.2%}",
             f"{1e3 * run.seconds_per_iteration:.1f} ms",
             decimal(int(run.bytes_per_upload)) if uploads else "–",
-            f"{run.jacobian_bytes / run.bytes_per_upload:.1f} × that" if uploads else "–",
+            f"{run.jacobian_bytes / run.bytes_per_upload:.1f} ×" if uploads else "–",
         )
     table.caption = (
         "Training loss: mean of the last 50 batches. Time and upload: medians over steps. "
@@ -62,8 +72,8 @@ def moving_average(values: NDArray[np.float64], window: int) -> NDArray[np.float
 
 
 def averaging_window(steps: int) -> int:
-    """The paper's 200 points where a run is long enough to show it, an eighth of the run where it is not."""
-    return max(1, min(PAPER_WINDOW, steps // 8))
+    """The paper's 200 points where a run is long enough to show it, a twentieth of the run where it is not."""
+    return max(1, min(PAPER_WINDOW, steps // 20))
 
 
 def plot_runs(runs: Mapping[str, Sequence[Run]], path: Path, *, title: str, caption: str = "") -> None:

@@ -1,0 +1,112 @@
+import csv
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from host_client import cli, modules, runner
+from host_client.tasks import mnist as mnist_task
+from host_client.train import Step
+from spu_link.errors import DeviceBusy, DeviceFault
+from tests.daemon import Daemon
+
+
+def tngd(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.app, arguments, env={"COLUMNS": "160", "TERM": "dumb"})
+
+
+@pytest.fixture
+def noise_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of MNIST, images that are all of MNIST's shape and mostly black."""
+    pixels = np.zeros((70_000, 28, 28), dtype=np.uint8)
+    labels = np.arange(70_000, dtype=np.uint8) % 10
+    for part in (slice(0, 300), slice(60_000, 60_300)):
+        pixels[part] = np.random.default_rng(0).integers(0, 256, (300, 28, 28))
+    monkeypatch.setattr(mnist_task, "digits", lambda: (pixels, labels))
+
+
+def words(text: str) -> str:
+    """Text without the frames and line breaks that the width of a terminal puts into it."""
+    return re.sub(r"[\s│╭╮╰╯─]+", " ", text)
+
+
+def test_help_names_every_option_with_unit_and_default() -> None:
+    text = words(tngd("train", "--help").output)
+    for said in ("in τ", "κ₀", "50.0", "0.01", "unix:PATH", "inproc:", "Images in a batch", "10000", "Examples"):
+        assert said in text
+    for command in ("demo", "reproduce", "bench"):
+        assert "default" in tngd(command, "--help").output
+
+
+@pytest.mark.usefixtures("noise_digits")
+def test_train_mnist_through_a_daemon_ends_with_its_table(free: Daemon, tmp_path: Path) -> None:
+    sizes = ["--train-size", "200", "--test-size", "100", "--batch-size", "16", "--steps", "3"]
+    result = tngd("train", "mnist", "--spu", free.address, *sizes, "--analog-time", "5", "--out", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    assert "Jacobian" in result.output
+    assert {path.name for path in tmp_path.iterdir()} == {"steps.csv", "run.json", "run.png"}
+    rows = list(csv.DictReader((tmp_path / "steps.csv").read_text().splitlines()))
+    assert len(rows) == 3
+    assert int(rows[0]["uploaded_bytes"]) < 16 * 10 * 105_866 * 4 / 30
+
+
+def test_a_dead_address_is_one_message_with_the_next_step(tmp_path: Path) -> None:
+    result = tngd("train", "mnist", "--spu", f"unix:{tmp_path}/nobody.sock")
+    assert result.exit_code == 1
+    assert "DeviceUnavailable" in result.stderr
+    assert "spu-server serve --listen" in words(result.stderr)
+    assert "Traceback" not in result.output
+
+
+def test_settings_that_make_no_sense_are_named() -> None:
+    result = tngd("train", "mnist", "--optimizer", "adam", "--momentum", "0.9")
+    assert result.exit_code == 1
+    assert "adam has its own" in words(result.stderr)
+
+
+@pytest.mark.usefixtures("noise_digits")
+def test_an_interrupt_keeps_the_iterations_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def two_steps(*_: object, **__: object) -> Iterator[Step]:
+        yield from (Step(n, 1, 2.0, 0.1, float(n), 0.1) for n in (1, 2))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "train", two_steps)
+    result = tngd("train", "mnist", "--optimizer", "adam", "--out", str(tmp_path))
+    assert result.exit_code == 130
+    assert "steps.csv" in words(result.stderr)
+    assert len(list(csv.DictReader((tmp_path / "steps.csv").read_text().splitlines()))) == 2
+
+
+def test_errors_of_the_device_come_with_a_next_step() -> None:
+    assert "free in 7 s" in cli.next_step(DeviceBusy("busy", retry_after=7.0))
+    assert "log" in cli.next_step(DeviceFault("broken"))
+
+
+def test_experiments_and_benchmarks_are_found_by_name() -> None:
+    assert "first-light: " in tngd("reproduce", "list").output
+    assert "step" in tngd("bench", "list").output.split()
+    for command in ("reproduce", "bench"):
+        result = tngd(command, "no-such-thing")
+        assert result.exit_code == 1
+        assert "'no-such-thing' is none of" in words(result.stderr)
+
+
+def test_a_benchmark_writes_its_ratios(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fake:
+        @staticmethod
+        def run() -> dict[str, object]:
+            return {"ratios": {"fast": 2.5}, "median_s": 0.1}
+
+    monkeypatch.setattr(modules, "find", lambda package, name: Fake)
+    result = tngd("bench", "fake", "--json", str(tmp_path / "b.json"))
+    assert result.exit_code == 0, result.output
+    assert "2.5" in result.output
+    content = json.loads((tmp_path / "b.json").read_text())
+    assert content["name"] == "fake"
+    assert content["ratios"] == {"fast": 2.5}
+    assert content["results"] == {"median_s": 0.1}
+    assert "torch" in content["versions"]

@@ -1,0 +1,163 @@
+import csv
+import itertools
+import json
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from rich.console import Console
+from torch import nn
+
+from host_client import connect
+from host_client.local_daemon import DaemonFailed, local_daemon
+from host_client.report import comparison_table, moving_average
+from host_client.results import COLUMNS
+from host_client.runner import run, write_report
+from host_client.settings import LEARNING_RATES, Settings
+from host_client.tasks.task import Examples, Task
+from host_client.train import Evaluation, Run, Step, make_optimizer, train
+from spu_link.errors import DeviceUnavailable
+from tests.daemon import Daemon
+
+
+@pytest.fixture(scope="module")
+def stripes() -> Task:
+    """Images of 8 × 8 with one bright row of four: a small network learns which in a few steps."""
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.randint(4, (400,), generator=generator)
+    inputs = 0.1 * torch.randn(400, 1, 8, 8, generator=generator)
+    inputs[torch.arange(400), 0, 2 * targets] += 1
+    return Task(
+        name="stripes",
+        outputs=4,
+        network=lambda: nn.Sequential(
+            nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 4)
+        ),
+        criterion=nn.CrossEntropyLoss(),
+        prepare=lambda x: x,
+        train=Examples(inputs[:200], targets[:200]),
+        validation=Examples(inputs[200:300], targets[200:300]),
+        test=Examples(inputs[300:], targets[300:]),
+    )
+
+
+def quiet() -> Console:
+    return Console(file=StringIO())
+
+
+def test_training_through_a_daemon_learns_and_leaves_a_full_record(stripes: Task, free: Daemon, tmp_path: Path) -> None:
+    settings = Settings(optimizer="tngd", lr=0.5, batch_size=20, steps=12, analog_time=5.0)
+    with connect(free.address) as spu:
+        result = run(stripes, settings, spu, label="TNGD", console=quiet(), csv=tmp_path / "steps.csv")
+        write_report(tmp_path, "run", {"TNGD": result}, stripes, spu, title="Stripes")
+
+    rows = list(csv.DictReader((tmp_path / "steps.csv").read_text().splitlines()))
+    assert list(rows[0]) == list(COLUMNS)
+    assert [int(row["step"]) for row in rows] == list(range(1, 13))
+    assert [int(row["epoch"]) for row in rows] == [1] * 10 + [2] * 2
+    assert all(int(row["uploaded_bytes"]) > 0 and float(row["staleness_tau"]) >= 0 for row in rows)
+    times = [float(row["device_time_tau"]) for row in rows]
+    assert all(b - a >= 5.0 for a, b in itertools.pairwise(times))
+    assert float(rows[-1]["loss"]) < 0.5 * float(rows[0]["loss"])
+
+    content = json.loads((tmp_path / "run.json").read_text())
+    assert {"python", "torch", "numpy", "grpcio", "tngd-spu"} <= set(content["versions"])
+    assert content["machine"]["cores"] >= 1
+    assert content["device"]["clock"] == "free"
+    assert content["device"]["rate_tau_per_s"] == 1000.0
+    told = content["runs"]["TNGD"]
+    assert told["settings"] == settings.model_dump()
+    assert told["results"]["test_accuracy"] == result.final("test").accuracy > 0.9
+    assert told["results"]["explicit_jacobian_bytes"] == 20 * 4 * result.parameters * 4
+    assert told["results"]["bytes_per_upload"] < told["results"]["explicit_jacobian_bytes"]
+    assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "ngd-woodbury"])
+def test_digital_optimizers_need_no_device(stripes: Task, optimizer: str) -> None:
+    settings = Settings.model_validate({"optimizer": optimizer, "batch_size": 20, "steps": 3})
+    result = run(stripes, settings, None, label=optimizer, console=quiet())
+    assert len(result.steps) == 3
+    assert result.bytes_per_upload == 0
+    assert result.steps[0].device_time is None
+
+
+def test_with_the_digital_solution_the_loss_is_that_of_the_device_left_to_settle(stripes: Task, free: Daemon) -> None:
+    shared = {"lr": 0.3, "damping": 0.5, "batch_size": 20, "steps": 4}
+    digital = run(stripes, Settings(optimizer="ngd-woodbury", **shared), None, label="NGD", console=quiet())
+    with connect(free.address) as spu:
+        analog = run(stripes, Settings(analog_time=60.0, **shared), spu, label="TNGD", console=quiet())
+    expected = [step.loss for step in digital.steps]
+    assert [step.loss for step in analog.steps] == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_same_seed_gives_the_same_run(stripes: Task) -> None:
+    def losses(seed: int) -> list[float]:
+        events = train(stripes, Settings(optimizer="adam", batch_size=20, steps=5, seed=seed))
+        return [event.loss for event in events if isinstance(event, Step)]
+
+    assert losses(1) == losses(1) != losses(2)
+
+
+def test_evaluations_come_when_asked_for_and_at_the_end(stripes: Task) -> None:
+    settings = Settings(optimizer="adam", batch_size=20, steps=7)
+    events = train(stripes, settings, evaluate_every=3, splits=("validation", "test"))
+    told = [(event.step, event.split) for event in events if isinstance(event, Evaluation)]
+    assert told == [(step, split) for step in (3, 6, 7) for split in ("validation", "test")]
+
+
+def test_divergence_stops_the_run_with_advice(stripes: Task) -> None:
+    with pytest.raises(FloatingPointError, match=r"at iteration \d+; lower the learning rate"):
+        list(train(stripes, Settings(optimizer="sgd", lr=1e30, batch_size=20, epochs=5)))
+
+
+def test_tngd_without_a_device_is_refused(stripes: Task) -> None:
+    with pytest.raises(ValueError, match="needs a session"):
+        make_optimizer(Settings(), stripes.build(0), stripes.criterion, None)
+
+
+def test_settings_have_the_papers_defaults_and_refuse_nonsense() -> None:
+    assert (Settings().lr, Settings().damping, Settings().analog_time, Settings().delay) == (0.01, 0.01, 50.0, 0.0)
+    for optimizer, rate in LEARNING_RATES.items():
+        assert Settings(optimizer=optimizer).lr == rate
+    for wrong in ({"lr": -1}, {"batch_size": 0}, {"optimizer": "adam", "momentum": 0.9}, {"speed": 1}):
+        with pytest.raises(ValidationError):
+            Settings.model_validate(wrong)
+
+
+def test_the_moving_average_is_the_mean_of_the_last_points() -> None:
+    values = np.array([1.0, 3.0, 5.0, 7.0])
+    assert moving_average(values, 2).tolist() == [1.0, 2.0, 4.0, 6.0]
+    assert moving_average(values, 200).tolist() == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_the_table_sets_the_upload_against_the_explicit_jacobian() -> None:
+    steps = [Step(n, 1, 0.5, 0.9, float(n), 0.05, uploaded=1_000_000, device_time=1.0, staleness=2.0) for n in (1, 2)]
+    one = Run(Settings(), 100_000, 10, steps, [Evaluation(2, "test", 0.25, 0.925)])
+    stream = StringIO()
+    Console(file=stream, width=120).print(comparison_table({"TNGD": one}))
+    for text in ("0.2500", "92.50%", "50.0 ms", "1.0 MB", "256.0 ×", "256.0 MB"):
+        assert text in stream.getvalue()
+
+
+def test_a_daemon_of_ones_own_ends_with_the_block_also_on_failure() -> None:
+    def interrupted() -> None:
+        with local_daemon(clock="stepped") as address:
+            addresses.append(address)
+            with connect(address) as spu:
+                assert spu.info.time == 0.0
+            raise KeyboardInterrupt
+
+    addresses: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    with pytest.raises(DeviceUnavailable):
+        connect(addresses[0], timeout=5.0)
+
+
+def test_a_daemon_that_does_not_start_says_why() -> None:
+    with pytest.raises(DaemonFailed, match=r"(?s)ended with exit code \d.*tau"), local_daemon(options=["--tau", "-1"]):
+        pytest.fail("it started")
