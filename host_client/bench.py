@@ -32,7 +32,7 @@ def bench(name: str, json: Path | None, console: Console | None = None) -> dict[
         results: dict[str, Any] = module.run()
     ratios = results.get("ratios", {})
     table = Table(
-        "ratio", "value", title=name, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False
+        "ratio", "value", title=name, title_justify="left", title_style="bold", box=SIMPLE_HEAD, collapse_padding=True
     )
     for ratio, value in ratios.items():
         table.add_row(ratio, f"{value:.4g}")

@@ -28,7 +28,7 @@ PAPER_WINDOW = 200
 
 def comparison_table(runs: Mapping[str, Run], title: str | None = None) -> Table:
     """Loss, accuracy, time per iteration and bytes per upload of runs, by label."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, collapse_padding=True)
     table.add_column("optimizer", no_wrap=True)
     columns = (
         "steps",
@@ -37,7 +37,7 @@ def comparison_table(runs: Mapping[str, Run], title: str | None = None) -> Table
         "test\naccuracy",
         "time a\nstep",
         "upload",
-        "Jacobian\n/ upload",
+        "Jacobian",
     )
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
@@ -54,9 +54,10 @@ def comparison_table(runs: Mapping[str, Run], title: str | None = None) -> Table
             decimal(int(run.bytes_per_upload)) if uploads else "–",
             f"{run.jacobian_bytes / run.bytes_per_upload:.1f} ×" if uploads else "–",
         )
+    jacobian = decimal(next(iter(runs.values())).jacobian_bytes)
     table.caption = (
-        "Training loss: mean of the last 50 batches. Time and upload: medians over steps. "
-        f"Jacobian: a batch's explicit float32 rows, {decimal(next(iter(runs.values())).jacobian_bytes)}."
+        "Training loss: mean of the last 50 batches. Time and upload: medians over steps.\n"
+        f"Jacobian: a batch's explicit float32 rows, {jacobian}, against the upload."
     )
     table.caption_justify = "left"
     return table
