@@ -95,13 +95,13 @@ def next_step(error: Exception) -> str:
     epilog="""
     [b]Examples[/b]
 
-    tngd train mnist                                             TNGD on an emulator in this process
+    tngd train mnist                                   an emulator in this process
 
-    spu-server serve --listen unix:/tmp/spu.sock                 a daemon, in another terminal …
+    spu-server serve --listen unix:/tmp/spu.sock       a daemon, in another terminal …
 
-    tngd train mnist --spu unix:/tmp/spu.sock --epochs 3         … and training through it
+    tngd train mnist --spu unix:/tmp/spu.sock          … and training through it
 
-    tngd train mnist --optimizer adam --out results/adam         the same without a device, to compare
+    tngd train mnist --optimizer adam --out results/adam             to compare
 
     The folder --out then holds steps.csv (a row an iteration), run.json (settings, versions, results) and run.png.
     """

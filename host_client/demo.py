@@ -63,9 +63,9 @@ def demo(out: Path, *, epochs: int = EPOCHS, seed: int = 0, console: Console | N
             task,
             spu,
             title="A CNN on MNIST, trained through a thermodynamic device and by Adam",
-            caption="The paper's settings for both. "
-            f"b = 64, {len(task.train):,} training and {len(task.test):,} test images, N = {runs['TNGD'].parameters:,}, "
-            f"seed {seed}. A free-running emulator in another process, over gRPC; τ = {info.tau:g} s.",
+            caption=f"The paper's settings for both. b = 64, {len(task.train):,} training and {len(task.test):,} test "
+            f"images, N = {runs['TNGD'].parameters:,}, seed {seed}.\n"
+            f"The device is a free-running emulator in a process of its own, over gRPC; τ = {info.tau:g} s.",
         )
     console.print(comparison_table(runs, "MNIST, same start and same batches"))
     console.print(f"Plot, settings and every iteration: {out}", highlight=False)

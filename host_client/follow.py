@@ -24,6 +24,7 @@ def follow(
     console: Console,
     writer: StepWriter | None = None,
     rate: float = 0.0,
+    each_evaluation: bool = True,
 ) -> Run:
     """Collect what happens into `run`, show it, and write it.
 
@@ -35,6 +36,7 @@ def follow(
         console: where the progress line and a line for each evaluation go.
         writer: of the iterations.
         rate: τ per second of a free-running device, to tell staleness in milliseconds too; 0 if it has none.
+        each_evaluation: whether each evaluation is told, or only those after the last iteration.
 
     Returns:
         `run`.
@@ -57,11 +59,9 @@ def follow(
                 progress.update(bar, advance=1, status=line.add(event))
             else:
                 run.evaluations.append(event)
-                progress.console.print(
-                    f"{label}: after {event.step} iterations {event.split} loss {event.loss:.4f}, "
-                    f"accuracy {event.accuracy:.2%}",
-                    highlight=False,
-                )
+                if each_evaluation or event.step == total:
+                    told = f"{event.split} loss {event.loss:.4f}, accuracy {event.accuracy:.2%}"
+                    console.print(f"{label}: after {event.step} iterations {told}", highlight=False, soft_wrap=True)
     return run
 
 

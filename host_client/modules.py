@@ -1,4 +1,4 @@
-"""Things that are found by name: one module of a package each."""
+"""Things that are found by name: one module of a package each, with a function ``run``."""
 
 from __future__ import annotations
 
@@ -12,16 +12,22 @@ class UnknownName(Exception):
 
 
 def names(package: ModuleType) -> list[str]:
-    """Public modules of a package, with hyphens for underscores."""
-    return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(package.__path__) if m.name[0] != "_")
+    """Names of a package's modules that have a function ``run``, with hyphens for underscores. Imports them all."""
+    return sorted(_modules(package))
 
 
 def find(package: ModuleType, name: str) -> ModuleType:
-    """The module of that name, imported.
+    """The module of that name.
 
     Raises:
         UnknownName: when there is none.
     """
-    if name not in names(package):
-        raise UnknownName(f"{name!r} is none of {', '.join(names(package)) or 'nothing: there are none yet'}")
-    return importlib.import_module(f"{package.__name__}.{name.replace('-', '_')}")
+    known = _modules(package)
+    if name not in known:
+        raise UnknownName(f"{name!r} is none of {', '.join(sorted(known)) or 'nothing: there are none yet'}")
+    return known[name]
+
+
+def _modules(package: ModuleType) -> dict[str, ModuleType]:
+    found = [importlib.import_module(f"{package.__name__}.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
+    return {m.__name__.rpartition(".")[2].replace("_", "-"): m for m in found if callable(getattr(m, "run", None))}

@@ -31,6 +31,7 @@ def run(
     csv: Path | None = None,
     evaluate_every: int | None = None,
     splits: Sequence[Split] = ("test",),
+    each_evaluation: bool = True,
 ) -> Run:
     """Train once, with a session on the device where the optimizer needs one.
 
@@ -43,6 +44,7 @@ def run(
         csv: file for the iterations, written as they happen.
         evaluate_every: iterations between evaluations; by default an epoch.
         splits: what to evaluate on.
+        each_evaluation: whether each evaluation is told, or only those at the end.
 
     Raises:
         SpuError: when the device fails.
@@ -61,6 +63,7 @@ def run(
             console=console,
             writer=writer,
             rate=rate,
+            each_evaluation=each_evaluation,
         )
 
 

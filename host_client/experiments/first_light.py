@@ -15,7 +15,7 @@ from statistics import fmean, stdev
 from rich.console import Console
 
 from host_client.blocking import Spu, connect
-from host_client.experiments._tables import show_and_write
+from host_client.experiments.tables import show_and_write
 from host_client.local_daemon import local_daemon
 from host_client.provenance import provenance
 from host_client.report import plot_runs
@@ -125,6 +125,7 @@ def _arm(task: Task, spu: Spu, optimizer: OptimizerName, lr: float, console: Con
                     console=console,
                     evaluate_every=EVALUATE_EVERY,
                     splits=("validation", "test"),
+                    each_evaluation=False,
                 )
             )
         except FloatingPointError as error:
