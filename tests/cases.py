@@ -131,7 +131,7 @@ CASES = [
     Case("sum over the batch", _mlp, (5,), reduction="sum"),
     Case("two classes", lambda: nn.Linear(5, 2), (5,), classes=2),
     Case("batch of one", _mlp, (5,), batch=1),
-    Case("wide input, few rows", lambda: nn.Sequential(nn.Linear(1, 4, bias=False), nn.Linear(4, 3)), (1,)),
+    Case("one feature", lambda: nn.Sequential(nn.Linear(1, 4, bias=False), nn.Linear(4, 3)), (1,)),
     Case("branches", TwoHeads, (5,)),
     Case("convolution", _convolutional(), IMAGE),
     Case("convolution without bias", _convolutional(bias=False), IMAGE),

@@ -169,25 +169,33 @@ class Capture:
                 raise UnsupportedLayer(
                     layer.path, "was not called in this forward pass; freeze it with requires_grad_(False)"
                 )
-        ordered = [calls[layer.path] for layer in self.layers]
-        b = len(logits)
+            rows = len(calls[layer.path].inputs)
+            if rows != len(logits):
+                raise UnsupportedLayer(
+                    layer.path, f"was given {rows} rows for {len(logits)} samples; give it one row a sample"
+                )
         columns = softmax_root(logits.detach())
         if self.criterion.reduction == "mean":
-            columns /= b**0.5
-        cotangents = backpropagate(
-            logits, [call.output for call in ordered], columns, widest=max(call.elements for call in ordered)
+            columns /= len(logits) ** 0.5
+        ordered = [calls[layer.path] for layer in self.layers]
+        forms = [
+            layer.form(call.inputs, len(columns), call.elements)
+            for layer, call in zip(self.layers, ordered, strict=True)
+        ]
+        kept = backpropagate(
+            logits,
+            columns,
+            [call.output for call in ordered],
+            [form.keep for form in forms],
+            widest=max(call.elements for call in ordered),
         )
         blocks = []
-        for layer, call, cotangent in zip(self.layers, ordered, cotangents, strict=True):
-            if cotangent is None:
+        for layer, form, cotangents in zip(self.layers, forms, kept, strict=True):
+            if cotangents is None:
                 raise UnsupportedLayer(
                     layer.path, "does not influence the model's output; freeze it with requires_grad_(False)"
                 )
-            if cotangent.shape[1] != b:
-                raise UnsupportedLayer(
-                    layer.path, f"was given {cotangent.shape[1]} rows for {b} samples; give it one row a sample"
-                )
-            blocks.append(layer.rows(call.inputs, cotangent))
+            blocks.append(form.rows(cotangents))
         return LayerRows(blocks)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,28 +17,34 @@ engine's overhead is paid once.
 
 
 def backpropagate(
-    logits: Tensor, outputs: Sequence[GradientEdge], columns: Tensor, *, widest: int
+    logits: Tensor,
+    columns: Tensor,
+    outputs: Sequence[GradientEdge],
+    keep: Sequence[Callable[[Tensor], Tensor]],
+    *,
+    widest: int,
 ) -> list[Tensor | None]:
-    """Cotangents of layer outputs for c cotangents of the logits. The graph is kept for the loss's own backward pass.
+    """What is kept of the cotangents of layer outputs, for c cotangents of the logits.
 
-    Gradients with respect to parameters are not computed.
+    The graph stays for the loss's own backward pass. Gradients with respect to parameters are not computed.
 
     Args:
         logits: shape (b, d), with its graph.
-        outputs: where in that graph the layers' outputs are.
         columns: cotangents of the logits, shape (c, b, d).
+        outputs: where in that graph the layers' outputs are, of shape (b, …).
+        keep: for each output, what is kept of some of its cotangents: from shape (k, b, …), again (k, b, …).
         widest: elements of the largest of the outputs.
 
     Returns:
-        For each output of shape (b, …) its cotangents, shape (c, b, …), contiguous, or None where the logits do not
-        depend on it.
+        For each output what was kept of all, shape (c, b, …), contiguous, or None where the logits do not depend on it.
     """
     step = max(1, PASS_ELEMENTS // widest)
     results: list[Tensor | None] = [None] * len(outputs)
     for start in range(0, len(columns), step):
-        for i, part in enumerate(_backward(logits, outputs, columns[start : start + step])):
-            if part is None:
+        for i, cotangents in enumerate(_backward(logits, outputs, columns[start : start + step])):
+            if cotangents is None:
                 continue
+            part = keep[i](cotangents)
             if step >= len(columns):
                 results[i] = part.contiguous()
                 continue

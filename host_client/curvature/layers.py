@@ -1,16 +1,14 @@
-"""Which layers the capture knows the Jacobian rows of, and in which form it hands them on."""
+"""Which layers the capture knows the Jacobian rows of."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from host_client.curvature.errors import UnsupportedLayer
-from spu_link.operators import Conv2dRows, LinearRows, Rows
-from spu_link.operators.base import BlockFactor
+from host_client.curvature.forms import Form, bias_form, conv2d_form, linear_form
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class Layer:
     bias: bool
 
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """The trained parameters with their dotted paths, in the order of the columns of `rows`."""
+        """The trained parameters with their dotted paths, in the order of their columns."""
         prefix = f"{self.path}." if self.path else ""
         trained = {"weight": self.weight, "bias": self.bias}
         return [(prefix + name, p) for name, p in self.module.named_parameters(recurse=False) if trained[name]]
@@ -48,51 +46,19 @@ class Layer:
                 self.path, f"({kind}) got an input of shape {tuple(inputs.shape)}; only {shape} is supported"
             )
 
-    def rows(self, inputs: Tensor, cotangents: Tensor) -> BlockFactor:
-        """Rows of the Jacobian with respect to the trained parameters: factors or in full, whichever has fewer bytes.
+    def form(self, inputs: Tensor, columns: int, outputs: int) -> Form:
+        """How its rows with respect to the trained parameters are held; the weight's columns come first.
 
         Args:
             inputs: the layer's input, shape (b, …).
-            cotangents: gradients of c scalar functions of each sample with respect to the layer's output, shape
-                (c, b, …).
-
-        Returns:
-            Row (c, i) of shape (c·b, number of trained parameters), the weight's columns first.
+            columns: number c of cotangents a sample.
+            outputs: elements of the layer's output.
         """
         if not self.weight:
-            summed = cotangents if cotangents.dim() == 3 else cotangents.sum((3, 4))
-            return Rows(summed.flatten(0, 1))
-        factors = (
-            LinearRows(inputs, cotangents, bias=self.bias)
-            if isinstance(self.module, nn.Linear)
-            else _conv2d_rows(self.module, inputs, cotangents, bias=self.bias)
-        )
-        m, n = factors.shape
-        return Rows(factors.to_rows()) if m * n < inputs.numel() + cotangents.numel() else factors
-
-
-def _conv2d_rows(module: nn.Conv2d, inputs: Tensor, cotangents: Tensor, *, bias: bool) -> Conv2dRows:
-    kernel, dilation = (module.kernel_size[0], module.kernel_size[1]), (module.dilation[0], module.dilation[1])
-    if module.padding == "same":
-        height, width = (d * (k - 1) for k, d in zip(kernel, dilation, strict=True))
-        padding = (height // 2, width // 2)
-        if height % 2 or width % 2:
-            # An odd total has one more row or column of zeros after the image than before it.
-            inputs = F.pad(inputs, (0, width % 2, 0, height % 2))
-    elif isinstance(module.padding, str):
-        padding = (0, 0)
-    else:
-        padding = (module.padding[0], module.padding[1])
-    return Conv2dRows(
-        inputs,
-        cotangents,
-        kernel=kernel,
-        stride=(module.stride[0], module.stride[1]),
-        padding=padding,
-        dilation=dilation,
-        groups=module.groups,
-        bias=bias,
-    )
+            return bias_form()
+        if isinstance(self.module, nn.Linear):
+            return linear_form(inputs, bias=self.bias)
+        return conv2d_form(self.module, inputs, columns, outputs, bias=self.bias)
 
 
 def trained_layers(model: nn.Module) -> list[Layer]:
