@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -18,6 +19,10 @@ from tngd.spu.v1 import spu_pb2 as pb
 from tngd.spu.v1 import spu_pb2_grpc
 
 Response = TypeVar("Response", pb.ProgramResponse, pb.ReadResponse)
+
+
+PAUSES = (0.0, 0.1, 1.0)
+"""Seconds between an upload's header and its bytes: first none, then long enough to hear why the header is refused."""
 
 
 class RemoteLink(Link):
@@ -64,10 +69,21 @@ class RemoteLink(Link):
     ) -> AsyncGenerator[Applied | Reading, None]:
         """Upload a program: first when it took hold, then each reading, in the order of their times."""
         with self._errors("Program"):
-            call = self._stub.Program(_upload(session, program, reads, not_before), timeout=timeout)
-            try:
+            for pause in PAUSES:
+                call = self._stub.Program(_upload(session, program, reads, not_before, pause), timeout=timeout)
                 responses = aiter(call)
-                applied = (await self._next(responses)).applied
+                try:
+                    applied = (await self._next(responses)).applied
+                    break
+                except grpc.aio.AioRpcError as error:
+                    # A refusal that comes while grpc writes the next message is lost: it says no more than this. What
+                    # was refused left no trace and is refused again, this time while nothing is being written.
+                    if error.details() != "Internal error from Core" or pause == PAUSES[-1]:
+                        raise
+                except BaseException:
+                    call.cancel()
+                    raise
+            try:
                 yield Applied(applied.sequence, applied.time)
                 for _ in reads:
                     yield await self._receive(responses)
@@ -126,7 +142,7 @@ class RemoteLink(Link):
 
 
 async def _upload(
-    session: pb.SessionRef, program: Program, reads: Sequence[ReadPlan], not_before: float | None
+    session: pb.SessionRef, program: Program, reads: Sequence[ReadPlan], not_before: float | None, pause: float
 ) -> AsyncIterator[pb.ProgramRequest]:
     header, tensors = wire.header_of(program)
     header.session.CopyFrom(session)
@@ -134,6 +150,8 @@ async def _upload(
     if not_before is not None:
         header.not_before = not_before
     yield pb.ProgramRequest(header=header)
+    if pause:
+        await asyncio.sleep(pause)
     crc = 0
     for chunk in wire.numbered(wire.chunks(wire.byte_views(tensors))):
         crc = google_crc32c.extend(crc, chunk.data)

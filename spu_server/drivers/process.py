@@ -76,7 +76,7 @@ class DriverProcess(DriverPort[SharedBytes]):
 
     async def _note_end(self) -> None:
         with suppress(DeviceFault):
-            await self._run(self._answer, 0.0)
+            await self._run(self._answer, STOP_SECONDS)
 
     @property
     def pid(self) -> int:
