@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,15 +15,14 @@ from spu_server.dynamics.transition import Transition
 class DenseTransition(Transition):
     """Works in the eigenvectors of F itself, shape (N, N), decomposed once."""
 
-    _basis: Eigenbasis | None = None
+    @cached_property
+    def _basis(self) -> Eigenbasis:
+        return Eigenbasis(self.operator.dense().to(torch.float64))
 
     def prepare(self) -> None:
         """Decompose F."""
-        if self._basis is None:
-            self._basis = Eigenbasis(self.operator.dense().to(torch.float64).numpy())
+        self._basis  # noqa: B018 - computed on first use
 
     def _outputs(self, table: Table, inputs: Sequence[Tensor | None], duration: float) -> Tensor:
-        self.prepare()
-        assert self._basis is not None
-        vectors = np.stack([np.zeros(len(self.drive)) if v is None else v.numpy() for v in inputs])
-        return torch.from_numpy(self._basis.functions(table, vectors, self.damping, duration))
+        vectors = torch.stack([torch.zeros_like(self.drive) if v is None else v for v in inputs])
+        return self._basis.functions(table, vectors, self.damping, duration)

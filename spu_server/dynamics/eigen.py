@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from spu_server.dynamics.functions import ScalarFunction, Vector, clean, slope
 
@@ -16,6 +16,9 @@ Table = Sequence[Sequence[ScalarFunction]]
 class Eigenbasis:
     """G = Q S Qᵀ, decomposed once.
 
+    Everything of size m² is left to torch, here and in the products: numpy's threads would have to wake beside torch's,
+    which still spin after A was applied, and on a few cores that costs more than the work.
+
     Args:
         matrix: G, shape (m, m), symmetric positive semi-definite, float64.
 
@@ -24,36 +27,33 @@ class Eigenbasis:
         vectors: Q, shape (m, m), one eigenvector a column.
     """
 
-    def __init__(self, matrix: Vector) -> None:
-        values, self.vectors = np.linalg.eigh(matrix)
-        self.values = clean(values, len(values))
+    def __init__(self, matrix: Tensor) -> None:
+        values, self.vectors = torch.linalg.eigh(matrix)
+        self.values = clean(values.numpy(), len(values))
 
-    def functions(self, table: Table, inputs: Vector, damping: float, duration: float) -> Vector:
+    def functions(self, table: Table, inputs: Tensor, damping: float, duration: float) -> Tensor:
         """Σ_j h_ij(G + λI) v_j for every output i.
 
         Args:
             table: h, by output and input.
-            inputs: v, shape (inputs, m).
+            inputs: v, shape (inputs, m), float64.
             damping: λ.
             duration: Δ, in τ.
 
         Returns:
             Shape (outputs, m).
         """
-        return self._combine([[h(damping + self.values, duration) for h in row] for row in table], inputs)
+        return self._combine(table, inputs, lambda h: h(damping + self.values, duration))
 
-    def slopes(self, table: Table, inputs: Vector, damping: float, duration: float) -> Vector:
+    def slopes(self, table: Table, inputs: Tensor, damping: float, duration: float) -> Tensor:
         """Σ_j k_ij(G) v_j for every output i, with k the `slope` of h; otherwise as `functions`."""
-        return self._combine([[slope(h, damping, self.values, duration) for h in row] for row in table], inputs)
+        return self._combine(table, inputs, lambda h: slope(h, damping, self.values, duration))
 
-    def _combine(self, weights: Sequence[Sequence[Vector]], inputs: Vector) -> Vector:
-        # The products are torch's: numpy's threads would have to wake beside torch's, which still spin, and on a few
-        # cores that costs more than the products.
-        vectors = torch.from_numpy(self.vectors)
-        coordinates = (torch.from_numpy(inputs) @ vectors).numpy()
-        outputs = np.zeros((len(weights), len(self.values)))
-        for output, row in zip(outputs, weights, strict=True):
-            for weight, coordinate in zip(row, coordinates, strict=False):
-                output += weight * coordinate
-        product: Vector = (torch.from_numpy(outputs) @ vectors.T).numpy()
+    def _combine(self, table: Table, inputs: Tensor, weights: Callable[[ScalarFunction], Vector]) -> Tensor:
+        coordinates = inputs @ self.vectors
+        outputs = torch.zeros(len(table), len(self.values), dtype=torch.float64)
+        for output, row in zip(outputs, table, strict=True):
+            for h, coordinate in zip(row, coordinates, strict=False):
+                output.addcmul_(torch.from_numpy(weights(h)), coordinate)
+        product: Tensor = outputs @ self.vectors.T
         return product

@@ -8,6 +8,7 @@ done once a program, or the Lanczos process, done once a vector.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from spu_link.operators import FactorOperator
 from spu_server.dynamics.eigen import Eigenbasis, Table
-from spu_server.dynamics.functions import ScalarFunction, Vector, slope
+from spu_server.dynamics.functions import ScalarFunction, Vector, response, slope
 from spu_server.dynamics.lanczos import Target, krylov
 from spu_server.dynamics.transition import Transition
 
@@ -29,7 +30,7 @@ TOLERANCE = 1e-8
 """Largest relative change of an output at which the Lanczos process stops."""
 
 STIFFEST = 1e6
-"""Most λ-relative stiffness for Lanczos: beyond, the residual form loses digits and the process would not converge."""
+"""Most trace(AAᵀ)·φ₁(λ) for the Lanczos route: its rounding grows with it, and beyond it would not converge anyway."""
 
 
 class FactorTransition(Transition):
@@ -41,48 +42,55 @@ class FactorTransition(Transition):
 
     operator: FactorOperator
 
-    _gram: Vector | None = None
-    _sampled_drive: Vector
     _basis: Eigenbasis | None = None
-    _spent = 0
+    _steps = 0  # Lanczos steps so far.
+
+    @cached_property
+    def _gram(self) -> Tensor:
+        return self.operator.gram()
+
+    @cached_property
+    def _sampled_drive(self) -> Tensor:
+        return self.operator.apply(self.drive)
 
     def prepare(self) -> None:
         """Compute the Gram matrix and A b, and decompose a small Gram matrix."""
-        if self._gram is None:
-            self._gram = self.operator.gram().numpy()
-            self._sampled_drive = self.operator.apply(self.drive).numpy()
-            if len(self._gram) <= SMALL:
-                self._basis = Eigenbasis(self._gram)
+        gram, _ = self._gram, self._sampled_drive
+        if self._basis is None and len(gram) <= SMALL:
+            self._basis = Eigenbasis(gram)
 
     def _outputs(self, table: Table, inputs: Sequence[Tensor | None], duration: float) -> Tensor:
         self.prepare()
-        outputs = self.operator.adjoint(torch.from_numpy(self._weights(table, inputs, duration)))
+        outputs = self.operator.adjoint(self._weights(table, inputs, duration))
         for output, row in zip(outputs, table, strict=True):
             for h, v in zip(row, inputs, strict=False):
                 if v is not None:
                     output.add_(v, alpha=_at(h, self.damping, duration))
         return outputs
 
-    def _weights(self, table: Table, inputs: Sequence[Tensor | None], duration: float) -> Vector:
+    def _weights(self, table: Table, inputs: Sequence[Tensor | None], duration: float) -> Tensor:
         """Σ_j k_ij(AAᵀ) A v_j, shape (outputs, m)."""
-        assert self._gram is not None
         samples = self._samples(inputs)
         if self._basis is None:
-            stiffness = float(np.trace(self._gram)) * _at(table[0][1], self.damping, duration)
-            if stiffness <= STIFFEST and self._spent < STEPS_PER_ROW * len(self._gram):
-                weights = self._by_lanczos(table, inputs, samples, duration)
+            stiffness = float(self._gram.trace()) * _at(response, self.damping, duration)
+            if stiffness <= STIFFEST and self._steps < STEPS_PER_ROW * len(self._gram):
+                weights = self._by_lanczos(table, inputs, samples.numpy(), duration)
                 if weights is not None:
-                    return weights
+                    return torch.from_numpy(weights)
             self._basis = Eigenbasis(self._gram)
         return self._basis.slopes(table, samples, self.damping, duration)
 
-    def _samples(self, inputs: Sequence[Tensor | None]) -> Vector:
+    def _samples(self, inputs: Sequence[Tensor | None]) -> Tensor:
         """A v_j for every input, shape (inputs, m)."""
-        samples = np.zeros((len(inputs), len(self._sampled_drive)))
-        new = {j: v for j, v in enumerate(inputs) if v is not None and v is not self.drive}
+        samples = torch.zeros(len(inputs), len(self._sampled_drive), dtype=torch.float64)
+        new: dict[int, Tensor] = {}
+        for j, v in enumerate(inputs):
+            if v is self.drive:
+                samples[j] = self._sampled_drive
+            elif v is not None:
+                new[j] = v
         if new:
-            samples[list(new)] = self.operator.apply(torch.stack(list(new.values()))).numpy()
-        samples[[j for j, v in enumerate(inputs) if v is self.drive]] = self._sampled_drive
+            samples[list(new)] = self.operator.apply(torch.stack(list(new.values())))
         return samples
 
     def _by_lanczos(
@@ -93,9 +101,8 @@ class FactorTransition(Transition):
         Start and drive share one process. Since decay = 1 − f·response and response = Δ − f·integrated_response, with
         r = b − (F + λI) x and g the drive's function, each output is h_x(λ) x + g(λ) b + Aᵀ[k_g(AAᵀ) A r − g(λ) A x].
         """
-        assert self._gram is not None
         (x, b), noises = samples[:2], samples[2:]
-        pulled = self._gram @ x
+        pulled = self._gram.numpy() @ x
         residual = b - self.damping * x - pulled
         weights = np.empty((len(table), len(x)))
         targets = []
@@ -108,12 +115,12 @@ class FactorTransition(Transition):
         if not self._add(weights, residual, targets):
             return None
         for j, noise in enumerate(noises, 2):
-            rows = [i for i, row in enumerate(table) if j < len(row)]
+            drawn = [i for i, row in enumerate(table) if j < len(row)]
             targets = []
-            for i in rows:
+            for i in drawn:
                 h = _at(table[i][j], self.damping, duration)
                 targets.append(Target(self._slope(table[i][j], duration), _square((h, inputs[j])), h * noise))
-            if not self._add(weights[rows[0] :], noise, targets):
+            if not self._add(weights[drawn[0] :], noise, targets):
                 return None
         return weights
 
@@ -122,9 +129,8 @@ class FactorTransition(Transition):
 
     def _add(self, weights: Vector, start: Vector, targets: Sequence[Target]) -> bool:
         """Add the products for `targets` to the rows of `weights`; False if the process does not converge."""
-        assert self._gram is not None
-        found = krylov(self._gram, start, targets, tolerance=TOLERANCE, most=len(start) // 4)
-        self._spent += found.steps
+        found = krylov(self._gram.numpy(), start, targets, tolerance=TOLERANCE, most=len(start) // 4)
+        self._steps += found.steps
         if found.products is None:
             return False
         weights += found.products

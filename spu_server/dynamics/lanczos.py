@@ -80,7 +80,7 @@ def krylov(gram: Vector, start: Vector, targets: Sequence[Target], *, tolerance:
         exhausted = step == m or norm <= np.finfo(np.float64).eps * m * largest
         if exhausted or step == most or step % GAP == 0:
             matrix = diagonal[:step], beside[: step - 1]
-            values, vectors, _ = dstevd(*matrix)
+            values, vectors, _ = dstevd(diagonal[:step], beside[: max(step - 1, 1)])
             ritz = clean(values, m)
             coefficients = [vectors @ (length * target.function(ritz) * vectors[0]) for target in targets]
             if exhausted or _settled(previous, coefficients, matrix, targets, spanned, tolerance):

@@ -69,7 +69,7 @@ class Transition(ABC):
             return Step(zeros if state is None else state, torch.zeros_like(zeros) if integral else None)
         inputs = [state, self.drive]
         if self.noise > 0.0:
-            inputs += [normal().mul_(self.noise**0.5) for _ in range(2 if integral else 1)]
+            inputs += [normal() * self.noise**0.5 for _ in range(2 if integral else 1)]
         outputs = self._outputs([STATE, INTEGRAL] if integral else [STATE], inputs, duration)
         return Step(outputs[0], outputs[1] if integral else None)
 
