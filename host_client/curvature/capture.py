@@ -71,10 +71,10 @@ class Capture:
         self._operator: LayerRows | None = None
         self._differentiated: list[LayerRows] = []
         # A model that is itself a layer has both forward hooks: the layer's comes first.
-        record = _weakly(self._record)
+        record = _WeakHook(self._record)
         handles = [layer.module.register_forward_hook(record, with_kwargs=True) for layer in self.layers]
-        handles.append(model.register_forward_pre_hook(_weakly(self._begin)))
-        handles.append(model.register_forward_hook(_weakly(self._finish)))
+        handles.append(model.register_forward_pre_hook(_WeakHook(self._begin)))
+        handles.append(model.register_forward_hook(_WeakHook(self._finish)))
         handles.append(criterion.register_forward_pre_hook(_check_targets, with_kwargs=True))
         self._remove_hooks = weakref.finalize(self, _remove, handles)
 
@@ -126,8 +126,6 @@ class Capture:
         self._differentiated.clear()
 
     def _begin(self, model: nn.Module, args: tuple[Any, ...]) -> None:
-        if model is not self.model:
-            return
         self._calls = None
         if not (model.training and torch.is_grad_enabled()):
             return
@@ -137,9 +135,9 @@ class Capture:
         self._calls = {}
 
     def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        layer = self._by_module.get(module)
-        if self._calls is None or layer is None:
+        if self._calls is None:
             return
+        layer = self._by_module[module]
         if layer.path in self._calls:
             raise UnsupportedLayer(
                 layer.path, "was called twice in one forward pass; use a layer of its own for each call"
@@ -199,15 +197,19 @@ class Capture:
         return LayerRows(blocks)
 
 
-def _weakly(method: Callable[..., None]) -> Callable[..., None]:
-    reference = weakref.WeakMethod(method)
+class _WeakHook:
+    """A hook that neither keeps its capture alive nor goes along with a copy of the module, pickled ones included."""
 
-    def hook(*args: Any) -> None:
-        bound = reference()
-        if bound is not None:
-            bound(*args)
+    def __init__(self, method: Callable[..., None] | None) -> None:
+        self._method = None if method is None else weakref.WeakMethod(method)
 
-    return hook
+    def __call__(self, *args: Any) -> None:
+        method = self._method and self._method()
+        if method:
+            method(*args)
+
+    def __reduce__(self) -> tuple[type[_WeakHook], tuple[None]]:
+        return _WeakHook, (None,)
 
 
 def _remove(handles: list[RemovableHandle]) -> None:

@@ -2,7 +2,9 @@
 
 import copy
 import gc
+import pickle
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -218,12 +220,13 @@ def test_the_model_does_not_keep_its_capture() -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in (*model.modules(), criterion))
 
 
-def test_a_copy_of_the_model_is_not_captured() -> None:
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_of_the_model_is_not_captured(duplicate: Callable[[nn.Module], nn.Module]) -> None:
     model = _mlp()
     capture = Capture(model, nn.CrossEntropyLoss())
     model(torch.randn(4, 5))
     operator = capture.operator
-    copy.deepcopy(model)(torch.randn(9, 5))
+    duplicate(model)(torch.randn(9, 5))
     assert capture.operator is operator
 
 
@@ -245,10 +248,6 @@ class Marked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, x: Tensor, token: Token) -> tuple[Tensor, Any]:
-        return x.clone(), in_dims[0]
 
 
 class Marking(nn.Module):
