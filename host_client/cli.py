@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -10,6 +12,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 app = typer.Typer(
     name="tngd",
@@ -45,7 +48,10 @@ class TaskChoice(StrEnum):
 
 @contextmanager
 def one_clear_message(out: Path | None = None) -> Iterator[None]:
-    """Show what a person can act on as one message, exit code 1; Ctrl-C ends with 130. The rest are bugs."""
+    """Show what a person can act on as one message, exit code 1. The rest are bugs and shown whole.
+
+    Ctrl-C ends with exit code 130 and SIGTERM with 143, both after closing sessions and ending a daemon of one's own.
+    """
     from pydantic import ValidationError
 
     from host_client.local_daemon import DaemonFailed
@@ -53,25 +59,30 @@ def one_clear_message(out: Path | None = None) -> Iterator[None]:
     from host_client.tasks.mnist import DataUnavailable
     from spu_link.errors import SpuError
 
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         yield
-    except SpuError as error:
-        errors.print(f"[red]{type(error).__name__}[/red]: {error}", highlight=False)
-        if step := next_step(error):
-            errors.print(step, highlight=False)
     except ValidationError as error:
         for problem in error.errors():
-            name = ".".join(str(part) for part in problem["loc"]) or "settings"
-            errors.print(f"[red]{name}[/red]: {problem['msg']}", highlight=False)
-    except (DaemonFailed, DataUnavailable, FloatingPointError, UnknownName) as error:
-        errors.print(f"[red]{type(error).__name__}[/red]: {error}", highlight=False)
+            tell(".".join(str(part) for part in problem["loc"]) or "settings", problem["msg"])
+    except SpuError as error:
+        tell(type(error).__name__, f"{error}\n{next_step(error)}".strip())
+    except (DaemonFailed, DataUnavailable, FloatingPointError, OSError, UnknownName) as error:
+        tell(type(error).__name__, str(error))
     except KeyboardInterrupt:
         kept = f"; the iterations so far are in {out}" if out is not None else ""
-        errors.print(f"interrupted{kept}", highlight=False)
+        tell("interrupted", f"by Ctrl-C{kept}")
         raise typer.Exit(130) from None
     else:
         return
+    finally:
+        signal.signal(signal.SIGTERM, before)
     raise typer.Exit(1)
+
+
+def tell(name: str, message: str) -> None:
+    """Print a message to standard error, its name in red."""
+    errors.print(f"[red]{escape(name)}[/red]: {escape(message)}", highlight=False, soft_wrap=True)
 
 
 def next_step(error: Exception) -> str:
