@@ -87,9 +87,13 @@ def run(out: Path, spu: str | None, console: Console) -> None:
 
     _write_csv(out / "first-light.csv", arms)
     rows = [_row(arm, kind) for kind, those in chosen.items() for arm in those]
-    columns = ("optimizer", "learning rate", "chosen", "test loss", "test accuracy", "time / iteration")
+    columns = ("optimizer", "learning rate", "chosen", "test loss", "test accuracy", "time a step")
     show_and_write(
-        out / "first-light.md", columns, rows, console, title="First light: MNIST, one epoch, mean ± std, 3 seeds"
+        out / "first-light.md",
+        columns,
+        rows,
+        console,
+        title=f"First light: MNIST, one epoch, mean ± std over {len(SEEDS)} seeds",
     )
     content = {
         **provenance(),
@@ -104,7 +108,7 @@ def run(out: Path, spu: str | None, console: Console) -> None:
         lines,
         out / "first-light.png",
         title="First light: one epoch of MNIST through a free-running device",
-        caption="Mean ± standard deviation over 3 seeds. TNGD: λ = 0.01, t = 50 τ, t_d = 0. b = 64, 10,000 training "
+        caption=f"Mean ± standard deviation over {len(SEEDS)} seeds. TNGD: λ = 0.01, t = 50 τ, t_d = 0. b = 64, 10,000 training "
         "images. Best η: lowest validation loss of a grid of 4.",
     )
     console.print(f"CSV, JSON, table and plot: {out}", highlight=False)
