@@ -1,0 +1,60 @@
+"""Memory of the daemon, its driver included, for a million parameters with explicit rows: one program and one reading.
+
+Ratios:
+    peak_vs_bound: most memory ever resident in the daemon's processes together, over operands plus ten float64 vectors
+        of length N plus 1 GiB.
+    growth_vs_operands: what of it came with the program, over the operands' bytes.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from host_client import connect
+from host_client.local_daemon import local_daemon
+from spu_link.operators import Rows
+
+VECTORS = 10
+GIB = 1 << 30
+
+
+def run(rows: int = 640, cells: int = 1_000_000) -> dict[str, Any]:
+    """Measure; the peaks are the kernel's own (VmHWM), so that nothing falls between two samples."""
+    operator = Rows(torch.randn(rows, cells).mul_(cells**-0.5))
+    drive = torch.randn(cells)
+    with local_daemon(clock="stepped") as address, connect(address, timeout=300.0) as spu:
+        processes = _family(address)
+        idle = sum(_peak(process) for process in processes)
+        with spu.session(ttl=60.0) as session:
+            reading = session.solve(operator, drive, damping=0.1, noise=1e-6, analog_time=5.0, start="drive")
+        assert reading.value.shape == (cells,)
+        peak = sum(_peak(process) for process in processes)
+    operands = operator.nbytes + drive.nbytes
+    bound = operands + VECTORS * 8 * cells + GIB
+    return {
+        "ratios": {"peak_vs_bound": peak / bound, "growth_vs_operands": (peak - idle) / operands},
+        "bytes": {"peak": peak, "idle": idle, "operands": operands, "bound": bound},
+        "rows": rows,
+        "cells": cells,
+    }
+
+
+def _family(address: str) -> list[int]:
+    """Process ids of the daemon at an address, a child of this process, and of its own children."""
+    for child in psutil.Process(os.getpid()).children():
+        if address in child.cmdline():
+            return [child.pid, *(process.pid for process in child.children(recursive=True))]
+    raise LookupError(f"no child of this process listens on {address}")
+
+
+def _peak(pid: int) -> int:
+    """Most bytes ever resident in a process."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise LookupError(f"process {pid} has ended")
