@@ -1,4 +1,4 @@
-"""Motion under a curvature that is given, or best held, in full."""
+"""Motion under a curvature that is best held in full: given so, or a factor with no fewer rows than columns."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from spu_link.operators import FactorOperator
+from spu_link.operators.base import gram_of
 from spu_server.dynamics.eigen import Eigenbasis, Table
 from spu_server.dynamics.transition import Transition
+
+STRETCH = 4096
+"""Rows of a factor that AᵀA is accumulated from at a time."""
 
 
 class DenseTransition(Transition):
@@ -17,7 +22,10 @@ class DenseTransition(Transition):
 
     @cached_property
     def _basis(self) -> Eigenbasis:
-        return Eigenbasis(self.operator.dense().to(torch.float64))
+        held = self.operator.dense()
+        if isinstance(self.operator, FactorOperator):
+            return Eigenbasis(gram_of((rows.T for rows in held.split(STRETCH)), self.operator.parameters))
+        return Eigenbasis(held.to(torch.float64))
 
     def prepare(self) -> None:
         """Decompose F."""

@@ -18,13 +18,15 @@ SMALL_PROBLEM = 10_000_000
 def transition_of(program: Program) -> Transition:
     """The motion under `program`: state, drive and noise in float64, large operands in the dtype they came in.
 
-    Large operands are referred to, not copied; the drive is copied, for a start at the drive outlives the program.
+    Large operands are referred to, not copied; the drive is copied, for a start at the drive outlives the program. A
+    factor with m ≥ N is held as F: the smaller matrix, and without damping also the more exact one, since in sample
+    space what has decayed comes out as the difference of two terms that grow with time.
     """
     operator = program.operator
     drive = program.drive.to(torch.float64, copy=True)
-    if not isinstance(operator, FactorOperator):
-        return DenseTransition(operator, drive, damping=program.damping, noise=program.noise)
     m, n = operator.shape
+    if not isinstance(operator, FactorOperator) or m >= n:
+        return DenseTransition(operator, drive, damping=program.damping, noise=program.noise)
     if m * n <= SMALL_PROBLEM:
         operator = operator.map(Tensor.double)
     return FactorTransition(operator, drive, damping=program.damping, noise=program.noise)

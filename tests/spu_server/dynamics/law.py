@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ Matrix = NDArray[np.float64]
 
 @dataclass
 class Law:
-    """y = (x', ∫x ds) over one step is y = offset + start·x + a normal vector of this covariance; y has 2N components."""
+    """The pair y = (x', ∫x ds), of 2N components: y = offset + start·x + a normal vector of this covariance."""
 
     offset: Matrix
     start: Matrix
@@ -35,28 +36,39 @@ class Law:
         )
 
 
-def law_of(transition: Transition, duration: float) -> Law:
-    """The step's law through its response to unit vectors: x = e_i, z₁ = e_i, z₂ = e_i."""
-    n = len(transition.drive)
-    zero, units = torch.zeros(n, dtype=torch.float64), torch.eye(n, dtype=torch.float64)
+def law_of(build: Callable[[Tensor], Transition], b: Tensor, duration: float) -> Law:
+    """The step's law through its response to unit vectors, the inputs one at a time: b, x = e_i, z₁ = e_i, z₂ = e_i.
 
-    def y(state: Tensor, *normals: Tensor) -> Matrix:
+    Args:
+        build: makes the transition for a drive.
+        b: the drive.
+        duration: Δ.
+    """
+    n = len(b)
+    zero, units = torch.zeros(n, dtype=torch.float64), torch.eye(n, dtype=torch.float64)
+    driven, free = build(b), build(zero)
+
+    def y(transition: Transition, state: Tensor, *normals: Tensor) -> Matrix:
         source: Iterator[Tensor] = iter(normals)
         step = transition.step(state, duration, lambda: next(source), integral=True)
         assert step.integral is not None
         return torch.cat(step).numpy()
 
-    offset = y(zero, zero, zero)
-    start = np.stack([y(e, zero, zero) - offset for e in units], axis=1)
-    noise = np.stack(
-        [y(zero, e, zero) - offset for e in units] + [y(zero, zero, e) - offset for e in units],
-        axis=1,
-    )
-    return Law(offset, start, noise @ noise.T)
+    start = np.stack([y(free, e, zero, zero) for e in units], axis=1)
+    noise = np.stack([y(free, zero, *z) for e in units for z in ((e, zero), (zero, e))], axis=1)
+    return Law(y(driven, zero, zero, zero), start, noise @ noise.T)
 
 
 def law_by_exponentials(f: Matrix, b: Matrix, noise: float, duration: float) -> Law:
-    """The same for dx = −(f x − b) ds + √(2κ) dW, after Van Loan (1978)."""
+    """The same for dx = −(f x − b) ds + √(2κ) dW, after Van Loan (1978), over a short time and then doubled."""
+    doublings = max(0, math.ceil(math.log2(np.linalg.norm(f, 2) * duration + 1e-300)))
+    law = _short_law(f, b, noise, duration / 2**doublings)
+    for _ in range(doublings):
+        law = law.then(law)
+    return law
+
+
+def _short_law(f: Matrix, b: Matrix, noise: float, duration: float) -> Law:
     n = len(b)
     drift = np.block([[-f, np.zeros((n, n))], [np.eye(n), np.zeros((n, n))]])
     spread = np.zeros((2 * n, 2 * n))
