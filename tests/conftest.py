@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
+
 from tests.daemon import Daemon
 
 
 @pytest.fixture
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Daemon]]:
-    """Starts daemons: ``daemon("--clock", "stepped", seed=3)``; they are stopped, and must have ended well, at the end."""
+    """Starts daemons: ``daemon("--clock", "stepped", seed=3)``; stopped at the end, and must have ended well."""
     started: list[Daemon] = []
 
     def start(*options: str) -> Daemon:

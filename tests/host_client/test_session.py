@@ -1,0 +1,149 @@
+"""The blocking API: from many threads, from code with an event loop of its own, and against deadlines."""
+
+import asyncio
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from host_client import connect
+from host_client.aio import LONGEST_WAIT, Session
+from spu_link.errors import DeadlineExceeded, DeviceBusy, SessionExpired
+from spu_link.operators import Damped, Rows
+from tests.system.device import LONG, A, B, SteadyDevice, solution
+
+
+@pytest.fixture
+def session(stepped):
+    with connect(stepped.address, timeout=20.0) as spu, spu.session() as session:
+        yield session
+
+
+def test_threads_share_one_session(session):
+    session.program(Rows(A), B, damping=0.5, start="drive")
+    session.advance(LONG)
+    barrier = threading.Barrier(6)
+
+    def work(number):
+        barrier.wait(10.0)
+        values = []
+        for _ in range(5):
+            values.append(session.read().value)
+            session.advance(1.0)
+            assert session.spu.info.sequence > 0
+        return values
+
+    with ThreadPoolExecutor(6) as pool:
+        for values in pool.map(work, range(6)):
+            for value in values:
+                torch.testing.assert_close(value, solution(B, 0.5), rtol=1e-9, atol=1e-9)
+    assert session.device_time == session.spu.info.time
+
+
+def test_programs_from_several_threads_take_hold_one_after_the_other(session):
+    with ThreadPoolExecutor(4) as pool:
+        applied = list(pool.map(lambda k: session.program(Rows(A * k), B, damping=0.5), range(1, 9)))
+    first = min(one.sequence for one in applied)
+    assert sorted(one.sequence for one in applied) == list(range(first, first + 8))
+
+
+def test_connections_of_several_threads_take_turns(stepped):
+    def work(number):
+        with connect(stepped.address, timeout=20.0) as spu:
+            while True:
+                try:
+                    with spu.session() as session:
+                        return session.solve(Rows(A), B * number, damping=0.5, analog_time=LONG).value
+                except DeviceBusy:
+                    time.sleep(0.005)
+
+    with ThreadPoolExecutor(4) as pool:
+        for number, value in enumerate(pool.map(work, range(4))):
+            torch.testing.assert_close(value, solution(B * number, 0.5), rtol=1e-8, atol=1e-8)
+
+
+def test_it_works_in_code_that_runs_an_event_loop_itself(stepped):
+    async def notebook():
+        with connect(stepped.address, timeout=20.0) as spu, spu.session() as session:
+            return session.solve(Rows(A), B, damping=0.5, analog_time=LONG).value
+
+    torch.testing.assert_close(asyncio.run(notebook()), solution(B, 0.5))
+
+
+def test_a_reading_waits_in_one_thread_while_another_advances(session):
+    session.program(Rows(A), B, damping=0.5, start="drive")
+    now = session.advance(0.0)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(session.read, now + 5.0, 0.0, timeout=20.0)
+        while not waiting.done():  # the reading may reach the device at any moment before its time
+            if session.device_time < now + 4.5:
+                session.advance(0.01)
+            elif session.device_time < now + 5.0:
+                session.spu.info  # noqa: B018 - lets the reading pass
+                session.advance(0.5)
+        assert waiting.result().time == now + 5.0
+
+
+def test_a_deadline_is_kept_and_the_session_lives_on(session):
+    session.program(Rows(A), B)
+    begin = time.monotonic()
+    with pytest.raises(DeadlineExceeded):
+        session.read(at=session.device_time + 1.0, timeout=0.2)
+    assert time.monotonic() - begin < 5.0
+    session.advance(1.0)
+
+
+def test_the_damping_of_an_operator_adds_to_the_program_s(session):
+    value = session.solve(Damped(Rows(A), 0.25), B, damping=0.25, analog_time=LONG).value
+    torch.testing.assert_close(value, solution(B, 0.5))
+
+
+def test_uploads_are_counted_in_bytes_of_tensors(session):
+    session.program(Rows(A), B)
+    session.program(Rows(A.float()), B.float(), start=torch.zeros(3))
+    assert session.uploaded_bytes == (A.nbytes + B.nbytes) + (A.nbytes + B.nbytes) // 2 + 12
+
+
+def test_leaving_the_block_gives_the_device_back_even_after_an_error(stepped):
+    with connect(stepped.address) as spu:
+        with pytest.raises(RuntimeError, match="mine"), spu.session():
+            raise RuntimeError("mine")
+        assert spu.info.session_holder is None
+        with spu.session() as session:
+            pass
+        with pytest.raises(SessionExpired):
+            session.read()
+
+
+def test_the_holder_names_user_and_process_unless_told_otherwise(stepped):
+    import os
+
+    with connect(stepped.address) as spu:
+        with spu.session():
+            assert spu.info.session_holder.endswith(f":{os.getpid()}")
+        with spu.session(holder="bench 3"):
+            assert spu.info.session_holder == "bench 3"
+
+
+def test_waits_for_device_time_are_added_to_the_deadline_within_reason(free):
+    device = SteadyDevice(free)
+    with connect(device.address, timeout=5.0) as spu, spu.session() as session:
+        now = session.read().time
+        inner: Session = session._session
+        assert inner._seconds_until(now + 10_000.0) == pytest.approx(10.0, abs=0.1)
+        assert inner._seconds_until(1e300) == LONGEST_WAIT
+        assert inner._seconds_until(None) == inner._seconds_until(float("nan")) == 0.0
+        late = session.read(at=now + 1500.0, timeout=None)
+        assert late.time == now + 1500.0
+
+
+def test_a_free_device_is_read_at_the_asked_time_and_tells_how_stale_it_is(free):
+    device = SteadyDevice(free)
+    with device.session() as session:
+        asked = [session.read().time + 20.0 * k for k in range(1, 4)]
+        with ThreadPoolExecutor(3) as pool:
+            readings = list(pool.map(lambda at: session.read(at), asked))
+        assert [reading.time for reading in readings] == asked
+        assert all(reading.sent >= reading.time for reading in readings)
