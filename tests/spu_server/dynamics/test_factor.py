@@ -1,0 +1,162 @@
+"""The two routes through sample space, and how one is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+
+from spu_link.operators import Rows
+from spu_server.dynamics import Step, factor
+from spu_server.dynamics.factor import FactorTransition
+
+M, N = 300, 700
+
+
+class Counted(Rows):
+    """Rows that count what is asked of them."""
+
+    def __init__(self, a: Tensor) -> None:
+        super().__init__(a)
+        self.calls: list[tuple[str, int]] = []
+
+    def apply(self, v: Tensor) -> Tensor:
+        self.calls.append(("apply", v.dim()))
+        return super().apply(v)
+
+    def adjoint(self, w: Tensor) -> Tensor:
+        self.calls.append(("adjoint", len(w)))
+        return super().adjoint(w)
+
+    def gram(self) -> Tensor:
+        self.calls.append(("gram", 0))
+        return super().gram()
+
+
+@cache
+def problem(decades: float = 3.0, m: int = M, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """A with `decades` decades of eigenvalues of AᵀA below 1, b and a state."""
+    generator = torch.Generator().manual_seed(seed)
+    a, b, x = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((m, N), (N,), (N,)))
+    left, _, right = torch.linalg.svd(a, full_matrices=False)
+    return (left * torch.logspace(0, -decades / 2, m, dtype=torch.float64)) @ right, b, x
+
+
+def normals(seed: int = 1) -> Callable[[], Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return lambda: torch.randn(N, generator=generator, dtype=torch.float64)
+
+
+def through_eigenvectors(moving: FactorTransition, *arguments: object, **options: object) -> Step:
+    """The same step by a transition that has its eigenvectors."""
+    other = FactorTransition(moving.operator, moving.drive, damping=moving.damping, noise=moving.noise)
+    other._steps = 10**9
+    step = other.step(*arguments, **options)
+    assert other._basis is not None
+    return step
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.01, 1.0])
+@pytest.mark.parametrize("duration", [1e-6, 0.1, 5.0, 50.0])
+@pytest.mark.parametrize("start", ["tensor", "drive", "zero"])
+def test_both_routes_agree(damping: float, duration: float, start: str) -> None:
+    a, b, x = problem()
+    moving = FactorTransition(Rows(a), b, damping=damping, noise=1e-3)
+    state = {"tensor": x, "drive": moving.drive, "zero": None}[start]
+    step = moving.step(state, duration, normals(), integral=True)
+    assert moving._basis is None
+    exact = through_eigenvectors(moving, state, duration, normals(), integral=True)
+    for one, other in zip(step, exact, strict=True):
+        assert (one - other).norm() <= 1e-7 * other.norm()
+
+
+def test_a_small_problem_is_decomposed_at_once() -> None:
+    a, b, _ = problem(m=factor.SMALL)
+    moving = FactorTransition(Rows(a), b, damping=0.1, noise=0.0)
+    moving.prepare()
+    assert moving._basis is not None
+
+
+def test_many_events_under_one_program_end_in_a_decomposition() -> None:
+    a, b, x = problem()
+    moving = FactorTransition(Rows(a), b, damping=0.01, noise=0.0)
+    events = 0
+    while moving._basis is None:
+        moving.step(x, 1.0, normals())
+        events += 1
+        assert events < 100
+    assert events > 3
+    assert moving._steps < 2 * factor.STEPS_PER_ROW * M
+
+
+def test_a_process_that_does_not_converge_ends_in_a_decomposition() -> None:
+    a, b, x = problem(decades=6.0)
+    moving = FactorTransition(Rows(a), b, damping=1e-6, noise=0.0)
+    step = moving.step(x, 3000.0, normals())
+    assert moving._basis is not None
+    assert moving._steps > 0
+    exact = through_eigenvectors(moving, x, 3000.0, normals())
+    torch.testing.assert_close(step.state, exact.state, rtol=0, atol=0)
+
+
+def test_a_stiff_problem_does_not_try_lanczos() -> None:
+    a, b, x = problem()
+    moving = FactorTransition(Rows(a), b, damping=0.0, noise=0.0)
+    moving.step(x, 1e9, normals())
+    assert moving._basis is not None
+    assert moving._steps == 0
+
+
+def test_gram_and_the_sampled_drive_are_computed_once() -> None:
+    a, b, x = problem()
+    operator = Counted(a)
+    moving = FactorTransition(operator, b, damping=0.1, noise=0.0)
+    moving.prepare()
+    for _ in range(3):
+        moving.step(x, 1.0, normals())
+    assert operator.calls.count(("gram", 0)) == 1
+    assert operator.calls.count(("apply", 1)) == 1
+
+
+@pytest.mark.parametrize("m", [M, 20])
+@pytest.mark.parametrize(("start", "noise", "products"), [
+    ("tensor", 0.0, [("apply", 2), ("adjoint", 1)]),
+    ("tensor", 0.1, [("apply", 2), ("adjoint", 1)]),
+    ("drive", 0.0, [("adjoint", 1)]),
+    ("zero", 0.0, [("adjoint", 1)]),
+])  # fmt: skip
+def test_a_step_takes_one_product_each_way_and_none_it_does_not_need(
+    m: int, start: str, noise: float, products: list[tuple[str, int]]
+) -> None:
+    a, b, x = problem(m=m)
+    operator = Counted(a)
+    moving = FactorTransition(operator, b, damping=0.1, noise=noise)
+    moving.prepare()
+    operator.calls.clear()
+    moving.step({"tensor": x, "drive": moving.drive, "zero": None}[start], 1.0, normals())
+    assert operator.calls == products
+
+
+def test_the_same_steps_give_the_same_bits() -> None:
+    def run() -> Iterator[Tensor]:
+        a, b, x = problem()
+        moving = FactorTransition(Rows(a.float()), b, damping=0.01, noise=1e-4)
+        source = normals()
+        for duration in (0.1, 1.0, 50.0, 1e-9):
+            x = moving.step(x, duration, source).state
+            yield x
+
+    assert all(torch.equal(one, other) for one, other in zip(run(), run(), strict=True))
+
+
+def test_a_million_cells_cost_no_more_than_their_rows() -> None:
+    n = 1_000_000
+    row = torch.randn(1, n, generator=torch.Generator().manual_seed(0)) / n**0.5
+    moving = FactorTransition(Rows(torch.cat([row, row])), row[0].double(), damping=0.5, noise=0.0)
+    step = moving.step(None, 1e3, normals())
+    # F has the eigenvalue 2‖row‖² along the row: b / (2‖row‖² + λ) in the end.
+    expected = moving.drive / (2.0 * float(moving.drive @ moving.drive) + 0.5)
+    assert (step.state - expected).norm() <= 1e-5 * expected.norm()
