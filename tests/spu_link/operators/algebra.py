@@ -1,0 +1,64 @@
+"""What every operator must agree on with its own matrix in full."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spu_link.operators import FactorOperator, Operator
+from spu_link.operators.base import BlockFactor
+
+LEADING = [(), (1,), (3,), (2, 3)]
+"""Shapes of right-hand sides before the last dimension."""
+
+
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def assert_agrees_with(operator: Operator, matrix: Tensor) -> None:
+    """Products, Gram matrix and full form of a float64 operator against the matrix it stands for."""
+    rows, columns = operator.shape
+    assert (rows, columns) == tuple(matrix.shape)
+    assert operator.parameters == columns
+    close(operator.dense(), matrix)
+    f = matrix.T @ matrix if isinstance(operator, FactorOperator) else matrix
+    for lead in LEADING:
+        v, w = random(*lead, columns, seed=1), random(*lead, rows, seed=2)
+        forward, backward = operator.apply(v), operator.adjoint(w)
+        close(forward, v @ matrix.T)
+        close(backward, w @ matrix)
+        close((forward * w).sum(-1), (v * backward).sum(-1))
+        close(operator.curvature(v), v @ f)
+    gram = operator.gram()
+    close(gram, matrix @ matrix.T)
+    assert torch.equal(gram, gram.T)
+
+
+def assert_dtypes(operator: Operator) -> None:
+    """Products come in the dtype of what is multiplied, Gram matrices in float64, and `map` changes the operands."""
+    rows, columns = operator.shape
+    for held in (torch.float32, torch.float64):
+        mapped = operator.map(lambda t, dtype=held: t.to(dtype))
+        assert mapped.dtype == held
+        assert mapped.gram().dtype == torch.float64
+        for dtype in (torch.float32, torch.float64):
+            assert mapped.apply(torch.ones(columns, dtype=dtype)).dtype == dtype
+            assert mapped.adjoint(torch.ones(rows, dtype=dtype)).dtype == dtype
+            assert mapped.curvature(torch.ones(columns, dtype=dtype)).dtype == dtype
+    half, full = operator.map(Tensor.float), operator.map(Tensor.double)
+    assert half.nbytes * 2 == full.nbytes
+    close(half.apply(random(columns)), full.apply(random(columns)), 1e-4)
+
+
+def assert_survives_the_wire(operator: BlockFactor) -> None:
+    """The operator made from its own wire form is the same."""
+    (block, tensors) = operator.wire()[0]
+    again = type(operator).from_wire(block, tensors)
+    assert operator.shape_of(block, {role: tuple(t.shape) for role, t in tensors.items()}) == operator.shape
+    assert torch.equal(again.dense(), operator.dense())
+    assert again.nbytes == operator.nbytes == sum(t.nbytes for t in tensors.values())
+
+
+def close(found: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * (1.0 + float(expected.abs().max())))
