@@ -39,7 +39,7 @@ def demo(out: Path, *, epochs: int = EPOCHS, seed: int = 0, console: Console | N
         "Adam": Settings(optimizer="adam", epochs=epochs, seed=seed),
     }
     console.print("Starting an SPU daemon in a process of its own: emulator, free-running clock")
-    with local_daemon(seed=seed) as address, connect(address) as spu:
+    with local_daemon(seed=seed, log=out / "daemon.log") as address, connect(address) as spu:
         info = spu.info
         console.print(f"It is ready: τ = {info.tau:g} s, {info.rate:g} τ a second, {info.cells:,} cells at most")
         runs = {

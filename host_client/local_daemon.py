@@ -25,26 +25,35 @@ class DaemonFailed(Exception):
 
 
 @contextmanager
-def local_daemon(*, clock: str = "free", seed: int = 0, options: Sequence[str] = ()) -> Iterator[str]:
+def local_daemon(
+    *, clock: str = "free", seed: int = 0, options: Sequence[str] = (), log: Path | None = None
+) -> Iterator[str]:
     """Start ``spu-server serve`` with the emulator on a private Unix socket, give its address, and end it at the end.
 
     Args:
         clock: ``"free"`` or ``"stepped"``.
         seed: of the device's noise.
         options: further options of ``spu-server serve``.
+        log: file for what the daemon logs; its folder is made. By default the log is dropped at the end.
 
     Raises:
         DaemonFailed: when it ends or stays silent instead of serving.
     """
     with tempfile.TemporaryDirectory(prefix="tngd-") as folder:
         address = f"unix:{folder}/spu.sock"
-        log_path = Path(folder) / "daemon.log"
+        log_path = log or Path(folder) / "daemon.log"
+        log_path.parent.mkdir(parents=True, exist_ok=True)
         command = [str(Path(sys.executable).with_name("spu-server")), "serve", "--listen", address]
         command += ["--driver", "emulator", "--clock", clock, "--seed", str(seed), *options]
-        with log_path.open("wb") as log:
+        with log_path.open("wb") as stream:
             # A session of its own: Ctrl-C in the terminal reaches this process, which then ends the daemon in order.
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stream,
+                text=True,
+                start_new_session=True,
             )
         try:
             if not _became_ready(process):

@@ -17,8 +17,8 @@ from host_client.settings import Settings
 from host_client.tasks.task import Task
 from host_client.train import Run, Split, start, train
 
-SESSION_TTL = 10.0
-"""Seconds after which the device is free again when this process is killed."""
+SESSION_TTL = 30.0
+"""Seconds after which the device is free again when this process is killed. Shorter stalls of a machine do no harm."""
 
 
 def run(

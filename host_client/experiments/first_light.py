@@ -76,7 +76,7 @@ def run(out: Path, spu: str | None, console: Console) -> None:
     """
     task = mnist()
     with ExitStack() as stack:
-        device = stack.enter_context(connect(spu or stack.enter_context(local_daemon())))
+        device = stack.enter_context(connect(spu or stack.enter_context(local_daemon(log=out / "daemon.log"))))
         arms = [_arm(task, device, name, lr, console) for name, grid in GRIDS.items() for lr in grid]
         info = {"address": device.address, **device_summary(device.info)}
     best = {
@@ -108,8 +108,8 @@ def run(out: Path, spu: str | None, console: Console) -> None:
         lines,
         out / "first-light.png",
         title="First light: one epoch of MNIST through a free-running device",
-        caption=f"Mean ± standard deviation over {len(SEEDS)} seeds. TNGD: λ = 0.01, t = 50 τ, t_d = 0. b = 64, 10,000 training "
-        "images. Best η: lowest validation loss of a grid of 4.",
+        caption=f"Mean ± standard deviation over {len(SEEDS)} seeds. TNGD: λ = 0.01, t = 50 τ, t_d = 0. b = 64, "
+        "10,000 training images. Best η: lowest validation loss of a grid of 4.",
     )
     console.print(f"CSV, JSON, table and plot: {out}", highlight=False)
 
