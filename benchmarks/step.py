@@ -2,141 +2,169 @@
 
 Ratios:
     step_exact_vs_adam: a whole TNGD step through a daemon (exact GGN), over a whole step of Adam.
-    step_grpc_vs_inprocess: the same step through a daemon, over that on a device in this process.
-    capture_speedup_vs_jacrev: `torch.func` vmap(jacrev) of the logits, over the capture of the curvature factor.
+    step_grpc_vs_inprocess: the same step through a daemon, over that on a device in the training process.
+    capture_speedup_vs_jacrev: making the curvature factor A = SᵀJ / √b in full from `torch.func` vmap(jacrev), over making
+        it by capture (both with the forward pass).
+    capture_speedup_vs_jacrev_alone: vmap(jacrev) alone, its Jacobian left in pieces and without S, over capture.
+    capture_speedup_vs_jacrev_of_batch: jacrev of the whole batch's logits, over capture.
     upload_shrink_vs_jacobian: bytes of the float32 Jacobian of all logits, over bytes of tensors in one upload.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, jacrev, vmap
 
-from benchmarks.timing import medians
+from benchmarks.timing import Subjects, medians
 from host_client import TNGD, Session, connect
 from host_client.curvature import Capture
 from host_client.local_daemon import local_daemon
 from host_client.tasks.mnist import mnist
-from spu_link.program import Reading
+from host_client.tasks.task import Task
 
 BATCH = 64
 SETTINGS = {"lr": 0.01, "damping": 0.01, "analog_time": 50.0}
 
 
-def run(rounds: int = 60) -> dict[str, Any]:
-    """Measure; seconds are medians over `rounds` rounds in which everything takes its turn."""
+def run(rounds: int = 8) -> dict[str, Any]:
+    """Measure; every side has its turn in each of `rounds` rounds."""
     task = mnist()
-    batch = next(iter(task.batches(BATCH, seed=0)))
-    criterion = nn.CrossEntropyLoss()
-    with ExitStack() as stack:
-        link: dict[str, Session] = {}
-        for name, address in (("grpc", stack.enter_context(local_daemon(seed=0))), ("inprocess", "inproc:")):
-            spu = stack.enter_context(connect(address))
-            link[name] = stack.enter_context(spu.session())
-        parts = {name: _Parts(task.build(0), session, batch, criterion) for name, session in link.items()}
-        subjects: dict[str, Callable[[], object]] = {
-            "adam_step": _adam_step(task.build(0), batch, criterion),
-            "forward_backward": _forward_backward(task.build(0), batch, criterion),
+    with local_daemon() as address:
+        sides: dict[str, Callable[[], Subjects]] = {
+            "plain": _plain,
+            "grpc": partial(_device, address),
+            "inprocess": partial(_device, "inproc:"),
         }
-        for name, session in link.items():
-            subjects[f"{name}_step"] = _tngd_step(task.build(0), session, batch, criterion)
-            subjects[f"{name}_capture"] = parts[name].capture
-            subjects[f"{name}_upload"] = parts[name].upload
-            subjects[f"{name}_solve_and_read"] = parts[name].solve_and_read
-        seconds = medians(subjects, rounds=rounds)
-        slow = medians({"capture_by_jacrev": lambda: _jacobian(task.build(0), batch[0])}, rounds=3, warmup=1)
-        upload_bytes = parts["grpc"].operator.nbytes + parts["grpc"].drive.nbytes
-    parameters = sum(p.numel() for p in parts["grpc"].model.parameters())
-    classes = parts["grpc"].model(batch[0]).shape[1]
+        seconds = medians(sides, rounds=rounds)
+    seconds |= medians({"func": _jacobians}, rounds=1, repeats=3)
+    uploaded = _upload_bytes(task)
+    parameters = sum(p.numel() for p in task.build(0).parameters())
+    jacobian = BATCH * task.outputs * parameters * 4
+    capture = seconds["plain_capture"]
     return {
         "ratios": {
-            "step_exact_vs_adam": seconds["grpc_step"] / seconds["adam_step"],
+            "step_exact_vs_adam": seconds["grpc_step"] / seconds["plain_adam_step"],
             "step_grpc_vs_inprocess": seconds["grpc_step"] / seconds["inprocess_step"],
-            "capture_speedup_vs_jacrev": slow["capture_by_jacrev"] / seconds["grpc_capture"],
-            "upload_shrink_vs_jacobian": BATCH * classes * parameters * 4 / upload_bytes,
+            "capture_speedup_vs_jacrev": seconds["func_factor_by_jacrev"] / capture,
+            "capture_speedup_vs_jacrev_alone": seconds["func_jacrev"] / capture,
+            "capture_speedup_vs_jacrev_of_batch": seconds["func_jacrev_of_batch"] / capture,
+            "upload_shrink_vs_jacobian": jacobian / uploaded,
         },
-        "seconds": seconds | slow,
-        "upload_bytes": upload_bytes,
-        "jacobian_bytes": BATCH * classes * parameters * 4,
+        "seconds": seconds,
+        "upload_bytes": uploaded,
+        "jacobian_bytes": jacobian,
         "settings": {**SETTINGS, "batch": BATCH, "parameters": parameters, "rounds": rounds},
         "threads": torch.get_num_threads(),
     }
 
 
-class _Parts:
-    """The parts of a TNGD step one by one, each on what the one before has left."""
-
-    def __init__(self, model: nn.Module, session: Session, batch: tuple[Tensor, Tensor], criterion: nn.Module) -> None:
-        self.model = model
-        self._inputs, self._targets = batch
-        self._criterion = criterion
-        self._session = session
-        self._capturing = Capture(model, criterion)
-        self.capture()
-        loss = criterion(model(self._inputs), self._targets)
-        self.drive = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
-        self._reading: Reading
-
-    def capture(self) -> None:
-        """The forward pass with the capture in it."""
-        self.model(self._inputs)
-        self.operator = self._capturing.operator
-
-    def upload(self) -> None:
-        """Send a program and wait until it has taken hold."""
-        self._session.program(self.operator, self.drive, damping=SETTINGS["damping"], start="drive")
-
-    def solve_and_read(self) -> None:
-        """Read the device, which first works out where its cells have come to."""
-        self._reading = self._session.read()
+def _first_batch(task: Task) -> tuple[Tensor, Tensor]:
+    return next(iter(task.batches(BATCH, seed=0)))
 
 
-def _forward_backward(model: nn.Module, batch: tuple[Tensor, Tensor], criterion: nn.Module) -> Callable[[], object]:
-    inputs, targets = batch
-
-    def run() -> None:
-        model.zero_grad()
-        criterion(model(inputs), targets).backward()
-
-    return run
+def _upload_bytes(task: Task) -> int:
+    model, (inputs, _) = task.build(0), _first_batch(task)
+    capture = Capture(model, task.criterion)
+    model(inputs)
+    return capture.operator.nbytes + 4 * capture.operator.parameters
 
 
-def _adam_step(model: nn.Module, batch: tuple[Tensor, Tensor], criterion: nn.Module) -> Callable[[], object]:
-    inputs, targets = batch
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+def _plain() -> Subjects:
+    """What needs no device."""
+    task = mnist()
+    inputs, targets = batch = _first_batch(task)
+    plain, captured = task.build(0), task.build(0)
+    capture = Capture(captured, task.criterion)
+    adam = task.build(0)
 
-    def run() -> None:
-        criterion(model(inputs), targets).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    def forward_backward() -> None:
+        plain.zero_grad()
+        task.criterion(plain(inputs), targets).backward()
 
-    return run
+    def captures() -> None:
+        captured(inputs)
+        assert capture.operator.parameters
+
+    return {
+        "adam_step": _training_step(adam, torch.optim.Adam(adam.parameters(), lr=1e-3), task.criterion, batch),
+        "forward_backward": forward_backward,
+        "capture": captures,
+    }
 
 
-def _tngd_step(
-    model: nn.Module, session: Session, batch: tuple[Tensor, Tensor], criterion: nn.Module
+def _device(address: str) -> Subjects:
+    """A TNGD step on a device, and its parts one by one."""
+    task = mnist()
+    inputs, targets = batch = _first_batch(task)
+    # Open until the process ends: the daemon sees it go.
+    session = connect(address).open_session()
+    model, measured = task.build(0), task.build(0)
+    capture = Capture(measured, task.criterion)
+    loss = task.criterion(measured(inputs), targets)
+    operator = capture.operator
+    drive = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(measured.parameters()))])
+    capture.close()
+    # Starting from the drive keeps all steps alike.
+    optimizer = TNGD(model, task.criterion, session, start="drive", **SETTINGS)
+    return {
+        "step": _training_step(model, optimizer, task.criterion, batch),
+        "solve": lambda: session.solve(
+            operator, drive, damping=SETTINGS["damping"], analog_time=SETTINGS["analog_time"], start="drive"
+        ),
+        **_halves(session, operator, drive),
+    }
+
+
+def _halves(session: Session, operator: Any, drive: Tensor) -> Subjects:
+    """Upload until the program has taken hold; and a reading of a program whose Gram matrix has been made meanwhile."""
+
+    def upload() -> None:
+        session.program(operator, drive, damping=SETTINGS["damping"], start="drive")
+
+    return {"upload": upload, "read": session.read}
+
+
+def _training_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, criterion: nn.Module, batch: tuple[Tensor, Tensor]
 ) -> Callable[[], object]:
     inputs, targets = batch
-    # Starting from the drive keeps every round alike, whatever the parts measured in between leave in the cells.
-    optimizer = TNGD(model, criterion, session, start="drive", **SETTINGS)
 
-    def run() -> None:
+    def step() -> None:
         criterion(model(inputs), targets).backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    return run
+    return step
 
 
-def _jacobian(model: nn.Module, inputs: Tensor) -> Any:
+def _jacobians() -> Subjects:
+    """The ways of `torch.func`."""
+    task = mnist()
+    inputs, _ = _first_batch(task)
+    model = task.build(0)
     parameters = {name: p.detach() for name, p in model.named_parameters()}
 
-    def logits(parameters: dict[str, Tensor], sample: Tensor) -> Tensor:
-        output: Tensor = torch.func.functional_call(model, parameters, sample[None])
-        return output[0]
+    def logits(parameters: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        output: Tensor = functional_call(model, dict(parameters), (inputs,))
+        return output
 
-    return torch.func.vmap(torch.func.jacrev(logits), in_dims=(None, 0))(parameters, inputs)
+    def jacobian() -> dict[str, Tensor]:
+        found: dict[str, Tensor] = vmap(jacrev(lambda p, x: logits(p, x[None])[0]), (None, 0))(parameters, inputs)
+        return found
+
+    def factor() -> Tensor:
+        flat = torch.cat([block.flatten(2) for block in jacobian().values()], dim=2)
+        p = torch.softmax(logits(parameters, inputs), dim=1)
+        root = torch.diag_embed(p.sqrt()) - p[:, :, None] * p.sqrt()[:, None, :]
+        return torch.einsum("bij,bin->jbn", root / BATCH**0.5, flat).flatten(0, 1)
+
+    return {
+        "jacrev": jacobian,
+        "factor_by_jacrev": factor,
+        "jacrev_of_batch": lambda: jacrev(partial(logits, inputs=inputs))(parameters),
+    }

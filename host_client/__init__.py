@@ -2,10 +2,21 @@
 
     from host_client import connect, TNGD
 
-Nothing of the daemon is imported before an ``inproc:`` device is asked for.
+The names load what they need when they are first used, so that ``tngd --help`` need not wait for torch.
 """
 
-from host_client.blocking import Session, Spu, connect
-from host_client.optimizers import NGD, TNGD, NGDWoodbury
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from host_client.blocking import Session, Spu, connect
+    from host_client.optimizers import NGD, TNGD, NGDWoodbury
 
 __all__ = ["NGD", "TNGD", "NGDWoodbury", "Session", "Spu", "connect"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = "host_client.blocking" if name in ("Session", "Spu", "connect") else "host_client.optimizers"
+    return getattr(import_module(home), name)

@@ -14,6 +14,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from spu_link.threads import let_idle_threads_sleep
+
 app = typer.Typer(
     name="tngd",
     no_args_is_help=True,
@@ -22,6 +24,12 @@ app = typer.Typer(
     help="Train neural networks by natural gradient through a stochastic processing unit (SPU).",
 )
 errors = Console(stderr=True)
+
+
+@app.callback()
+def before_every_command() -> None:
+    """Train neural networks by natural gradient through a stochastic processing unit (SPU)."""
+    let_idle_threads_sleep()
 
 
 class OptimizerChoice(StrEnum):

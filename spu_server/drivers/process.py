@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import mmap
 import multiprocessing
-import os
 import signal
 import traceback
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from spu_link import wire
 from spu_link.errors import DeviceFault, SpuError
+from spu_link.threads import let_idle_threads_sleep
 from spu_server.drivers.base import Capabilities, Driver, DriverOptions
 from spu_server.drivers.port import DriverPort
 from spu_server.drivers.registry import open_driver
@@ -59,8 +59,7 @@ class DriverProcess(DriverPort[SharedBytes]):
         """
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        # Idle threads of the child's algebra must sleep: spinning, they would take the processor from host and daemon.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        let_idle_threads_sleep()  # in the child, which has yet to import torch
         arguments = (theirs, self._name, self._options)
         self._process = context.Process(target=_serve, args=arguments, name=f"spu-driver-{self._name}", daemon=True)
         self._process.start()
