@@ -3,8 +3,8 @@
 Ratios:
     step_exact_vs_adam: a whole TNGD step through a daemon (exact GGN), over a whole step of Adam.
     step_grpc_vs_inprocess: the same step through a daemon, over that on a device in the training process.
-    capture_speedup_vs_jacrev: making the curvature factor A = SᵀJ / √b in full from `torch.func` vmap(jacrev), over making
-        it by capture (both with the forward pass).
+    capture_speedup_vs_jacrev: making the curvature factor A = SᵀJ / √b in full from `torch.func` vmap(jacrev), over
+        making it by capture (both with the forward pass).
     capture_speedup_vs_jacrev_alone: vmap(jacrev) alone, its Jacobian left in pieces and without S, over capture.
     capture_speedup_vs_jacrev_of_batch: jacrev of the whole batch's logits, over capture.
     upload_shrink_vs_jacobian: bytes of the float32 Jacobian of all logits, over bytes of tensors in one upload.

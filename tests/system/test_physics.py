@@ -1,7 +1,7 @@
 """The device obeys dx = −((F + λI) x − b) ds + √(2κ₀) dW: over gRPC, on a stepped clock, against closed forms.
 
 Statistical tests run `COPIES` independent copies of a small problem side by side on one device, so that one reading
-gives as many samples. On a correct device each fails with a chance of at most 1e-6 (`tests.statistics`); seeds are fixed.
+gives as many samples. On a correct device each fails with a chance of at most 1e-6 (`tests.statistics`); fixed seeds.
 """
 
 from __future__ import annotations
