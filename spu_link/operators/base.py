@@ -28,7 +28,7 @@ Shapes: TypeAlias = Mapping[Role, tuple[int, ...]]
 CHUNK_ELEMENTS = 1 << 22
 """Most elements of explicit rows that a Gram matrix is accumulated from at a time (32 MiB in float64)."""
 
-GRAM_STRIP = 64
+GRAM_STRIP = 224
 """Rows of a Gram matrix that are computed at once."""
 
 FLOATS = (torch.float32, torch.float64)
