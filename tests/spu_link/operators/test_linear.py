@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -31,6 +31,7 @@ def jacobian(operator: LinearRows) -> Tensor:
     return torch.stack(rows)
 
 
+@settings(deadline=None)
 @given(c=st.integers(1, 4), b=st.integers(1, 4), d_in=st.integers(1, 5), d_out=st.integers(1, 5), bias=st.booleans())
 def test_products(c: int, b: int, d_in: int, d_out: int, bias: bool) -> None:
     operator = make(c, b, d_in, d_out, bias=bias)

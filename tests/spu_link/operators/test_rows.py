@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spu_link.errors import InvalidProgram
@@ -14,6 +14,7 @@ from spu_link.operators.base import CHUNK_ELEMENTS, GRAM_STRIP
 from tests.spu_link.operators.algebra import assert_agrees_with, assert_dtypes, assert_survives_the_wire, close, random
 
 
+@settings(deadline=None)
 @given(m=st.integers(1, 12), n=st.integers(1, 12))
 def test_products(m: int, n: int) -> None:
     assert_agrees_with(Rows(random(m, n)), random(m, n))
