@@ -21,7 +21,7 @@ def test_every_field_and_value_of_the_protocol_is_documented():
     for proto in (ROOT / "protos").rglob("*.proto"):
         lines = proto.read_text().splitlines()
         for number, line in enumerate(lines):
-            declares = (" = " in line and line.startswith("  ") and line.rstrip().split("//")[0].rstrip().endswith(";"))
+            declares = " = " in line and line.startswith("  ") and line.rstrip().split("//")[0].rstrip().endswith(";")
             if declares and "//" not in line:
                 undocumented.append(f"{proto.name}:{number + 1}: {line.strip()}")
     assert undocumented == []

@@ -33,7 +33,11 @@ class LocalDriver(DriverPort[bytearray]):
         Raises:
             DeviceFault: with the driver's own words, when it cannot be opened.
         """
-        self._driver = await self._run(open_driver, self._name, self._options)
+        try:
+            self._driver = await self._run(open_driver, self._name, self._options)
+        except BaseException:
+            self._thread.shutdown(wait=False)
+            raise
         return self._driver.capabilities
 
     async def stage(self, header: pb.ProgramHeader, payload: bytearray) -> None:
