@@ -87,7 +87,7 @@ def run(out: Path, spu: str | None, console: Console) -> None:
 
     _write_csv(out / "first-light.csv", arms)
     rows = [_row(arm, kind) for kind, those in chosen.items() for arm in those]
-    columns = ("optimizer", "learning rate", "chosen", "test loss", "test accuracy", "time a step")
+    columns = ("optimizer", "η", "chosen", "test loss", "test accuracy", "time a step")
     show_and_write(
         out / "first-light.md",
         columns,
