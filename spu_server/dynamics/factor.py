@@ -23,7 +23,7 @@ from spu_server.dynamics.transition import Transition
 SMALL = 256
 """Most rows for which the eigendecomposition is done at once: below, it costs less than one Lanczos process."""
 
-STEPS_PER_ROW = 0.75
+STEPS_PER_ROW = 0.4
 """What an eigendecomposition of m rows costs, in Lanczos steps, divided by m: so measured for m from 500 to 700."""
 
 TOLERANCE = 1e-8
