@@ -34,6 +34,7 @@ def run(uploads: int = 3) -> dict[str, Any]:
         ours, theirs = context.Pipe()
         second = context.Process(target=_second_client, args=(address, theirs), daemon=True)
         second.start()
+        theirs.close()
         try:
             if not ours.poll(START_SECONDS):
                 raise TimeoutError(f"the second client did not start within {START_SECONDS:.0f} s")

