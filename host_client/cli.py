@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from spu_link.threads import let_idle_threads_sleep
+from spu_link.tuning import tune_process
 
 app = typer.Typer(
     name="tngd",
@@ -29,7 +29,7 @@ errors = Console(stderr=True)
 @app.callback()
 def before_every_command() -> None:
     """Train neural networks by natural gradient through a stochastic processing unit (SPU)."""
-    let_idle_threads_sleep()
+    tune_process()
 
 
 class OptimizerChoice(StrEnum):

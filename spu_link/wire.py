@@ -22,7 +22,7 @@ from spu_link.operators.base import BlockFactor, Role, Shapes, mismatch
 from spu_link.program import Program, non_negative
 from tngd.spu.v1 import spu_pb2 as pb
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 18
 """Most bytes in one chunk."""
 
 MAX_READS = 64

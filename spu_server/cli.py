@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from spu_link.tuning import tune_process
+
 app = typer.Typer(
     name="spu-server",
     no_args_is_help=True,
@@ -121,6 +123,7 @@ def serve(
 
     Prints one line `ready ADDRESS…` on standard output when it serves. SIGTERM ends it within 5 s, with exit code 0.
     """
+    tune_process()
     from spu_link.errors import SpuError
     from spu_server import daemon, log
     from spu_server.addresses import AddressError

@@ -180,16 +180,18 @@ def same_dtype(field: str, *tensors: Tensor) -> None:
 
 
 def gram_of(columns: Iterable[Tensor], m: int) -> Tensor:
-    """Gram matrix R Rᵀ of shape (m, m), float64, from consecutive column stretches R_j of shape (m, n_j)."""
+    """Gram matrix R Rᵀ of shape (m, m), float64, from consecutive column stretches R_j of shape (m, n_j).
+
+    A stretch is multiplied in its own dtype, and the stretches are added up in float64.
+    """
     total: Tensor | None = None
-    for stretch in columns:
-        part = stretch.to(torch.float64)
+    for part in columns:
         if total is None:
             total = torch.zeros(m, m, dtype=torch.float64, device=part.device)
         # The lower triangle alone, in strips. numpy's syrk is as fast by itself, but its threads get in the way of
         # torch's, which are still spinning after the rows were made: together they take twice as long.
         for i in range(0, m, GRAM_STRIP):
             end = i + GRAM_STRIP
-            total[i:end, :end].addmm_(part[i:end], part[:end].T)
+            total[i:end, :end] += part[i:end] @ part[:end].T
     assert total is not None
     return total.tril_() + total.tril(-1).T

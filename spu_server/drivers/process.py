@@ -20,7 +20,6 @@ from torch import Tensor
 
 from spu_link import wire
 from spu_link.errors import DeviceFault, SpuError
-from spu_link.threads import let_idle_threads_sleep
 from spu_server.drivers.base import Capabilities, Driver, DriverOptions
 from spu_server.drivers.port import DriverPort
 from spu_server.drivers.registry import open_driver
@@ -59,7 +58,6 @@ class DriverProcess(DriverPort[SharedBytes]):
         """
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        let_idle_threads_sleep()  # in the child, which has yet to import torch
         arguments = (theirs, self._name, self._options)
         self._process = context.Process(target=_serve, args=arguments, name=f"spu-driver-{self._name}", daemon=True)
         self._process.start()
@@ -184,7 +182,7 @@ def _answer_call(connection: Connection, driver: Driver, method: str, arguments:
         if method == "stage":
             header, nbytes = arguments
             with open(recv_handle(connection), "r+b") as file:
-                memory = mmap.mmap(file.fileno(), nbytes)
+                memory = mmap.mmap(file.fileno(), nbytes, mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))
             program = wire.program_from(pb.ProgramHeader.FromString(header), memoryview(memory))
             program.check_values()
             driver.stage(program)

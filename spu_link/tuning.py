@@ -1,0 +1,37 @@
+"""How a process of host or device waits for work and keeps its memory, where both share a machine."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+SPIN = 10_000
+"""Rounds that an idle OpenMP thread spins before it sleeps, about 0.1 ms."""
+
+KEPT_BYTES = 256 << 20
+"""Most freed memory that is kept at hand instead of going back to the system."""
+
+LARGE_BYTES = 32 << 20
+"""Blocks from this size on come from the system and go back to it; the most that glibc allows."""
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
+
+def tune_process() -> None:
+    """Tune threads and memory of this process and its children. Call it before torch is first imported.
+
+    Idle OpenMP threads by default spin for milliseconds after each parallel region, on a processor that the other one
+    needs; if they sleep at once, each region waits for them to wake. So they spin for a moment and then sleep.
+    ``ACTIVE`` matters where a process has more threads than processors: without it libgomp then does not spin at all.
+
+    glibc gives freed memory back to the system at once, and takes it again page by page: a third of the time of a
+    curvature capture. So some of it is kept. What the user has set in the environment stays.
+    """
+    malloc = {"MALLOC_TRIM_THRESHOLD_": KEPT_BYTES, "MALLOC_MMAP_THRESHOLD_": LARGE_BYTES}
+    settings = {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": SPIN, **malloc}
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc alone has it, and reads its environment only at start
+    if mallopt is not None and not malloc.keys() & os.environ.keys():
+        mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
+        mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
+    for name, value in settings.items():
+        os.environ.setdefault(name, str(value))
