@@ -23,7 +23,10 @@ from spu_link.program import Program, non_negative
 from tngd.spu.v1 import spu_pb2 as pb
 
 CHUNK_BYTES = 1 << 18
-"""Most bytes in one chunk."""
+"""Bytes of a chunk sent from here: smaller ones cost more calls, larger ones let sender and receiver wait in turn."""
+
+MAX_CHUNK_BYTES = 1 << 20
+"""Most bytes of a chunk that is accepted."""
 
 MAX_READS = 64
 """Most readings scheduled with one program."""
@@ -147,6 +150,8 @@ class Assembler:
         """
         data = chunk.data
         end = self._filled + len(data)
+        if len(data) > MAX_CHUNK_BYTES:
+            raise self._corrupt("chunk.data", f"{len(data)} bytes", f"at most {MAX_CHUNK_BYTES} in one chunk")
         if chunk.offset != self._filled:
             raise self._corrupt("chunk.offset", chunk.offset, f"{self._filled}, the end of the chunk before")
         if end > self._nbytes:

@@ -178,6 +178,14 @@ def test_nothing_is_written_behind_the_end():
     assert bytes(buffer) == bytes(8)
 
 
+def test_a_chunk_larger_than_the_limit_is_refused():
+    one, buffer = assembler(wire.MAX_CHUNK_BYTES + 1)
+    with pytest.raises(UploadCorrupt, match="at most 1048576 in one chunk"):
+        one.add(pb.Chunk(offset=0, data=bytes(wire.MAX_CHUNK_BYTES + 1)))
+    one.add(pb.Chunk(offset=0, data=b"x" * wire.MAX_CHUNK_BYTES))
+    assert buffer.count(b"x") == wire.MAX_CHUNK_BYTES
+
+
 def test_missing_bytes_and_a_wrong_checksum_are_told_apart():
     one, _ = assembler()
     one.add(pb.Chunk(offset=0, data=b"abcd"))
