@@ -46,8 +46,8 @@ class Rows(BlockFactor):
 
     def gram(self) -> Tensor:
         """A Aᵀ, over stretches of columns so that no float64 copy of A is made."""
-        m, n = self.a.shape
-        return gram_of(self.a.split(max(1, min(n, CHUNK_ELEMENTS // m)), dim=1), m)
+        m = len(self.a)
+        return gram_of(self.a.split(max(1, min(SUM_ELEMENTS, CHUNK_ELEMENTS // m)), dim=1), m)
 
     def to_rows(self) -> Tensor:
         """A."""

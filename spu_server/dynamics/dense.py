@@ -24,7 +24,8 @@ class DenseTransition(Transition):
     def _basis(self) -> Eigenbasis:
         held = self.operator.dense()
         if isinstance(self.operator, FactorOperator):
-            return Eigenbasis(gram_of((rows.T for rows in held.split(STRETCH)), self.operator.parameters))
+            stretches = (rows.T.to(torch.float64) for rows in held.split(STRETCH))
+            return Eigenbasis(gram_of(stretches, self.operator.parameters))
         return Eigenbasis(held.to(torch.float64))
 
     def prepare(self) -> None:

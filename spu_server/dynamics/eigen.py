@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +24,8 @@ class Eigenbasis:
         matrix: G, shape (m, m), symmetric positive semi-definite, float64.
 
     Attributes:
-        values: S, shape (m,), ascending; what may be rounding of 0 is 0.
+        values: S, shape (m,), ascending; what may be rounding of 0 is 0. A matrix that came in float32 may have values
+            a little below 0.
         vectors: Q, shape (m, m), one eigenvector a column.
     """
 
@@ -43,11 +45,11 @@ class Eigenbasis:
         Returns:
             Shape (outputs, m).
         """
-        return self._combine(table, inputs, lambda h: h(damping + self.values, duration))
+        return self._combine(table, inputs, lambda h: h(np.maximum(damping + self.values, 0.0), duration))
 
     def slopes(self, table: Table, inputs: Tensor, damping: float, duration: float) -> Tensor:
         """Σ_j k_ij(G) v_j for every output i, with k the `slope` of h; otherwise as `functions`."""
-        return self._combine(table, inputs, lambda h: slope(h, damping, self.values, duration))
+        return self._combine(table, inputs, lambda h: slope(h, damping, np.maximum(self.values, 0.0), duration))
 
     def _combine(self, table: Table, inputs: Tensor, weights: Callable[[ScalarFunction], Vector]) -> Tensor:
         coordinates = inputs @ self.vectors

@@ -91,8 +91,8 @@ def slope(function: ScalarFunction, damping: float, s: Vector, duration: float) 
 
 
 def clean(s: Vector, size: int) -> Vector:
-    """Computed eigenvalues of a positive semi-definite matrix of `size` rows; what may be rounding of 0 becomes 0."""
-    return np.where(s > np.finfo(np.float64).eps * size * s.max(), s, 0.0)
+    """Computed eigenvalues of a matrix of `size` rows; what may be rounding of 0 becomes 0."""
+    return np.where(np.abs(s) > np.finfo(np.float64).eps * size * s.max(), s, 0.0)
 
 
 def _hyperbolic(f: Vector, duration: float) -> tuple[Vector, Vector, Vector]:

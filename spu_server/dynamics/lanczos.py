@@ -81,7 +81,7 @@ def krylov(gram: Vector, start: Vector, targets: Sequence[Target], *, tolerance:
         if exhausted or step == most or step % GAP == 0:
             matrix = diagonal[:step], beside[: step - 1]
             values, vectors, _ = dstevd(diagonal[:step], beside[: max(step - 1, 1)])
-            ritz = clean(values, m)
+            ritz = np.maximum(clean(values, m), 0.0)
             coefficients = [vectors @ (length * target.function(ritz) * vectors[0]) for target in targets]
             if exhausted or _settled(previous, coefficients, matrix, targets, spanned, tolerance):
                 return Krylov(np.stack(coefficients) @ spanned, step)
