@@ -1,7 +1,9 @@
 """One training step on the reference network: its parts, over gRPC and in this process, beside a step of Adam.
 
 Ratios:
-    step_exact_vs_adam: a whole TNGD step through a daemon (exact GGN), over a whole step of Adam.
+    step_exact_vs_adam: a whole TNGD step through a daemon (exact GGN, start from the drive), over a whole step of Adam.
+    step_keep_vs_adam: the same with the default start, from where the cells stand: the emulator then also works out how
+        they went on under the old program while the host was busy.
     step_grpc_vs_inprocess: the same step through a daemon, over that on a device in the training process.
     capture_speedup_vs_jacrev: making the curvature factor A = SᵀJ / √b in full from `torch.func` vmap(jacrev), over
         making it by capture (both with the forward pass).
@@ -49,6 +51,7 @@ def run(rounds: int = 8) -> dict[str, Any]:
     return {
         "ratios": {
             "step_exact_vs_adam": seconds["grpc_step"] / seconds["plain_adam_step"],
+            "step_keep_vs_adam": seconds["grpc_keep_step"] / seconds["plain_adam_step"],
             "step_grpc_vs_inprocess": seconds["grpc_step"] / seconds["inprocess_step"],
             "capture_speedup_vs_jacrev": seconds["func_factor_by_jacrev"] / capture,
             "capture_speedup_vs_jacrev_alone": seconds["func_jacrev"] / capture,
@@ -103,7 +106,7 @@ def _device(address: str) -> Subjects:
     inputs, targets = batch = _first_batch(task)
     # Open until the process ends: the daemon sees it go.
     session = connect(address).open_session()
-    model, measured = task.build(0), task.build(0)
+    model, keeping, measured = task.build(0), task.build(0), task.build(0)
     capture = Capture(measured, task.criterion)
     loss = task.criterion(measured(inputs), targets)
     operator = capture.operator
@@ -111,8 +114,10 @@ def _device(address: str) -> Subjects:
     capture.close()
     # Starting from the drive keeps all steps alike.
     optimizer = TNGD(model, task.criterion, session, start="drive", **SETTINGS)
+    keeper = TNGD(keeping, task.criterion, session, start="keep", **SETTINGS)
     return {
         "step": _training_step(model, optimizer, task.criterion, batch),
+        "keep_step": _training_step(keeping, keeper, task.criterion, batch),
         "solve": lambda: session.solve(
             operator, drive, damping=SETTINGS["damping"], analog_time=SETTINGS["analog_time"], start="drive"
         ),
