@@ -117,12 +117,14 @@ class Conv2dRows(BlockFactor):
         """A in full by output channels, in stretches (m, channels, in / groups · kernel) of at most `most` elements."""
         (c, b, out, *_), g = self.cotangents.shape, self.groups
         patches = F.unfold(self.inputs, self.kernel, self.dilation, self.padding, self.stride)  # (b, in · kernel, p)
-        patches = patches.unflatten(1, (g, -1))
+        patches = patches.unflatten(1, (g, -1)).mT  # (b, g, p, in / g · kernel)
         delta = self.cotangents.flatten(3).unflatten(2, (g, out // g))  # (c, b, g, out / g, p)
-        channels = max(1, most // (c * b * patches.shape[2]))
+        channels = max(1, most // (c * b * patches.shape[3]))
         for group in range(g):
             for part in delta[:, :, group].split(channels, dim=2):
-                rows = torch.einsum("cbop,bqp->cboq", part, patches[:, group])
+                rows = part.new_empty(*part.shape[:3], patches.shape[3])
+                for column, row in zip(part, rows, strict=True):
+                    torch.bmm(column, patches[:, group], out=row)
                 yield rows.reshape(c * b, part.shape[2], -1)
 
     def gram(self) -> Tensor:

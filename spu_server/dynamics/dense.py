@@ -32,6 +32,6 @@ class DenseTransition(Transition):
         """Decompose F."""
         self._basis  # noqa: B018 - computed on first use
 
-    def _outputs(self, table: Table, inputs: Sequence[Tensor | None], duration: float) -> Tensor:
+    def _outputs(self, table: Table, inputs: Sequence[Tensor | None], duration: float) -> Sequence[Tensor]:
         vectors = torch.stack([torch.zeros_like(self.drive) if v is None else v for v in inputs])
-        return self._basis.functions(table, vectors, self.damping, duration)
+        return self._basis.functions(table, vectors, self.damping, duration).unbind()

@@ -44,64 +44,81 @@ class FactorTransition(Transition):
 
     _basis: Eigenbasis | None = None
     _steps = 0  # Lanczos steps so far.
+    _drive_image: Tensor | None = None  # A b
+    _last: tuple[Tensor, Tensor] | None = None  # The state that the last step led to, and A times it.
 
     @cached_property
     def _gram(self) -> Tensor:
         return self.operator.gram()
 
-    @cached_property
-    def _sampled_drive(self) -> Tensor:
-        return self.operator.apply(self.drive)
-
     def prepare(self) -> None:
         """Compute the Gram matrix and A b, and decompose a small Gram matrix."""
-        gram, _ = self._gram, self._sampled_drive
-        if self._basis is None and len(gram) <= SMALL:
-            self._basis = Eigenbasis(gram)
+        self._images([self.drive])
+        self._decompose_small()
 
-    def _outputs(self, table: Table, inputs: Sequence[Tensor | None], duration: float) -> Tensor:
-        self.prepare()
-        outputs = self.operator.adjoint(self._weights(table, inputs, duration))
+    def _decompose_small(self) -> None:
+        if self._basis is None and len(self._gram) <= SMALL:
+            self._basis = Eigenbasis(self._gram)
+
+    def _outputs(self, table: Table, inputs: Sequence[Tensor | None], duration: float) -> Sequence[Tensor]:
+        self._decompose_small()
+        images = self._images(inputs)
+        weights = self._weights(table, inputs, images, duration)
+        outputs = self.operator.adjoint(weights).unbind()
         for output, row in zip(outputs, table, strict=True):
             for h, v in zip(row, inputs, strict=False):
                 if v is not None:
                     output.add_(v, alpha=_at(h, self.damping, duration))
+        # What A makes of the new state is known without A: the next step, or the next program's start, asks for it.
+        image = self._gram @ weights[0]
+        for h, v in zip(table[0], images, strict=False):
+            image.add_(v, alpha=_at(h, self.damping, duration))
+        self._last = outputs[0], image
         return outputs
 
-    def _weights(self, table: Table, inputs: Sequence[Tensor | None], duration: float) -> Tensor:
+    def _weights(self, table: Table, inputs: Sequence[Tensor | None], images: Tensor, duration: float) -> Tensor:
         """Σ_j k_ij(AAᵀ) A v_j, shape (outputs, m)."""
-        samples = self._samples(inputs)
         if self._basis is None:
             stiffness = float(self._gram.trace()) * _at(response, self.damping, duration)
             if stiffness <= STIFFEST and self._steps < STEPS_PER_ROW * len(self._gram):
-                weights = self._by_lanczos(table, inputs, samples.numpy(), duration)
+                weights = self._by_lanczos(table, inputs, images.numpy(), duration)
                 if weights is not None:
                     return torch.from_numpy(weights)
             self._basis = Eigenbasis(self._gram)
-        return self._basis.slopes(table, samples, self.damping, duration)
+        return self._basis.slopes(table, images, self.damping, duration)
 
-    def _samples(self, inputs: Sequence[Tensor | None]) -> Tensor:
-        """A v_j for every input, shape (inputs, m)."""
-        samples = torch.zeros(len(inputs), len(self._sampled_drive), dtype=torch.float64)
+    def _images(self, inputs: Sequence[Tensor | None]) -> Tensor:
+        """A v_j for every input, shape (inputs, m); only what is not known is computed, all at once."""
+        images = torch.zeros(len(inputs), self.operator.shape[0], dtype=torch.float64)
         new: dict[int, Tensor] = {}
         for j, v in enumerate(inputs):
-            if v is self.drive:
-                samples[j] = self._sampled_drive
+            known = self._known(v)
+            if known is not None:
+                images[j] = known
             elif v is not None:
                 new[j] = v
         if new:
-            samples[list(new)] = self.operator.apply(torch.stack(list(new.values())))
-        return samples
+            images[list(new)] = self.operator.apply(torch.stack(list(new.values())))
+            if self._drive_image is None:
+                self._drive_image = next(images[j].clone() for j, v in new.items() if v is self.drive)
+        return images
+
+    def _known(self, v: Tensor | None) -> Tensor | None:
+        if v is self.drive:
+            return self._drive_image
+        if self._last is not None and v is self._last[0]:
+            return self._last[1]
+        return None
 
     def _by_lanczos(
-        self, table: Table, inputs: Sequence[Tensor | None], samples: Vector, duration: float
+        self, table: Table, inputs: Sequence[Tensor | None], images: Vector, duration: float
     ) -> Vector | None:
         """What `_weights` is; None if a process does not converge.
 
         Start and drive share one process. Since decay = 1 − f·response and response = Δ − f·integrated_response, with
         r = b − (F + λI) x and g the drive's function, each output is h_x(λ) x + g(λ) b + Aᵀ[k_g(AAᵀ) A r − g(λ) A x].
         """
-        (x, b), noises = samples[:2], samples[2:]
+        (x, b), noises = images[:2], images[2:]
         pulled = self._gram.numpy() @ x
         residual = b - self.damping * x - pulled
         weights = np.empty((len(table), len(x)))

@@ -74,8 +74,8 @@ class Transition(ABC):
         return Step(outputs[0], outputs[1] if integral else None)
 
     @abstractmethod
-    def _outputs(self, table: Table, inputs: Sequence[Tensor | None], duration: float) -> Tensor:
-        """Sums Σ_j h_ij(F + λI) v_j, shape (outputs, N), for functions h of the table and the vectors `inputs`.
+    def _outputs(self, table: Table, inputs: Sequence[Tensor | None], duration: float) -> Sequence[Tensor]:
+        """Sums Σ_j h_ij(F + λI) v_j, each of shape (N,), for functions h of the table and the vectors `inputs`.
 
         The inputs are x (None for zeros), b and, with noise, √κ₀ z₁ and √κ₀ z₂; those not given count for nothing.
         """

@@ -110,15 +110,29 @@ def test_a_stiff_problem_does_not_try_lanczos() -> None:
     assert moving._steps == 0
 
 
-def test_gram_and_the_sampled_drive_are_computed_once() -> None:
-    a, b, x = problem()
+@pytest.mark.parametrize("prepared", [True, False])
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_steps_one_after_the_other_share_what_they_can(prepared: bool, noise: float) -> None:
+    a, b, state = problem()
     operator = Counted(a)
-    moving = FactorTransition(operator, b, damping=0.1, noise=0.0)
-    moving.prepare()
+    moving = FactorTransition(operator, b, damping=0.1, noise=noise)
+    if prepared:
+        moving.prepare()
     for _ in range(3):
-        moving.step(x, 1.0, normals())
+        state = moving.step(state, 1.0, normals()).state
     assert operator.calls.count(("gram", 0)) == 1
-    assert operator.calls.count(("apply", 1)) == 1
+    # A meets the drive and the first state once, and each step's noise; it never meets a state that a step led to.
+    assert operator.calls.count(("apply", 2)) == (3 if noise else 1) + prepared
+    assert operator.calls.count(("adjoint", 1)) == 3
+
+
+def test_what_a_step_says_of_its_state_is_what_the_operator_says() -> None:
+    a, b, state = problem()
+    moving = FactorTransition(Rows(a), b, damping=0.1, noise=0.1)
+    for duration in (0.1, 50.0, 1.0):
+        state = moving.step(state, duration, normals()).state
+        assert moving._last is not None
+        torch.testing.assert_close(moving._last[1], a @ state, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("m", [M, 20])
