@@ -15,7 +15,7 @@ from host_client.curvature.cotangents import backpropagate
 from host_client.curvature.criterion import check_criterion, check_targets
 from host_client.curvature.errors import UnsupportedLayer
 from host_client.curvature.layers import Layer, batch_norms, check_unmixed, trained_layers
-from host_client.curvature.softmax import softmax_root
+from host_client.curvature.losses.softmax import softmax_root
 from spu_link.operators import LayerRows
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from host_client.curvature.softmax import softmax_root
+from host_client.curvature.losses.softmax import softmax_root
 
 
 def jacobian(logits: Tensor, parameters: Sequence[Tensor]) -> Tensor:

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from host_client.curvature.softmax import softmax_root
+from host_client.curvature.losses.softmax import softmax_root
 
 
 def _hessian(logits: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,166 @@
+"""The curvature of a criterion with respect to its input, as columns whose outer products sum to it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from host_client.curvature.errors import UnsupportedCriterion
+from host_client.curvature.losses.base import Loss
+from host_client.curvature.losses.binary_cross_entropy import BinaryCrossEntropy
+from host_client.curvature.losses.cross_entropy import CrossEntropy
+from host_client.curvature.losses.mean_squared_error import MeanSquaredError
+from host_client.curvature.losses.positions import spread
+
+Kind: TypeAlias = Literal["exact", "mc", "empirical"]
+"""Which curvature: the exact generalised Gauss–Newton matrix, the Monte-Carlo Fisher, or the empirical Fisher."""
+
+LOSSES: tuple[Loss, ...] = (CrossEntropy(), BinaryCrossEntropy(), MeanSquaredError())
+
+
+def check_criterion(criterion: nn.Module) -> None:
+    """Refuse a criterion, or options of it, whose curvature is not known here. Made for once, before training.
+
+    Raises:
+        UnsupportedCriterion: naming the option and the way out.
+    """
+    _loss_of(criterion).check(criterion)
+
+
+@torch.no_grad()
+def loss_columns(criterion: nn.Module, z: Tensor, target: Tensor, *, samples: int, kind: Kind, draws: int) -> int:
+    """Number c of columns that `loss_root` would return, before they are made.
+
+    Raises:
+        UnsupportedCriterion: as `loss_root`.
+    """
+    if kind != "exact":
+        return draws if kind == "mc" else 1
+    loss, wide = _loss_of(criterion), _wide(z)
+    elements = _elements(loss, wide, target, samples)
+    mass, _ = _weights(loss, criterion, wide, target, samples)
+    return _width(loss, elements, mass, target) * loss.rank(elements.shape[-1])
+
+
+@torch.no_grad()
+def loss_root(
+    criterion: nn.Module,
+    z: Tensor,
+    target: Tensor,
+    *,
+    samples: int,
+    kind: Kind,
+    draws: int,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Cotangents of a criterion's input whose outer products, over samples and columns, are its curvature.
+
+    With J the Jacobian of z, and A = Sᵀ J row by row (row (k, i) from column k of sample i), F = AᵀA is for
+
+    - ``"exact"``: Jᵀ H J with H the Hessian of the criterion as it reduces: the generalised Gauss–Newton matrix. A
+      sample has one column for each output of rank: d − 1 for each position of a cross-entropy over d classes, one for
+      each output otherwise. Positions that the loss leaves out (``ignore_index``, classes of weight zero) have none:
+      c is that of the sample with most.
+    - ``"mc"``: the same in expectation, from `draws` columns: the gradients for labels drawn anew from the model's own
+      distribution, independently at all positions and in all columns, scaled by 1/√draws.
+    - ``"empirical"``: (1/n) Σ_i g_i g_iᵀ with g_i the gradient of sample i's own loss for the targets given, summed
+      over its positions, and n what the criterion's mean divides by: Σ w_{y} over the targets not ignored, the number
+      of elements for probabilities, the number of outputs for MSE and BCE; 1 for the reduction 'sum'. One column.
+
+    Nothing waits for an accelerator, but for one number where a cross-entropy with class targets has several positions
+    a sample: how many of them count.
+
+    Args:
+        criterion: accepted by `check_criterion`.
+        z: its input: samples lead, or samples and positions flattened into the leading dimension, sample by sample.
+            In float16 and bfloat16 the columns are computed in float32.
+        target: its target.
+        samples: b.
+        kind: which curvature.
+        draws: number of columns of the Monte-Carlo Fisher, at least one.
+        generator: of the labels drawn, on the device of z; None for torch's own.
+
+    Returns:
+        Shape (c, *z.shape), the dtype of z: in sample i column k holds what belongs to sample i.
+
+    Raises:
+        UnsupportedCriterion: for a criterion not known, and for shapes that do not fit.
+        ValueError: for another kind, or fewer than one draw.
+    """
+    loss, wide = _loss_of(criterion), _wide(z)
+    elements = _elements(loss, wide, target, samples)
+    mass, divisor = _weights(loss, criterion, wide, target, samples)
+    if kind == "exact":
+        width = _width(loss, elements, mass, target)
+        columns = spread(loss.root(elements, mass), mass, width)
+    elif kind == "mc":
+        if draws < 1:
+            raise ValueError(f"{draws} Monte-Carlo samples; at least one is needed")
+        columns = loss.scores(elements, mass / draws, draws, generator)
+    elif kind == "empirical":
+        return (_gradient(criterion, wide, target) * divisor**0.5).to(z.dtype)[None]
+    else:
+        raise ValueError(f"curvature {kind!r} is not known; choose 'exact', 'mc' or 'empirical'")
+    return loss.restore(columns, z.shape).to(z.dtype)
+
+
+def _loss_of(criterion: nn.Module) -> Loss:
+    for loss in LOSSES:
+        # A forward of its own, in a subclass or on the instance, is free to compute something else.
+        if getattr(criterion.forward, "__func__", None) is loss.criterion.forward:
+            return loss
+    known = ", ".join(f"nn.{loss.criterion.__name__}" for loss in LOSSES)
+    raise UnsupportedCriterion(
+        "",
+        f"is {type(criterion).__name__}, whose curvature is not known; use one of {known}, with a forward that is "
+        "torch's, or give a solver an operator of your own",
+    )
+
+
+def _wide(z: Tensor) -> Tensor:
+    return z.detach() if z.dtype == torch.float64 else z.detach().float()
+
+
+def _elements(loss: Loss, z: Tensor, target: Tensor, samples: int) -> Tensor:
+    loss.check_shapes(z, target)
+    if z.dim() == 0 or len(z) % samples:
+        raise UnsupportedCriterion(
+            "",
+            f"was given an input of shape {tuple(z.shape)} for {samples} samples; its first dimension must hold all "
+            "samples, or all their positions, sample by sample",
+        )
+    return loss.elements(z, samples)
+
+
+def _weights(loss: Loss, criterion: Any, z: Tensor, target: Tensor, samples: int) -> tuple[Tensor, Tensor | float]:
+    """Mass of each element as the criterion reduces, shape (b, q) or (1, 1), and what it divides by."""
+    mass, divisor = loss.weights(criterion, z, target)
+    if criterion.reduction == "sum":
+        divisor = 1.0
+    if mass is None:
+        return z.new_full((1, 1), 1 / float(divisor)), divisor
+    if isinstance(divisor, Tensor):
+        # Of nothing the mean is 0 / 0, but no element is left whose mass it could spoil.
+        divisor = divisor.clamp_min(torch.finfo(z.dtype).tiny)
+    return (mass / divisor).reshape(samples, -1), divisor
+
+
+def _width(loss: Loss, elements: Tensor, mass: Tensor, target: Tensor) -> int:
+    """Most positions of a sample that count: at least one, so that an operator is left."""
+    positions = elements.shape[1]
+    if positions == 1 or not loss.leaves_out(target):
+        return positions
+    return max(1, int((mass != 0).sum(1).max()))
+
+
+def _gradient(criterion: nn.Module, z: Tensor, target: Tensor) -> Tensor:
+    if any(buffer.dtype != z.dtype for buffer in criterion.buffers()):
+        criterion = copy.deepcopy(criterion).to(z.dtype)
+    if target.is_floating_point():
+        target = target.to(z.dtype)
+    with torch.enable_grad():
+        z = z.requires_grad_()
+        return torch.autograd.grad(criterion.forward(z, target), z)[0]
