@@ -111,14 +111,18 @@ class Program:
         return tensor
 
     def check_values(self) -> None:
-        """Look at every value: all finite, and a dense matrix symmetric and positive semi-definite.
+        """Look at every value: all finite, indices in range, a dense matrix symmetric and positive semi-definite.
 
         Raises:
             InvalidProgram: naming the tensor and the first offending value.
         """
         for block, tensors in self.operator.wire():
             for role, tensor in tensors.items():
-                _check_finite(f"{block.WhichOneof('kind')}.{_role_name(role)}", tensor)
+                field = f"{block.WhichOneof('kind')}.{_role_name(role)}"
+                if role == pb.ROLE_INDICES:
+                    _check_range(field, tensor, block.embedding.embeddings)
+                else:
+                    _check_finite(field, tensor)
         _check_finite("drive", self.drive)
         if isinstance(self.start, Tensor):
             _check_finite("start", self.start)
@@ -144,16 +148,25 @@ def _role_name(role: Role) -> str:
 def _check_finite(field: str, tensor: Tensor) -> None:
     # aminmax is one pass without a temporary, and passes NaN on.
     low, high = torch.aminmax(tensor)
-    if bool(torch.isfinite(low) & torch.isfinite(high)):
-        return
-    flat = tensor.flatten()
-    index = int(torch.nonzero(~torch.isfinite(flat))[0])
-    where = tuple(int(i) for i in torch.unravel_index(torch.tensor(index), tensor.shape))
-    raise InvalidProgram(
-        f"{field}{list(where)} is {float(flat[index])}; every value must be finite",
+    if not bool(torch.isfinite(low) & torch.isfinite(high)):
+        raise _bad_value(field, tensor, ~torch.isfinite(tensor), "finite")
+
+
+def _check_range(field: str, indices: Tensor, end: int) -> None:
+    low, high = torch.aminmax(indices)
+    if low < 0 or high >= end:
+        raise _bad_value(field, indices, (indices < 0) | (indices >= end), f"at least 0 and less than {end}")
+
+
+def _bad_value(field: str, tensor: Tensor, bad: Tensor, expected: str) -> InvalidProgram:
+    """The error for the first of the bad values."""
+    where = tuple(torch.nonzero(bad)[0].tolist())
+    value = tensor[where].item()
+    return InvalidProgram(
+        f"{field}{list(where)} is {value}; every value must be {expected}",
         field=field,
-        found=float(flat[index]),
-        expected="finite values",
+        found=value,
+        expected=f"{expected} values" if expected == "finite" else expected,
     )
 
 

@@ -6,7 +6,7 @@ and a CRC-32C over all of them. `layout` checks a header from its numbers alone,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from spu_link.errors import CapacityExceeded, UnknownRole, UnsupportedBlock, UploadCorrupt
-from spu_link.operators import Conv2dRows, Dense, LayerRows, LinearRows, Operator, Rows
-from spu_link.operators.base import BlockFactor, Role, Shapes, mismatch
+from spu_link.operators import Conv2dRows, Dense, EmbeddingRows, LayerRows, LinearRows, Operator, Rows
+from spu_link.operators.base import BlockFactor, Role, Shapes, either, mismatch
 from spu_link.program import Program, non_negative
 from tngd.spu.v1 import spu_pb2 as pb
 
@@ -31,17 +31,25 @@ MAX_CHUNK_BYTES = 1 << 20
 MAX_READS = 64
 """Most readings scheduled with one program."""
 
-DTYPES: dict[pb.DType.ValueType, torch.dtype] = {pb.DTYPE_FLOAT32: torch.float32, pb.DTYPE_FLOAT64: torch.float64}
+DTYPES: dict[pb.DType.ValueType, torch.dtype] = {
+    pb.DTYPE_FLOAT32: torch.float32,
+    pb.DTYPE_FLOAT64: torch.float64,
+    pb.DTYPE_INT32: torch.int32,
+    pb.DTYPE_INT64: torch.int64,
+}
+INDEX_DTYPES = (pb.DTYPE_INT32, pb.DTYPE_INT64)
+VALUE_DTYPES = tuple(dtype for dtype in DTYPES if dtype not in INDEX_DTYPES)
 WIRE_DTYPES = {dtype: wire for wire, dtype in DTYPES.items()}
 
-FACTORS: dict[str, type[BlockFactor]] = {cls.kind: cls for cls in (Rows, LinearRows, Conv2dRows)}
-DIMENSIONS: dict[str, dict[Role, int]] = {
-    "dense": {pb.ROLE_MATRIX: 2},
-    "rows": {pb.ROLE_ROWS: 2},
-    "linear": {pb.ROLE_INPUT: 2, pb.ROLE_COTANGENT: 3},
-    "conv2d": {pb.ROLE_INPUT: 4, pb.ROLE_COTANGENT: 5},
+FACTORS: dict[str, type[BlockFactor]] = {cls.kind: cls for cls in (Rows, LinearRows, Conv2dRows, EmbeddingRows)}
+DIMENSIONS: dict[str, dict[Role, tuple[int, ...]]] = {
+    "dense": {pb.ROLE_MATRIX: (2,)},
+    "rows": {pb.ROLE_ROWS: (2,)},
+    "linear": {pb.ROLE_INPUT: (2, 3), pb.ROLE_COTANGENT: (3, 4)},
+    "conv2d": {pb.ROLE_INPUT: (4,), pb.ROLE_COTANGENT: (5,)},
+    "embedding": {pb.ROLE_INDICES: (2,), pb.ROLE_COTANGENT: (4,)},
 }
-"""Tensors that each kind of block has, by role, and their number of dimensions."""
+"""Tensors that each kind of block has, by role, and the numbers of dimensions they may have."""
 
 PROGRAM_ROLES = (pb.ROLE_DRIVE, pb.ROLE_START)
 
@@ -260,10 +268,12 @@ def _tensor_shapes(header: pb.ProgramHeader) -> tuple[list[Shapes], Shapes]:
         kinds.append(kind)
     for index, spec in enumerate(header.tensors):
         field, shape = f"tensors[{index}]", tuple(spec.shape)
-        if spec.dtype not in DTYPES:
-            raise mismatch(f"{field}.dtype", spec.dtype, "DTYPE_FLOAT32 or DTYPE_FLOAT64")
+        dtypes = INDEX_DTYPES if spec.role == pb.ROLE_INDICES else VALUE_DTYPES
+        if spec.dtype not in dtypes:
+            raise mismatch(f"{field}.dtype", _dtype_name(spec.dtype), either(_dtype_name(d) for d in dtypes))
+        expected: Mapping[Role, tuple[int, ...]]
         if spec.role in PROGRAM_ROLES:
-            place, expected = own, {spec.role: 1}
+            place, expected = own, {spec.role: (1,)}
         elif spec.block < len(blocks):
             place, expected = blocks[spec.block], DIMENSIONS[kinds[spec.block]]
         else:
@@ -275,8 +285,8 @@ def _tensor_shapes(header: pb.ProgramHeader) -> tuple[list[Shapes], Shapes]:
                 found=spec.role,
                 expected=" or ".join(_name(role) for role in expected),
             )
-        if len(shape) != expected[spec.role] or 0 in shape:
-            raise mismatch(f"{field}.shape", shape, f"{expected[spec.role]} extents, each at least 1")
+        if len(shape) not in expected[spec.role] or 0 in shape:
+            raise mismatch(f"{field}.shape", shape, f"{either(expected[spec.role])} extents, each at least 1")
         place[spec.role] = shape
     wanted = {pb.ROLE_DRIVE, pb.ROLE_START} if header.start == pb.START_TENSOR else {pb.ROLE_DRIVE}
     _check_complete("program", own, wanted)
@@ -293,6 +303,10 @@ def _check_complete(name: str, found: Iterable[Role], wanted: set[Role]) -> None
 
 def _name(role: Role) -> str:
     return pb.Role.Name(role) if role in pb.Role.values() else f"role {role}"
+
+
+def _dtype_name(dtype: pb.DType.ValueType) -> str:
+    return pb.DType.Name(dtype) if dtype in pb.DType.values() else f"dtype {dtype}"
 
 
 def nbytes_of(spec: pb.TensorSpec) -> int:

@@ -4,8 +4,21 @@ from spu_link.operators.base import FactorOperator, Operator
 from spu_link.operators.conv2d import Conv2dRows
 from spu_link.operators.damped import Damped
 from spu_link.operators.dense import Dense
+from spu_link.operators.embedding import EmbeddingRows
 from spu_link.operators.layers import LayerRows
 from spu_link.operators.linear import LinearRows
 from spu_link.operators.rows import Rows
+from spu_link.operators.stack import stack
 
-__all__ = ["Conv2dRows", "Damped", "Dense", "FactorOperator", "LayerRows", "LinearRows", "Operator", "Rows"]
+__all__ = [
+    "Conv2dRows",
+    "Damped",
+    "Dense",
+    "EmbeddingRows",
+    "FactorOperator",
+    "LayerRows",
+    "LinearRows",
+    "Operator",
+    "Rows",
+    "stack",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self, TypeAlias
 
 import torch
@@ -15,7 +15,7 @@ from spu_link.errors import InvalidProgram
 from tngd.spu.v1 import spu_pb2 as pb
 
 ArrayLike: TypeAlias = Tensor | NDArray[Any]
-"""What operands are given as: a tensor or a numpy array, float32 or float64."""
+"""What operands are given as: a tensor or a numpy array; float32 or float64, but for indices."""
 
 Role: TypeAlias = "pb.Role.ValueType"
 """What a tensor is for: a value of the protocol's enum."""
@@ -33,6 +33,7 @@ GRAM_STRIP = 192
 """Rows of a Gram matrix that are computed at once."""
 
 FLOATS = (torch.float32, torch.float64)
+INTEGERS = (torch.int32, torch.int64)
 
 
 class Operator(ABC):
@@ -77,7 +78,7 @@ class Operator(ABC):
 
     @abstractmethod
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """The same operator with `function` applied to each operand, for instance to change the dtype."""
+        """The same operator with `function` applied to each operand but indices, for instance to change the dtype."""
 
     @property
     def nbytes(self) -> int:
@@ -141,28 +142,76 @@ class BlockFactor(FactorOperator):
         return self.to_rows()
 
 
-def as_operand(value: ArrayLike, *, field: str, dimensions: int) -> Tensor:
+def as_operand(value: ArrayLike, *, field: str, dimensions: int | tuple[int, ...]) -> Tensor:
     """A float32 or float64 tensor behind an array, without a copy where possible.
 
     Raises:
         InvalidProgram: when it has another dtype or another number of dimensions.
     """
+    return _as_tensor(value, FLOATS, field, dimensions)
+
+
+def as_indices(value: ArrayLike, *, field: str, dimensions: int) -> Tensor:
+    """An int32 or int64 tensor behind an array, without a copy where possible.
+
+    Raises:
+        InvalidProgram: when it has another dtype or another number of dimensions.
+    """
+    return _as_tensor(value, INTEGERS, field, dimensions)
+
+
+def _as_tensor(
+    value: ArrayLike, dtypes: Sequence[torch.dtype], field: str, dimensions: int | tuple[int, ...]
+) -> Tensor:
     tensor = torch.as_tensor(value).detach()
-    if tensor.dtype not in FLOATS:
+    if tensor.dtype not in dtypes:
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise InvalidProgram(
-            f"{field} has dtype {tensor.dtype}; convert it to float32 or float64",
-            field=field,
-            found=tensor.dtype,
-            expected="float32 or float64",
+            f"{field} has dtype {tensor.dtype}; convert it to {names}", field=field, found=tensor.dtype, expected=names
         )
-    if tensor.dim() != dimensions or 0 in tensor.shape:
+    allowed = (dimensions,) if isinstance(dimensions, int) else dimensions
+    if tensor.dim() not in allowed or 0 in tensor.shape:
+        expected = f"{either(allowed)} dimensions"
         raise InvalidProgram(
-            f"{field} has shape {tuple(tensor.shape)}; it needs {dimensions} dimensions, none of them empty",
+            f"{field} has shape {tuple(tensor.shape)}; it needs {expected}, none of them empty",
             field=field,
             found=tuple(tensor.shape),
-            expected=f"{dimensions} dimensions",
+            expected=expected,
         )
     return tensor
+
+
+def either(choices: Iterable[object]) -> str:
+    """Choices as people say them."""
+    return " or ".join(str(choice) for choice in choices)
+
+
+def seen_through(cotangents: Tensor, y: Tensor) -> Tensor:
+    """Rows of A v from the change y of the layer's output, for k vectors v at once.
+
+    Args:
+        cotangents: shape (c, b, …).
+        y: shape (k, b·…), in any grouping of the elements behind k.
+
+    Returns:
+        Σ over everything behind b of cotangents · y, shape (k, c, b).
+    """
+    delta = cotangents.flatten(2)
+    return torch.einsum("cbf,kbf->kcb", delta, y.reshape(len(y), *delta.shape[1:]))
+
+
+def weighted(cotangents: Tensor, w: Tensor) -> Tensor:
+    """Cotangents weighted by vectors over the rows and summed over c.
+
+    Args:
+        cotangents: shape (c, b, …).
+        w: shape (…, c·b).
+
+    Returns:
+        Shape (k, b, f), with k for all leading dimensions of `w`, and f for everything behind b.
+    """
+    c, b = cotangents.shape[:2]
+    return torch.einsum("kcb,cbf->kbf", w.reshape(-1, c, b), cotangents.flatten(2))
 
 
 def mismatch(field: str, found: object, expected: str) -> InvalidProgram:

@@ -12,7 +12,7 @@ from spu_link.program import Program
 from spu_server.drivers.base import Capabilities, Driver, DriverOptions
 from spu_server.dynamics import Transition, transition_of
 
-KINDS = ("dense", "rows", "linear", "conv2d")
+KINDS = ("dense", "rows", "linear", "conv2d", "embedding")
 """Block kinds the emulator takes: all there are."""
 
 

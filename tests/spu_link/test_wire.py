@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from spu_link import wire
 from spu_link.errors import InvalidProgram, UploadCorrupt
-from spu_link.operators import Conv2dRows, Dense, LayerRows, LinearRows, Rows
+from spu_link.operators import Conv2dRows, Dense, EmbeddingRows, LayerRows, LinearRows, Rows
 from spu_link.program import Program
 from tngd.spu.v1 import spu_pb2 as pb
 
@@ -26,12 +26,17 @@ def factors(draw, m_shape):
     c, b = m_shape
     dtype = draw(DTYPES)
     small = st.integers(1, 4)
-    kind = draw(st.sampled_from(["rows", "linear", "conv2d"]))
+    kind = draw(st.sampled_from(["rows", "linear", "conv2d", "embedding"]))
     if kind == "rows":
         return Rows(tensor(c * b, draw(small), dtype=dtype))
     if kind == "linear":
-        inputs, cotangents = tensor(b, draw(small), dtype=dtype), tensor(c, b, draw(small), dtype=dtype)
+        samples = draw(st.sampled_from([(b,), (b, draw(small))]))
+        inputs, cotangents = tensor(*samples, draw(small), dtype=dtype), tensor(c, *samples, draw(small), dtype=dtype)
         return LinearRows(inputs, cotangents, bias=draw(st.booleans()))
+    if kind == "embedding":
+        p, embeddings = draw(small), draw(small)
+        indices = torch.arange(b * p, dtype=draw(st.sampled_from([torch.int32, torch.int64]))).view(b, p) % embeddings
+        return EmbeddingRows(indices, tensor(c, b, p, draw(small), dtype=dtype), embeddings=embeddings)
     groups = draw(st.integers(1, 2))
     channels, out = groups * draw(st.integers(1, 2)), groups * draw(st.integers(1, 2))
     kernel, stride, dilation = (draw(st.tuples(st.integers(1, 2), st.integers(1, 2))) for _ in range(3))

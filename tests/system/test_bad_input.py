@@ -36,7 +36,7 @@ from spu_link.errors import (
     UnsupportedBlock,
     UploadCorrupt,
 )
-from spu_link.operators import Conv2dRows, Dense, LayerRows, LinearRows, Rows
+from spu_link.operators import Conv2dRows, Dense, EmbeddingRows, LayerRows, LinearRows, Rows
 from spu_link.program import Program
 from tests.system.device import CELLS, SteadyDevice, uploads_in
 from tests.system.raw import SECONDS, Raw, encoded, eventually, messages, refused
@@ -61,7 +61,7 @@ def free_device(free):
     device.assert_unharmed()
 
 
-def layers() -> dict[str, LinearRows | Conv2dRows | Rows]:
+def layers() -> dict[str, LinearRows | Conv2dRows | EmbeddingRows | Rows]:
     """One block of each kind, of two rows each."""
     generator = torch.Generator().manual_seed(0)
 
@@ -72,6 +72,8 @@ def layers() -> dict[str, LinearRows | Conv2dRows | Rows]:
         "linear": LinearRows(tensor(2, 3), tensor(1, 2, 2), bias=True),
         "conv2d": Conv2dRows(tensor(2, 2, 4, 4), tensor(1, 2, 4, 2, 2), kernel=(3, 3), groups=2, bias=False),
         "rows": Rows(tensor(2, 5)),
+        "sequence": LinearRows(tensor(2, 3, 2), tensor(1, 2, 3, 2), bias=False),
+        "embedding": EmbeddingRows(torch.tensor([[0, 3], [1, 1]]), tensor(1, 2, 2, 2), embeddings=4),
     }
 
 
@@ -89,7 +91,19 @@ def dense(n: int = 3) -> Program:
 TENSOR = {
     name: index
     for index, name in enumerate(
-        ["linear.input", "linear.cotangent", "conv2d.input", "conv2d.cotangent", "rows", "drive", "start"]
+        [
+            "linear.input",
+            "linear.cotangent",
+            "conv2d.input",
+            "conv2d.cotangent",
+            "rows",
+            "sequence.input",
+            "sequence.cotangent",
+            "embedding.indices",
+            "embedding.cotangent",
+            "drive",
+            "start",
+        ]
     )
 }
 """Places of the tensors of `program` in its header."""
@@ -160,13 +174,47 @@ def unknown_kind(header):
 
 HEADERS = {
     "a drive of another length": (shape("drive", 4), InvalidProgram, "DRIVE"),
-    "a drive that is a matrix": (shape("drive", 1, 52), InvalidProgram, "tensors[5].shape"),
+    "a drive that is a matrix": (shape("drive", 1, 52), InvalidProgram, "tensors[9].shape"),
     "a start of another length": (shape("start", 51), InvalidProgram, "START"),
     "an empty extent": (shape("rows", 2, 0), InvalidProgram, "tensors[4].shape"),
     "no extents": (shape("rows"), InvalidProgram, "tensors[4].shape"),
     "rows with another number of rows": (shape("rows", 3, 5), InvalidProgram, "blocks[2]"),
     "linear cotangents of other samples": (shape("linear.cotangent", 1, 3, 2), InvalidProgram, "linear.cotangent"),
     "linear inputs with four dimensions": (shape("linear.input", 2, 3, 1, 1), InvalidProgram, "tensors[0].shape"),
+    "sequence cotangents of other positions": (
+        shape("sequence.cotangent", 1, 2, 4, 2),
+        InvalidProgram,
+        "linear.cotang",
+    ),
+    "sequence cotangents without positions": (shape("sequence.cotangent", 1, 2, 6), InvalidProgram, "linear.cotangent"),
+    "embedding cotangents of other positions": (
+        shape("embedding.cotangent", 1, 2, 3, 2),
+        InvalidProgram,
+        "embedding.cotangent",
+    ),
+    "embedding indices of three dimensions": (
+        shape("embedding.indices", 2, 2, 1),
+        InvalidProgram,
+        "tensors[7].shape",
+    ),
+    "an embedding of nothing": (
+        lambda h: h.blocks[4].embedding.ClearField("embeddings"),
+        InvalidProgram,
+        "embedding.embeddings",
+    ),
+    "indices that are floats": (spec("embedding.indices", dtype=pb.DTYPE_FLOAT32), InvalidProgram, "tensors[7].dtype"),
+    "cotangents that are integers": (
+        spec("linear.cotangent", dtype=pb.DTYPE_INT64),
+        InvalidProgram,
+        "DTYPE_FLOAT32 or",
+    ),
+    "a drive that is integers": (spec("drive", dtype=pb.DTYPE_INT32), InvalidProgram, "tensors[9].dtype"),
+    "indices where inputs belong": (spec("linear.input", role=pb.ROLE_INDICES), InvalidProgram, "tensors[0].dtype"),
+    "indices of a layer that has none": (
+        spec("linear.input", role=pb.ROLE_INDICES, dtype=pb.DTYPE_INT32),
+        UnknownRole,
+        "ROLE_INDICES",
+    ),
     "conv cotangents of another extent": (shape("conv2d.cotangent", 1, 2, 4, 3, 3), InvalidProgram, "conv2d.cotangent"),
     "conv cotangents of other samples": (shape("conv2d.cotangent", 1, 3, 4, 2, 2), InvalidProgram, "conv2d.cotangent"),
     "conv channels that groups do not divide": (shape("conv2d.input", 2, 3, 4, 4), InvalidProgram, "conv2d.groups"),
@@ -192,7 +240,7 @@ HEADERS = {
     "rows given twice": (twice("rows"), UnknownRole, "ROLE_ROWS"),
     "a tensor of no block": (spec("rows", block=7), InvalidProgram, "tensors[4].block"),
     "a block without its tensor": (drop("tensors", TENSOR["conv2d.input"]), InvalidProgram, "blocks[1]"),
-    "a tensor without its block": (drop("blocks", 2), InvalidProgram, "tensors[4].block"),
+    "a tensor without its block": (drop("blocks", 4), InvalidProgram, "tensors[7].block"),
     "no drive": (no_drive, InvalidProgram, "program tensors"),
     "no blocks": (no_blocks, InvalidProgram, "blocks"),
     "a block of an unknown kind": (unknown_kind, UnsupportedBlock, "blocks[2]"),
@@ -228,7 +276,7 @@ def test_a_bad_header_is_refused_before_anything_is_reserved(device, change, err
     header, data = encoded(program())
     change(header)
     if error is CapacityExceeded:
-        header.tensors[TENSOR["drive"]].shape[:] = header.tensors[TENSOR["start"]].shape[:] = [2**63 + 44]
+        header.tensors[TENSOR["drive"]].shape[:] = header.tensors[TENSOR["start"]].shape[:] = [2**63 + 56]
     with device.raw() as raw, refused(error, match):
         raw.upload(header, data)
 
@@ -320,18 +368,31 @@ def test_wrong_shapes_dtypes_and_numbers_are_refused_in_python_before_they_trave
 
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF], ids=str)
-@pytest.mark.parametrize("tensor", [*TENSOR, "dense.matrix"])
+@pytest.mark.parametrize("tensor", [*(name for name in TENSOR if name != "embedding.indices"), "dense.matrix"])
 def test_a_value_that_is_not_finite_is_refused_wherever_it_is(device, tensor, value):
     bad = dense() if tensor == "dense.matrix" else program()
     _, tensors = encoded_tensors(bad)
     tensors[TENSOR.get(tensor, 0)].view(-1)[-1] = value  # shares memory with the program
-    with device.raw() as raw, refused(InvalidProgram, tensor) as caught:
+    named = tensor.replace("sequence", "linear")
+    with device.raw() as raw, refused(InvalidProgram, named) as caught:
         raw.upload(*encoded(bad))
     assert str(value) in caught.value.details()
-    with device.session() as session, pytest.raises(InvalidProgram, match=f"{tensor}.*is {value}") as raised:
+    with device.session() as session, pytest.raises(InvalidProgram, match=f"{named}.*is {value}") as raised:
         session.program(bad.operator, bad.drive, damping=0.1, start=bad.start)
-    assert tensor in raised.value.field
+    assert named in raised.value.field
     assert raised.value.found == str(value)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("index", [-1, 4, -(2**31), 2**31 - 1])
+def test_an_index_out_of_range_is_refused(device, index, dtype):
+    indices = torch.tensor([[0, 3], [index, 1]], dtype=dtype)
+    bad = Program(EmbeddingRows(indices, torch.ones(1, 2, 2, 2), embeddings=4), torch.ones(8), damping=0.1)
+    with device.raw() as raw, refused(InvalidProgram, rf"embedding.indices[1, 0] is {index}; every value must be"):
+        raw.upload(*encoded(bad))
+    with device.session() as session, pytest.raises(InvalidProgram, match="less than 4") as raised:
+        session.program(bad.operator, bad.drive, damping=0.1)
+    assert (raised.value.field, raised.value.found) == ("embedding.indices", str(index))
 
 
 def encoded_tensors(program: Program):

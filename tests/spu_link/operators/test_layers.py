@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from spu_link.errors import InvalidProgram
-from spu_link.operators import Conv2dRows, LayerRows, LinearRows, Rows
+from spu_link.operators import Conv2dRows, EmbeddingRows, LayerRows, LinearRows, Rows
 from tests.spu_link.operators.algebra import assert_agrees_with, assert_dtypes, random
 
 C, B = 2, 3
@@ -19,6 +19,8 @@ BLOCKS = [
     LinearRows(random(B, 3), random(C, B, 2, seed=1), bias=True),
     LinearRows(random(B, 3, seed=2), random(C, B, 2, seed=3), bias=False),
     Conv2dRows(random(B, 2, 4, 3), random(C, B, 3, 3, 2, seed=4), kernel=(2, 2), bias=True),
+    LinearRows(random(B, 2, 3, seed=5), random(C, B, 2, 2, seed=6), bias=True),
+    EmbeddingRows(torch.tensor([[0, 1], [1, 1], [3, 0]]), random(C, B, 2, 2, seed=7), embeddings=4),
 ]
 
 
@@ -43,7 +45,7 @@ def test_dtypes() -> None:
 
 def test_the_wire_has_every_block_in_order() -> None:
     kinds = [block.WhichOneof("kind") for block, _ in LayerRows(BLOCKS).wire()]
-    assert kinds == ["rows", "linear", "linear", "conv2d"]
+    assert kinds == ["rows", "linear", "linear", "conv2d", "linear", "embedding"]
 
 
 @pytest.mark.parametrize("blocks", [[], [Rows(torch.ones(2, 3)), Rows(torch.ones(3, 3))]])

@@ -24,23 +24,23 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15tngd/spu/v1/spu.proto\x12\x0btngd.spu.v1\"\x10\n\x0eGetInfoRequest\"\xdb\x02\n\x0fGetInfoResponse\x12\x0e\n\x06\x64river\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05\x63\x65lls\x18\x03 \x01(\x04\x12\x18\n\x10max_upload_bytes\x18\x04 \x01(\x04\x12\x0b\n\x03tau\x18\x05 \x01(\x01\x12%\n\x05\x63lock\x18\x06 \x01(\x0e\x32\x16.tngd.spu.v1.ClockKind\x12\x0c\n\x04rate\x18\x07 \x01(\x01\x12\x0c\n\x04time\x18\x08 \x01(\x01\x12\r\n\x05\x65poch\x18\t \x01(\x04\x12\x10\n\x08sequence\x18\n \x01(\x04\x12\'\n\x05state\x18\x0b \x01(\x0e\x32\x18.tngd.spu.v1.DeviceState\x12\r\n\x05\x66\x61ult\x18\x0c \x01(\t\x12\x14\n\x0csession_held\x18\r \x01(\x08\x12\x16\n\x0esession_holder\x18\x0e \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x0f \x03(\t\x12\x15\n\rlongest_stall\x18\x10 \x01(\x01\"8\n\nSessionRef\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0f\n\x07\x66\x65ncing\x18\x03 \x01(\x04\"1\n\x12OpenSessionRequest\x12\x0e\n\x06holder\x18\x01 \x01(\t\x12\x0b\n\x03ttl\x18\x02 \x01(\x01\"L\n\x13OpenSessionResponse\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.tngd.spu.v1.SessionRef\x12\x0b\n\x03ttl\x18\x02 \x01(\x01\"?\n\x13RenewSessionRequest\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.tngd.spu.v1.SessionRef\"$\n\x14RenewSessionResponse\x12\x0c\n\x04time\x18\x01 \x01(\x01\"?\n\x13\x43loseSessionRequest\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.tngd.spu.v1.SessionRef\"\x16\n\x14\x43loseSessionResponse\"n\n\nTensorSpec\x12\x1f\n\x04role\x18\x01 \x01(\x0e\x32\x11.tngd.spu.v1.Role\x12\r\n\x05\x62lock\x18\x02 \x01(\r\x12!\n\x05\x64type\x18\x03 \x01(\x0e\x32\x12.tngd.spu.v1.DType\x12\r\n\x05shape\x18\x04 \x03(\x04\"\x0c\n\nDenseBlock\"\x0b\n\tRowsBlock\"\x1b\n\x0bLinearBlock\x12\x0c\n\x04\x62ias\x18\x01 \x01(\x08\"n\n\x0b\x43onv2dBlock\x12\x0e\n\x06kernel\x18\x01 \x03(\r\x12\x0e\n\x06stride\x18\x02 \x03(\r\x12\x0f\n\x07padding\x18\x03 \x03(\r\x12\x10\n\x08\x64ilation\x18\x04 \x03(\r\x12\x0e\n\x06groups\x18\x05 \x01(\r\x12\x0c\n\x04\x62ias\x18\x06 \x01(\x08\"\xb9\x01\n\x05\x42lock\x12(\n\x05\x64\x65nse\x18\x01 \x01(\x0b\x32\x17.tngd.spu.v1.DenseBlockH\x00\x12&\n\x04rows\x18\x02 \x01(\x0b\x32\x16.tngd.spu.v1.RowsBlockH\x00\x12*\n\x06linear\x18\x03 \x01(\x0b\x32\x18.tngd.spu.v1.LinearBlockH\x00\x12*\n\x06\x63onv2d\x18\x04 \x01(\x0b\x32\x18.tngd.spu.v1.Conv2dBlockH\x00\x42\x06\n\x04kind\".\n\rScheduledRead\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x01\x12\x0e\n\x06window\x18\x02 \x01(\x01\"\x9d\x02\n\rProgramHeader\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.tngd.spu.v1.SessionRef\x12\"\n\x06\x62locks\x18\x02 \x03(\x0b\x32\x12.tngd.spu.v1.Block\x12(\n\x07tensors\x18\x03 \x03(\x0b\x32\x17.tngd.spu.v1.TensorSpec\x12\x0f\n\x07\x64\x61mping\x18\x04 \x01(\x01\x12\r\n\x05noise\x18\x05 \x01(\x01\x12!\n\x05start\x18\x06 \x01(\x0e\x32\x12.tngd.spu.v1.Start\x12)\n\x05reads\x18\x07 \x03(\x0b\x32\x1a.tngd.spu.v1.ScheduledRead\x12\x17\n\nnot_before\x18\x08 \x01(\x01H\x00\x88\x01\x01\x42\r\n\x0b_not_before\"%\n\x05\x43hunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\" \n\x0eProgramTrailer\x12\x0e\n\x06\x63rc32c\x18\x01 \x01(\x07\"\x9b\x01\n\x0eProgramRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.tngd.spu.v1.ProgramHeaderH\x00\x12#\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x12.tngd.spu.v1.ChunkH\x00\x12.\n\x07trailer\x18\x03 \x01(\x0b\x32\x1b.tngd.spu.v1.ProgramTrailerH\x00\x42\x06\n\x04part\")\n\x07\x41pplied\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0c\n\x04time\x18\x02 \x01(\x01\"\x92\x01\n\rReadingHeader\x12\x0c\n\x04time\x18\x01 \x01(\x01\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0b\n\x03\x61ge\x18\x03 \x01(\x01\x12\x0e\n\x06window\x18\x04 \x01(\x01\x12&\n\x05value\x18\x05 \x01(\x0b\x32\x17.tngd.spu.v1.TensorSpec\x12\x0e\n\x06\x63rc32c\x18\x06 \x01(\x07\x12\x0c\n\x04sent\x18\x07 \x01(\x01\"\x96\x01\n\x0fProgramResponse\x12\'\n\x07\x61pplied\x18\x01 \x01(\x0b\x32\x14.tngd.spu.v1.AppliedH\x00\x12-\n\x07reading\x18\x02 \x01(\x0b\x32\x1a.tngd.spu.v1.ReadingHeaderH\x00\x12#\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x12.tngd.spu.v1.ChunkH\x00\x42\x06\n\x04part\"L\n\x0e\x41\x64vanceRequest\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.tngd.spu.v1.SessionRef\x12\x10\n\x08\x64uration\x18\x02 \x01(\x01\"\x1f\n\x0f\x41\x64vanceResponse\x12\x0c\n\x04time\x18\x01 \x01(\x01\"_\n\x0bReadRequest\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.tngd.spu.v1.SessionRef\x12\x0f\n\x02\x61t\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06window\x18\x03 \x01(\x01\x42\x05\n\x03_at\"j\n\x0cReadResponse\x12-\n\x07reading\x18\x01 \x01(\x0b\x32\x1a.tngd.spu.v1.ReadingHeaderH\x00\x12#\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x12.tngd.spu.v1.ChunkH\x00\x42\x06\n\x04part\"\x1d\n\x0bHaltRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x1c\n\x0cHaltResponse\x12\x0c\n\x04time\x18\x01 \x01(\x01*D\n\x05\x44Type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x11\n\rDTYPE_FLOAT64\x10\x02*\x80\x01\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_DRIVE\x10\x01\x12\x0e\n\nROLE_START\x10\x02\x12\x0f\n\x0bROLE_MATRIX\x10\x03\x12\r\n\tROLE_ROWS\x10\x04\x12\x0e\n\nROLE_INPUT\x10\x05\x12\x12\n\x0eROLE_COTANGENT\x10\x06*T\n\tClockKind\x12\x1a\n\x16\x43LOCK_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x43LOCK_KIND_FREE\x10\x01\x12\x16\n\x12\x43LOCK_KIND_STEPPED\x10\x02*\x8d\x01\n\x0b\x44\x65viceState\x12\x1c\n\x18\x44\x45VICE_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x45VICE_STATE_IDLE\x10\x01\x12\x18\n\x14\x44\x45VICE_STATE_RUNNING\x10\x02\x12\x17\n\x13\x44\x45VICE_STATE_HALTED\x10\x03\x12\x16\n\x12\x44\x45VICE_STATE_FAULT\x10\x04*Q\n\x05Start\x12\x15\n\x11START_UNSPECIFIED\x10\x00\x12\x0e\n\nSTART_KEEP\x10\x01\x12\x0f\n\x0bSTART_DRIVE\x10\x02\x12\x10\n\x0cSTART_TENSOR\x10\x03\x32\xda\x04\n\nSpuService\x12\x44\n\x07GetInfo\x12\x1b.tngd.spu.v1.GetInfoRequest\x1a\x1c.tngd.spu.v1.GetInfoResponse\x12P\n\x0bOpenSession\x12\x1f.tngd.spu.v1.OpenSessionRequest\x1a .tngd.spu.v1.OpenSessionResponse\x12S\n\x0cRenewSession\x12 .tngd.spu.v1.RenewSessionRequest\x1a!.tngd.spu.v1.RenewSessionResponse\x12S\n\x0c\x43loseSession\x12 .tngd.spu.v1.CloseSessionRequest\x1a!.tngd.spu.v1.CloseSessionResponse\x12H\n\x07Program\x12\x1b.tngd.spu.v1.ProgramRequest\x1a\x1c.tngd.spu.v1.ProgramResponse(\x01\x30\x01\x12\x44\n\x07\x41\x64vance\x12\x1b.tngd.spu.v1.AdvanceRequest\x1a\x1c.tngd.spu.v1.AdvanceResponse\x12=\n\x04Read\x12\x18.tngd.spu.v1.ReadRequest\x1a\x19.tngd.spu.v1.ReadResponse0\x01\x12;\n\x04Halt\x12\x18.tngd.spu.v1.HaltRequest\x1a\x19.tngd.spu.v1.HaltResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15tngd/spu/v1/spu.proto\x12\x0btngd.spu.v1\"\x10\n\x0eGetInfoRequest\"\xdb\x02\n\x0fGetInfoResponse\x12\x0e\n\x06\x64river\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05\x63\x65lls\x18\x03 \x01(\x04\x12\x18\n\x10max_upload_bytes\x18\x04 \x01(\x04\x12\x0b\n\x03tau\x18\x05 \x01(\x01\x12%\n\x05\x63lock\x18\x06 \x01(\x0e\x32\x16.tngd.spu.v1.ClockKind\x12\x0c\n\x04rate\x18\x07 \x01(\x01\x12\x0c\n\x04time\x18\x08 \x01(\x01\x12\r\n\x05\x65poch\x18\t \x01(\x04\x12\x10\n\x08sequence\x18\n \x01(\x04\x12\'\n\x05state\x18\x0b \x01(\x0e\x32\x18.tngd.spu.v1.DeviceState\x12\r\n\x05\x66\x61ult\x18\x0c \x01(\t\x12\x14\n\x0csession_held\x18\r \x01(\x08\x12\x16\n\x0esession_holder\x18\x0e \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x0f \x03(\t\x12\x15\n\rlongest_stall\x18\x10 \x01(\x01\"8\n\nSessionRef\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0f\n\x07\x66\x65ncing\x18\x03 \x01(\x04\"1\n\x12OpenSessionRequest\x12\x0e\n\x06holder\x18\x01 \x01(\t\x12\x0b\n\x03ttl\x18\x02 \x01(\x01\"L\n\x13OpenSessionResponse\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.tngd.spu.v1.SessionRef\x12\x0b\n\x03ttl\x18\x02 \x01(\x01\"?\n\x13RenewSessionRequest\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.tngd.spu.v1.SessionRef\"$\n\x14RenewSessionResponse\x12\x0c\n\x04time\x18\x01 \x01(\x01\"?\n\x13\x43loseSessionRequest\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.tngd.spu.v1.SessionRef\"\x16\n\x14\x43loseSessionResponse\"n\n\nTensorSpec\x12\x1f\n\x04role\x18\x01 \x01(\x0e\x32\x11.tngd.spu.v1.Role\x12\r\n\x05\x62lock\x18\x02 \x01(\r\x12!\n\x05\x64type\x18\x03 \x01(\x0e\x32\x12.tngd.spu.v1.DType\x12\r\n\x05shape\x18\x04 \x03(\x04\"\x0c\n\nDenseBlock\"\x0b\n\tRowsBlock\"\x1b\n\x0bLinearBlock\x12\x0c\n\x04\x62ias\x18\x01 \x01(\x08\"n\n\x0b\x43onv2dBlock\x12\x0e\n\x06kernel\x18\x01 \x03(\r\x12\x0e\n\x06stride\x18\x02 \x03(\r\x12\x0f\n\x07padding\x18\x03 \x03(\r\x12\x10\n\x08\x64ilation\x18\x04 \x03(\r\x12\x0e\n\x06groups\x18\x05 \x01(\r\x12\x0c\n\x04\x62ias\x18\x06 \x01(\x08\"$\n\x0e\x45mbeddingBlock\x12\x12\n\nembeddings\x18\x01 \x01(\x04\"\xeb\x01\n\x05\x42lock\x12(\n\x05\x64\x65nse\x18\x01 \x01(\x0b\x32\x17.tngd.spu.v1.DenseBlockH\x00\x12&\n\x04rows\x18\x02 \x01(\x0b\x32\x16.tngd.spu.v1.RowsBlockH\x00\x12*\n\x06linear\x18\x03 \x01(\x0b\x32\x18.tngd.spu.v1.LinearBlockH\x00\x12*\n\x06\x63onv2d\x18\x04 \x01(\x0b\x32\x18.tngd.spu.v1.Conv2dBlockH\x00\x12\x30\n\tembedding\x18\x05 \x01(\x0b\x32\x1b.tngd.spu.v1.EmbeddingBlockH\x00\x42\x06\n\x04kind\".\n\rScheduledRead\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x01\x12\x0e\n\x06window\x18\x02 \x01(\x01\"\x9d\x02\n\rProgramHeader\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.tngd.spu.v1.SessionRef\x12\"\n\x06\x62locks\x18\x02 \x03(\x0b\x32\x12.tngd.spu.v1.Block\x12(\n\x07tensors\x18\x03 \x03(\x0b\x32\x17.tngd.spu.v1.TensorSpec\x12\x0f\n\x07\x64\x61mping\x18\x04 \x01(\x01\x12\r\n\x05noise\x18\x05 \x01(\x01\x12!\n\x05start\x18\x06 \x01(\x0e\x32\x12.tngd.spu.v1.Start\x12)\n\x05reads\x18\x07 \x03(\x0b\x32\x1a.tngd.spu.v1.ScheduledRead\x12\x17\n\nnot_before\x18\x08 \x01(\x01H\x00\x88\x01\x01\x42\r\n\x0b_not_before\"%\n\x05\x43hunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\" \n\x0eProgramTrailer\x12\x0e\n\x06\x63rc32c\x18\x01 \x01(\x07\"\x9b\x01\n\x0eProgramRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.tngd.spu.v1.ProgramHeaderH\x00\x12#\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x12.tngd.spu.v1.ChunkH\x00\x12.\n\x07trailer\x18\x03 \x01(\x0b\x32\x1b.tngd.spu.v1.ProgramTrailerH\x00\x42\x06\n\x04part\")\n\x07\x41pplied\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0c\n\x04time\x18\x02 \x01(\x01\"\x92\x01\n\rReadingHeader\x12\x0c\n\x04time\x18\x01 \x01(\x01\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0b\n\x03\x61ge\x18\x03 \x01(\x01\x12\x0e\n\x06window\x18\x04 \x01(\x01\x12&\n\x05value\x18\x05 \x01(\x0b\x32\x17.tngd.spu.v1.TensorSpec\x12\x0e\n\x06\x63rc32c\x18\x06 \x01(\x07\x12\x0c\n\x04sent\x18\x07 \x01(\x01\"\x96\x01\n\x0fProgramResponse\x12\'\n\x07\x61pplied\x18\x01 \x01(\x0b\x32\x14.tngd.spu.v1.AppliedH\x00\x12-\n\x07reading\x18\x02 \x01(\x0b\x32\x1a.tngd.spu.v1.ReadingHeaderH\x00\x12#\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x12.tngd.spu.v1.ChunkH\x00\x42\x06\n\x04part\"L\n\x0e\x41\x64vanceRequest\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.tngd.spu.v1.SessionRef\x12\x10\n\x08\x64uration\x18\x02 \x01(\x01\"\x1f\n\x0f\x41\x64vanceResponse\x12\x0c\n\x04time\x18\x01 \x01(\x01\"_\n\x0bReadRequest\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.tngd.spu.v1.SessionRef\x12\x0f\n\x02\x61t\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06window\x18\x03 \x01(\x01\x42\x05\n\x03_at\"j\n\x0cReadResponse\x12-\n\x07reading\x18\x01 \x01(\x0b\x32\x1a.tngd.spu.v1.ReadingHeaderH\x00\x12#\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x12.tngd.spu.v1.ChunkH\x00\x42\x06\n\x04part\"\x1d\n\x0bHaltRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x1c\n\x0cHaltResponse\x12\x0c\n\x04time\x18\x01 \x01(\x01*f\n\x05\x44Type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x11\n\rDTYPE_FLOAT64\x10\x02\x12\x0f\n\x0b\x44TYPE_INT32\x10\x03\x12\x0f\n\x0b\x44TYPE_INT64\x10\x04*\x92\x01\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_DRIVE\x10\x01\x12\x0e\n\nROLE_START\x10\x02\x12\x0f\n\x0bROLE_MATRIX\x10\x03\x12\r\n\tROLE_ROWS\x10\x04\x12\x0e\n\nROLE_INPUT\x10\x05\x12\x12\n\x0eROLE_COTANGENT\x10\x06\x12\x10\n\x0cROLE_INDICES\x10\x07*T\n\tClockKind\x12\x1a\n\x16\x43LOCK_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x43LOCK_KIND_FREE\x10\x01\x12\x16\n\x12\x43LOCK_KIND_STEPPED\x10\x02*\x8d\x01\n\x0b\x44\x65viceState\x12\x1c\n\x18\x44\x45VICE_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x45VICE_STATE_IDLE\x10\x01\x12\x18\n\x14\x44\x45VICE_STATE_RUNNING\x10\x02\x12\x17\n\x13\x44\x45VICE_STATE_HALTED\x10\x03\x12\x16\n\x12\x44\x45VICE_STATE_FAULT\x10\x04*Q\n\x05Start\x12\x15\n\x11START_UNSPECIFIED\x10\x00\x12\x0e\n\nSTART_KEEP\x10\x01\x12\x0f\n\x0bSTART_DRIVE\x10\x02\x12\x10\n\x0cSTART_TENSOR\x10\x03\x32\xda\x04\n\nSpuService\x12\x44\n\x07GetInfo\x12\x1b.tngd.spu.v1.GetInfoRequest\x1a\x1c.tngd.spu.v1.GetInfoResponse\x12P\n\x0bOpenSession\x12\x1f.tngd.spu.v1.OpenSessionRequest\x1a .tngd.spu.v1.OpenSessionResponse\x12S\n\x0cRenewSession\x12 .tngd.spu.v1.RenewSessionRequest\x1a!.tngd.spu.v1.RenewSessionResponse\x12S\n\x0c\x43loseSession\x12 .tngd.spu.v1.CloseSessionRequest\x1a!.tngd.spu.v1.CloseSessionResponse\x12H\n\x07Program\x12\x1b.tngd.spu.v1.ProgramRequest\x1a\x1c.tngd.spu.v1.ProgramResponse(\x01\x30\x01\x12\x44\n\x07\x41\x64vance\x12\x1b.tngd.spu.v1.AdvanceRequest\x1a\x1c.tngd.spu.v1.AdvanceResponse\x12=\n\x04Read\x12\x18.tngd.spu.v1.ReadRequest\x1a\x19.tngd.spu.v1.ReadResponse0\x01\x12;\n\x04Halt\x12\x18.tngd.spu.v1.HaltRequest\x1a\x19.tngd.spu.v1.HaltResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tngd.spu.v1.spu_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DTYPE']._serialized_start=2542
-  _globals['_DTYPE']._serialized_end=2610
-  _globals['_ROLE']._serialized_start=2613
-  _globals['_ROLE']._serialized_end=2741
-  _globals['_CLOCKKIND']._serialized_start=2743
-  _globals['_CLOCKKIND']._serialized_end=2827
-  _globals['_DEVICESTATE']._serialized_start=2830
-  _globals['_DEVICESTATE']._serialized_end=2971
-  _globals['_START']._serialized_start=2973
-  _globals['_START']._serialized_end=3054
+  _globals['_DTYPE']._serialized_start=2630
+  _globals['_DTYPE']._serialized_end=2732
+  _globals['_ROLE']._serialized_start=2735
+  _globals['_ROLE']._serialized_end=2881
+  _globals['_CLOCKKIND']._serialized_start=2883
+  _globals['_CLOCKKIND']._serialized_end=2967
+  _globals['_DEVICESTATE']._serialized_start=2970
+  _globals['_DEVICESTATE']._serialized_end=3111
+  _globals['_START']._serialized_start=3113
+  _globals['_START']._serialized_end=3194
   _globals['_GETINFOREQUEST']._serialized_start=38
   _globals['_GETINFOREQUEST']._serialized_end=54
   _globals['_GETINFORESPONSE']._serialized_start=57
@@ -69,36 +69,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LINEARBLOCK']._serialized_end=951
   _globals['_CONV2DBLOCK']._serialized_start=953
   _globals['_CONV2DBLOCK']._serialized_end=1063
-  _globals['_BLOCK']._serialized_start=1066
-  _globals['_BLOCK']._serialized_end=1251
-  _globals['_SCHEDULEDREAD']._serialized_start=1253
-  _globals['_SCHEDULEDREAD']._serialized_end=1299
-  _globals['_PROGRAMHEADER']._serialized_start=1302
-  _globals['_PROGRAMHEADER']._serialized_end=1587
-  _globals['_CHUNK']._serialized_start=1589
-  _globals['_CHUNK']._serialized_end=1626
-  _globals['_PROGRAMTRAILER']._serialized_start=1628
-  _globals['_PROGRAMTRAILER']._serialized_end=1660
-  _globals['_PROGRAMREQUEST']._serialized_start=1663
-  _globals['_PROGRAMREQUEST']._serialized_end=1818
-  _globals['_APPLIED']._serialized_start=1820
-  _globals['_APPLIED']._serialized_end=1861
-  _globals['_READINGHEADER']._serialized_start=1864
-  _globals['_READINGHEADER']._serialized_end=2010
-  _globals['_PROGRAMRESPONSE']._serialized_start=2013
-  _globals['_PROGRAMRESPONSE']._serialized_end=2163
-  _globals['_ADVANCEREQUEST']._serialized_start=2165
-  _globals['_ADVANCEREQUEST']._serialized_end=2241
-  _globals['_ADVANCERESPONSE']._serialized_start=2243
-  _globals['_ADVANCERESPONSE']._serialized_end=2274
-  _globals['_READREQUEST']._serialized_start=2276
-  _globals['_READREQUEST']._serialized_end=2371
-  _globals['_READRESPONSE']._serialized_start=2373
-  _globals['_READRESPONSE']._serialized_end=2479
-  _globals['_HALTREQUEST']._serialized_start=2481
-  _globals['_HALTREQUEST']._serialized_end=2510
-  _globals['_HALTRESPONSE']._serialized_start=2512
-  _globals['_HALTRESPONSE']._serialized_end=2540
-  _globals['_SPUSERVICE']._serialized_start=3057
-  _globals['_SPUSERVICE']._serialized_end=3659
+  _globals['_EMBEDDINGBLOCK']._serialized_start=1065
+  _globals['_EMBEDDINGBLOCK']._serialized_end=1101
+  _globals['_BLOCK']._serialized_start=1104
+  _globals['_BLOCK']._serialized_end=1339
+  _globals['_SCHEDULEDREAD']._serialized_start=1341
+  _globals['_SCHEDULEDREAD']._serialized_end=1387
+  _globals['_PROGRAMHEADER']._serialized_start=1390
+  _globals['_PROGRAMHEADER']._serialized_end=1675
+  _globals['_CHUNK']._serialized_start=1677
+  _globals['_CHUNK']._serialized_end=1714
+  _globals['_PROGRAMTRAILER']._serialized_start=1716
+  _globals['_PROGRAMTRAILER']._serialized_end=1748
+  _globals['_PROGRAMREQUEST']._serialized_start=1751
+  _globals['_PROGRAMREQUEST']._serialized_end=1906
+  _globals['_APPLIED']._serialized_start=1908
+  _globals['_APPLIED']._serialized_end=1949
+  _globals['_READINGHEADER']._serialized_start=1952
+  _globals['_READINGHEADER']._serialized_end=2098
+  _globals['_PROGRAMRESPONSE']._serialized_start=2101
+  _globals['_PROGRAMRESPONSE']._serialized_end=2251
+  _globals['_ADVANCEREQUEST']._serialized_start=2253
+  _globals['_ADVANCEREQUEST']._serialized_end=2329
+  _globals['_ADVANCERESPONSE']._serialized_start=2331
+  _globals['_ADVANCERESPONSE']._serialized_end=2362
+  _globals['_READREQUEST']._serialized_start=2364
+  _globals['_READREQUEST']._serialized_end=2459
+  _globals['_READRESPONSE']._serialized_start=2461
+  _globals['_READRESPONSE']._serialized_end=2567
+  _globals['_HALTREQUEST']._serialized_start=2569
+  _globals['_HALTREQUEST']._serialized_end=2598
+  _globals['_HALTRESPONSE']._serialized_start=2600
+  _globals['_HALTRESPONSE']._serialized_end=2628
+  _globals['_SPUSERVICE']._serialized_start=3197
+  _globals['_SPUSERVICE']._serialized_end=3799
 # @@protoc_insertion_point(module_scope)

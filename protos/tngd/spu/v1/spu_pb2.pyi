@@ -41,6 +41,10 @@ class _DTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DType.ValueType
     """IEEE 754 binary32."""
     DTYPE_FLOAT64: _DType.ValueType  # 2
     """IEEE 754 binary64."""
+    DTYPE_INT32: _DType.ValueType  # 3
+    """Two's complement; only for indices."""
+    DTYPE_INT64: _DType.ValueType  # 4
+    """Two's complement; only for indices."""
 
 class DType(_DType, metaclass=_DTypeEnumTypeWrapper):
     """Element type of a tensor on the wire; bytes are little-endian, rows last (C order)."""
@@ -51,6 +55,10 @@ DTYPE_FLOAT32: DType.ValueType  # 1
 """IEEE 754 binary32."""
 DTYPE_FLOAT64: DType.ValueType  # 2
 """IEEE 754 binary64."""
+DTYPE_INT32: DType.ValueType  # 3
+"""Two's complement; only for indices."""
+DTYPE_INT64: DType.ValueType  # 4
+"""Two's complement; only for indices."""
 Global___DType: _TypeAlias = DType  # noqa: Y015
 
 class _Role:
@@ -70,9 +78,13 @@ class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType],
     ROLE_ROWS: _Role.ValueType  # 4
     """A of a rows block, shape (m, n)."""
     ROLE_INPUT: _Role.ValueType  # 5
-    """Layer inputs: (b, d_in) for linear, (b, channels, height, width) for conv2d."""
+    """Layer inputs: (b, d_in) or (b, p, d_in) for linear, (b, channels, height, width) for conv2d."""
     ROLE_COTANGENT: _Role.ValueType  # 6
-    """Output cotangents: (c, b, d_out) for linear, (c, b, channels, height, width) for conv2d; m = c b."""
+    """Output cotangents: (c, b, d_out) or (c, b, p, d_out) for linear, (c, b, p, d) for embedding,"""
+    ROLE_INDICES: _Role.ValueType  # 7
+    """(c, b, channels, height, width) for conv2d; m = c b.
+    What an embedding looked up, (b, p): integers, at least 0 and less than the block's embeddings.
+    """
 
 class Role(_Role, metaclass=_RoleEnumTypeWrapper):
     """What a tensor is for. An unknown role is refused with INVALID_ARGUMENT (UNKNOWN_ROLE)."""
@@ -88,9 +100,13 @@ ROLE_MATRIX: Role.ValueType  # 3
 ROLE_ROWS: Role.ValueType  # 4
 """A of a rows block, shape (m, n)."""
 ROLE_INPUT: Role.ValueType  # 5
-"""Layer inputs: (b, d_in) for linear, (b, channels, height, width) for conv2d."""
+"""Layer inputs: (b, d_in) or (b, p, d_in) for linear, (b, channels, height, width) for conv2d."""
 ROLE_COTANGENT: Role.ValueType  # 6
-"""Output cotangents: (c, b, d_out) for linear, (c, b, channels, height, width) for conv2d; m = c b."""
+"""Output cotangents: (c, b, d_out) or (c, b, p, d_out) for linear, (c, b, p, d) for embedding,"""
+ROLE_INDICES: Role.ValueType  # 7
+"""(c, b, channels, height, width) for conv2d; m = c b.
+What an embedding looked up, (b, p): integers, at least 0 and less than the block's embeddings.
+"""
 Global___Role: _TypeAlias = Role  # noqa: Y015
 
 class _ClockKind:
@@ -508,7 +524,8 @@ Global___RowsBlock: _TypeAlias = RowsBlock  # noqa: Y015
 @_typing.final
 class LinearBlock(_message.Message):
     """Rows of the Jacobian of a linear layer in factors: row (c, i) is the outer product of cotangent (c, i) and input i,
-    flattened as the weight (d_out, d_in), then the cotangent itself for the bias.
+    flattened as the weight (d_out, d_in), then the cotangent itself for the bias. Where the layer was applied at p
+    positions of each sample, both are summed over them.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -582,6 +599,30 @@ class Conv2dBlock(_message.Message):
 Global___Conv2dBlock: _TypeAlias = Conv2dBlock  # noqa: Y015
 
 @_typing.final
+class EmbeddingBlock(_message.Message):
+    """Rows of the Jacobian of an embedding in factors: row (c, i) adds cotangent (c, i, p) to row index (i, p) of the weight
+    (embeddings, d), for every position p.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EMBEDDINGS_FIELD_NUMBER: _builtins.int
+    embeddings: _builtins.int
+    """Rows of the weight, at least 1."""
+    def __init__(
+        self,
+        *,
+        embeddings: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embeddings", b"embeddings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmbeddingBlock: _TypeAlias = EmbeddingBlock  # noqa: Y015
+
+@_typing.final
 class Block(_message.Message):
     """One stretch of parameters."""
 
@@ -591,6 +632,7 @@ class Block(_message.Message):
     ROWS_FIELD_NUMBER: _builtins.int
     LINEAR_FIELD_NUMBER: _builtins.int
     CONV2D_FIELD_NUMBER: _builtins.int
+    EMBEDDING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def dense(self) -> Global___DenseBlock:
         """F itself."""
@@ -607,6 +649,10 @@ class Block(_message.Message):
     def conv2d(self) -> Global___Conv2dBlock:
         """A convolution's factors."""
 
+    @_builtins.property
+    def embedding(self) -> Global___EmbeddingBlock:
+        """An embedding's factors."""
+
     def __init__(
         self,
         *,
@@ -614,12 +660,13 @@ class Block(_message.Message):
         rows: Global___RowsBlock | None = ...,
         linear: Global___LinearBlock | None = ...,
         conv2d: Global___Conv2dBlock | None = ...,
+        embedding: Global___EmbeddingBlock | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["conv2d", b"conv2d", "dense", b"dense", "kind", b"kind", "linear", b"linear", "rows", b"rows"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["conv2d", b"conv2d", "dense", b"dense", "embedding", b"embedding", "kind", b"kind", "linear", b"linear", "rows", b"rows"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conv2d", b"conv2d", "dense", b"dense", "kind", b"kind", "linear", b"linear", "rows", b"rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conv2d", b"conv2d", "dense", b"dense", "embedding", b"embedding", "kind", b"kind", "linear", b"linear", "rows", b"rows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["dense", "rows", "linear", "conv2d"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["dense", "rows", "linear", "conv2d", "embedding"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
