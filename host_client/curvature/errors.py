@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from host_client.curvature.memory import Estimate
+
 
 class UnsupportedLayer(ValueError):
     """A layer, or the way it is used, that no exact Jacobian rows are known for here.
@@ -25,3 +30,15 @@ class UnsupportedCriterion(ValueError):
     def __init__(self, field: str, reason: str) -> None:
         super().__init__(f"criterion.{field} {reason}" if field else f"the criterion {reason}")
         self.field = field
+
+
+class CurvatureTooLarge(ValueError):
+    """A curvature that takes more memory, or more cells, than there are; nothing has been reserved for it.
+
+    Attributes:
+        estimate: what it would take.
+    """
+
+    def __init__(self, message: str, estimate: Estimate) -> None:
+        super().__init__(message)
+        self.estimate = estimate

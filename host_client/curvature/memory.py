@@ -1,0 +1,263 @@
+"""What a curvature takes in memory, said before any of it is reserved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from host_client.curvature.available import available_memory, available_on
+from host_client.curvature.errors import CurvatureTooLarge
+
+NOT_WORTH_ASKING = 1 << 26
+"""Bytes (64 MiB) up to which nobody is asked how much memory is left: asking costs a part of so small a step."""
+
+SHARE = 0.9
+"""Part of the free memory that a curvature may take: the rest of the program, and of the machine, goes on living."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """What the rows of one block take, in elements.
+
+    Attributes:
+        path: dotted path of the layer or parameter.
+        fixed: elements that do not depend on the number of columns, such as a layer's inputs.
+        per_column: further elements for each column of cotangents.
+        itemsize: bytes an element.
+        parameters: number of parameters that the block is for; zero if another block of the same path counts them.
+    """
+
+    path: str
+    fixed: int
+    per_column: int
+    itemsize: int
+    parameters: int = 0
+
+    def nbytes(self, columns: int) -> int:
+        """Bytes with c = `columns`."""
+        return (self.fixed + columns * self.per_column) * self.itemsize
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes that a curvature takes from the loss to the solution.
+
+    Attributes:
+        host: in the host's memory: operands, cotangents of the criterion's input, drive and reading. For a model on an
+            accelerator, pinned copies of the operands and the drive, and the reading.
+        accelerator: in the accelerator's memory: operands, cotangents and drive; zero for a model on the CPU.
+        link: operands and drive, in the operands' own precision.
+        device: operands, three m × m matrices (Gram matrix, eigenvectors, workspace) and ten vectors of length N in
+            float64, as the emulator works.
+    """
+
+    host: int
+    accelerator: int
+    link: int
+    device: int
+
+
+@dataclass(frozen=True)
+class Demand:
+    """A curvature that somebody wants.
+
+    Attributes:
+        sizes: its blocks.
+        columns: c.
+        samples: b.
+        parameters: N.
+        outputs: elements of the criterion's input.
+        place: where the model is.
+        device_here: whether the device is emulated on this machine, so that its memory is the host's.
+    """
+
+    sizes: tuple[Size, ...]
+    columns: int
+    samples: int
+    parameters: int
+    outputs: int
+    place: torch.device
+    device_here: bool
+
+    def on_host(self) -> int:
+        """Bytes that the host's memory must have for it."""
+        needed = self.estimate()
+        return needed.host + (needed.device if self.device_here else 0)
+
+    def estimate(self) -> Estimate:
+        """Its bytes, counted."""
+        operands = sum(size.nbytes(self.columns) for size in self.sizes)
+        itemsize = max((size.itemsize for size in self.sizes), default=0)
+        vector = self.parameters * itemsize
+        rows = self.columns * self.samples
+        computed = operands + self.columns * self.outputs * itemsize + vector
+        on_cpu = self.place.type == "cpu"
+        return Estimate(
+            host=(computed if on_cpu else operands + vector) + vector,
+            accelerator=0 if on_cpu else computed,
+            link=operands + vector,
+            device=operands + 8 * (3 * rows * rows + 10 * self.parameters),
+        )
+
+    def with_samples(self, samples: int) -> Demand:
+        """The same from a smaller batch."""
+
+        def scaled(elements: int) -> int:
+            return -(-elements * samples // self.samples)
+
+        sizes = tuple(replace(s, fixed=scaled(s.fixed), per_column=scaled(s.per_column)) for s in self.sizes)
+        return replace(self, sizes=sizes, samples=samples, outputs=scaled(self.outputs))
+
+    def with_columns(self, columns: int) -> Demand:
+        """The same from fewer columns."""
+        return replace(self, columns=columns)
+
+    def without(self, path: str) -> Demand:
+        """The same with one layer frozen."""
+        frozen = sum(size.parameters for size in self.sizes if size.path == path)
+        sizes = tuple(size for size in self.sizes if size.path != path)
+        return replace(self, sizes=sizes, parameters=self.parameters - frozen)
+
+    def largest(self) -> list[tuple[str, int]]:
+        """Paths and the bytes of their operands, largest first."""
+        totals: dict[str, int] = {}
+        for size in self.sizes:
+            totals[size.path] = totals.get(size.path, 0) + size.nbytes(self.columns)
+        return sorted(totals.items(), key=lambda item: -item[1])
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What may be taken: bytes, and cells of the device; None where no limit is known."""
+
+    host: int | None
+    accelerator: int | None
+    device_bytes: int | None
+    device_cells: int | None
+
+    def exceeded(self, demand: Demand) -> list[str]:
+        """What `demand` takes too much of, in words; nothing if it fits."""
+        needed = demand.estimate()
+        found = []
+        if self.host is not None and demand.on_host() > self.host:
+            both = ", for itself and for the device emulated here" if demand.device_here else ""
+            found.append(f"the host has {readable(self.host)} to spare{both}")
+        if self.accelerator is not None and needed.accelerator > self.accelerator:
+            found.append(f"the accelerator has {readable(self.accelerator)} to spare")
+        if self.device_bytes is not None and needed.link > self.device_bytes:
+            found.append(f"the device takes uploads of at most {readable(self.device_bytes)}")
+        if self.device_cells is not None and demand.parameters > self.device_cells:
+            found.append(f"the device has {self.device_cells:,} cells for {demand.parameters:,} parameters")
+        return found
+
+
+def check_memory(
+    sizes: Sequence[Size],
+    columns: int,
+    *,
+    samples: int,
+    parameters: int,
+    device_bytes: int | None = None,
+    device_cells: int | None = None,
+    outputs: int = 0,
+    place: torch.device | None = None,
+    device_here: bool = False,
+) -> Estimate:
+    """Count what a curvature takes, and refuse it where there is not as much.
+
+    Args:
+        sizes: its blocks; blocks of one path are one layer.
+        columns: c, of the cotangents.
+        samples: b.
+        parameters: N.
+        device_bytes: most bytes of an upload; None if unknown.
+        device_cells: most cells of the device; None if unknown.
+        outputs: elements of the criterion's input, of which there are c cotangents.
+        place: where the model is; the CPU if left out.
+        device_here: whether the device is emulated on this machine.
+
+    Returns:
+        What it takes.
+
+    Raises:
+        CurvatureTooLarge: saying what is needed, what the limits are, which layers take most, and which settings would
+            fit.
+    """
+    place = place or torch.device("cpu")
+    demand = Demand(tuple(sizes), columns, samples, parameters, outputs, place, device_here)
+    estimate = demand.estimate()
+    host = accelerator = None
+    if demand.on_host() > NOT_WORTH_ASKING:
+        host = int(SHARE * available_memory())
+    if estimate.accelerator > NOT_WORTH_ASKING:
+        accelerator = int(SHARE * available_on(place))
+    limits = Limits(host, accelerator, device_bytes, device_cells)
+    exceeded = limits.exceeded(demand)
+    if exceeded:
+        raise CurvatureTooLarge(_message(demand, exceeded, lambda other: not limits.exceeded(other)), estimate)
+    return estimate
+
+
+def _message(demand: Demand, exceeded: Sequence[str], fits: Callable[[Demand], bool]) -> str:
+    needed = demand.estimate()
+    accelerator = f", {readable(needed.accelerator)} on the accelerator" if needed.accelerator else ""
+    largest = ", ".join(f"{path!r} {readable(nbytes)}" for path, nbytes in demand.largest()[:3])
+    ways = remedies(demand, fits)
+    return (
+        f"the curvature of {demand.parameters:,} parameters from {demand.samples:,} samples with {demand.columns:,} "
+        f"columns each takes {readable(needed.host)} on the host{accelerator}, {readable(needed.link)} on the link and "
+        f"{readable(needed.device)} on the device, but {' and '.join(exceeded)}. Most is taken by {largest}. "
+        + (f"What would fit: {'; or '.join(ways)}." if ways else "Nothing fits but a smaller model.")
+    )
+
+
+def remedies(demand: Demand, fits: Callable[[Demand], bool]) -> list[str]:
+    """Settings under which `demand` would fit, in words, each tried out; two together where one is not enough."""
+    ways = []
+    columns = _most(demand.columns - 1, lambda c: fits(demand.with_columns(c)))
+    if columns:
+        ways.append(f'curvature="mc" with samples={columns}' + (" or fewer" if columns > 1 else ""))
+    batch = _most(demand.samples - 1, lambda b: fits(demand.with_samples(b)))
+    if batch:
+        ways.append(f"batches of {batch:,} or fewer")
+    frozen = _frozen(demand, fits)
+    if frozen:
+        ways.append(f"freezing {', '.join(repr(path) for path in frozen)} (requires_grad_(False))")
+    if not ways:
+        single = demand.with_columns(1)
+        batch = _most(demand.samples - 1, lambda b: fits(single.with_samples(b)))
+        if batch:
+            ways.append(f'curvature="mc" with samples=1 and batches of {batch:,} or fewer')
+    return ways
+
+
+def _most(most: int, fits: Callable[[int], bool]) -> int:
+    """The largest number from 1 to `most` that fits, given that all below one that fits do; zero if none does."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def _frozen(demand: Demand, fits: Callable[[Demand], bool]) -> list[str]:
+    """The layers to freeze, largest first, until what is left fits; none if nothing would be left."""
+    paths: list[str] = []
+    for path, _ in demand.largest()[:-1]:
+        paths.append(path)
+        demand = demand.without(path)
+        if fits(demand):
+            return paths
+    return []
+
+
+def readable(nbytes: int) -> str:
+    """A number of bytes with a unit, to three digits."""
+    value, unit = float(nbytes), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
+        if value < 999.5 or unit == "PiB":
+            break
+        value /= 1024
+    return f"{value:.3g} {unit}"

@@ -1,0 +1,239 @@
+import re
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from host_client.curvature import available, memory
+from host_client.curvature.available import available_memory, available_on
+from host_client.curvature.errors import CurvatureTooLarge
+from host_client.curvature.memory import NOT_WORTH_ASKING, SHARE, Estimate, Size, check_memory, readable
+from spu_link.operators import LayerRows, LinearRows, Rows
+
+GIB = 1 << 30
+
+
+@pytest.fixture(autouse=True)
+def host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of which a curvature may take 9 GiB."""
+    monkeypatch.setattr(memory, "available_memory", lambda: 10 * GIB)
+
+
+def test_the_estimate_counts_the_bytes_of_the_operator() -> None:
+    b, columns = 5, 3
+    inputs, cotangents = torch.randn(b, 7), torch.randn(columns, b, 4)
+    operator = LayerRows([LinearRows(inputs, cotangents, bias=True), Rows(torch.randn(columns * b, 11))])
+    sizes = [Size("a", b * 7, b * 4, 4, 32), Size("b", 0, b * 11, 4, 11)]
+    estimate = check_memory(sizes, columns, samples=b, parameters=43, outputs=b * 6)
+    m, n = operator.shape
+    drive = torch.zeros(n)
+    assert estimate == Estimate(
+        host=operator.nbytes + torch.zeros(columns, b, 6).nbytes + 2 * drive.nbytes,
+        accelerator=0,
+        link=operator.nbytes + drive.nbytes,
+        device=operator.nbytes + 3 * torch.zeros(m, m, dtype=torch.float64).nbytes + 10 * 8 * n,
+    )
+
+
+def test_on_an_accelerator_the_host_holds_the_pinned_copy() -> None:
+    sizes = [Size("a", 100, 10, 4, 50)]
+    estimate = check_memory(sizes, 2, samples=5, parameters=50, outputs=30, place=torch.device("cuda"))
+    assert estimate.accelerator == (120 + 2 * 30 + 50) * 4
+    assert estimate.host == (120 + 2 * 50) * 4
+
+
+BIG = [Size("head", 1 << 20, 1 << 26, 4, 10**6), Size("body", 1 << 20, 1 << 20, 4, 10**5)]
+"""A quarter of a GiB a column in the head, 4 MiB in the body."""
+
+
+def _refusal(**options: Any) -> CurvatureTooLarge:
+    with pytest.raises(CurvatureTooLarge) as refused:
+        check_memory(**options)
+    return refused.value
+
+
+def test_the_message_has_the_numbers_and_the_largest_layers() -> None:
+    refused = _refusal(sizes=BIG, columns=100, samples=64, parameters=1_100_000)
+    assert str(refused) == (
+        "the curvature of 1,100,000 parameters from 64 samples with 100 columns each takes 25.4 GiB on the host, "
+        "25.4 GiB on the link and 26.4 GiB on the device, but the host has 9 GiB to spare. Most is taken by 'head' 25 "
+        "GiB, 'body' 404 MiB. What would fit: curvature=\"mc\" with samples=35 or fewer; or batches of 22 or fewer; or "
+        "freezing 'head' (requires_grad_(False))."
+    )
+    assert isinstance(refused, ValueError)
+    assert refused.estimate.link == sum(size.nbytes(100) for size in BIG) + 4_400_000
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        ({"device_bytes": GIB}, r"the device takes uploads of at most 1 GiB"),
+        ({"device_cells": 10**6}, r"the device has 1,000,000 cells for 1,100,000 parameters"),
+        (
+            {"device_bytes": GIB, "device_cells": 10**6},
+            r"the device takes uploads of at most 1 GiB and the device has 1,000,000 cells for 1,100,000 parameters",
+        ),
+    ],
+)
+def test_each_limit_of_the_device(limits: dict[str, int], reason: str) -> None:
+    refused = _refusal(sizes=BIG, columns=8, samples=64, parameters=1_100_000, **limits)
+    assert re.search(f", but {reason}. Most", str(refused))
+
+
+def test_too_many_cells_are_helped_by_freezing_alone() -> None:
+    refused = _refusal(sizes=BIG, columns=1, samples=64, parameters=1_100_000, device_cells=10**6)
+    assert str(refused).endswith("What would fit: freezing 'head' (requires_grad_(False)).")
+
+
+def test_the_accelerators_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_on", lambda place: GIB)
+    refused = _refusal(sizes=BIG, columns=8, samples=64, parameters=1_100_000, place=torch.device("cuda"))
+    assert "2.04 GiB on the accelerator" in str(refused)
+    assert "but the accelerator has 922 MiB to spare" in str(refused)
+
+
+def test_a_device_on_the_same_machine_takes_from_the_same_memory() -> None:
+    # A thousand bytes of operands, and 2 GiB for each m × m matrix.
+    options: dict[str, Any] = {"sizes": [Size("a", 0, 1, 4, 1)], "samples": 128, "parameters": 1, "device_here": True}
+    check_memory(columns=128, **options)
+    assert "9 GiB to spare, for itself and for the device emulated here" in str(_refusal(columns=256, **options))
+
+
+def test_both_together_where_neither_is_enough() -> None:
+    # Even one column of all samples, or all columns of one sample, is too much.
+    sizes = [Size("a", 0, 1 << 33, 4, 1)]
+    refused = _refusal(sizes=sizes, columns=64, samples=64, parameters=1)
+    ways = re.search(r'What would fit: curvature="mc" with samples=1 and batches of (\d+) or fewer\.', str(refused))
+    assert ways is not None
+    assert int(ways[1]) == 17  # 18 are 9 GiB, without the drive
+
+
+def test_a_model_that_no_setting_helps() -> None:
+    refused = _refusal(sizes=BIG, columns=1, samples=1, parameters=1_100_000, device_cells=1000)
+    assert str(refused).endswith("Nothing fits but a smaller model.")
+
+
+_SIZES = st.lists(
+    st.builds(
+        Size,
+        st.sampled_from(["a", "b", "c"]),
+        st.integers(0, 1 << 30),
+        st.integers(0, 1 << 28),
+        st.sampled_from([4, 8]),
+        st.integers(0, 10**8),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    _SIZES,
+    st.integers(1, 2000),
+    st.integers(1, 200),
+    st.none() | st.integers(1, 1 << 34),
+    st.none() | st.integers(1, 10**8),
+    st.booleans(),
+)
+def test_what_it_says_would_fit_fits_and_no_more_does(
+    sizes: list[Size], columns: int, samples: int, device_bytes: int | None, device_cells: int | None, here: bool
+) -> None:
+    limits = {"device_bytes": device_bytes, "device_cells": device_cells, "device_here": here}
+    parameters = sum(size.parameters for size in sizes)
+
+    def fits(sizes: list[Size], columns: int, samples: int) -> bool:
+        n = sum(size.parameters for size in sizes)
+        try:
+            check_memory(sizes, columns, samples=samples, parameters=n, **limits)  # type: ignore[arg-type]
+        except CurvatureTooLarge:
+            return False
+        return True
+
+    def smaller(batch: int) -> list[Size]:
+        return [
+            Size(s.path, -(-s.fixed * batch // samples), -(-s.per_column * batch // samples), s.itemsize, s.parameters)
+            for s in sizes
+        ]
+
+    try:
+        check_memory(sizes, columns, samples=samples, parameters=parameters, **limits)  # type: ignore[arg-type]
+    except CurvatureTooLarge as error:
+        message = str(error)
+    else:
+        return
+    if found := re.search(r"with samples=(\d+)(?: or fewer)?[;.]", message):
+        assert fits(sizes, int(found[1]), samples)
+        assert int(found[1]) + 1 == columns or not fits(sizes, int(found[1]) + 1, samples)
+    if found := re.search(r"(?:: |; or )batches of ([\d,]+)", message):
+        batch = int(found[1].replace(",", ""))
+        assert fits(smaller(batch), columns, batch)
+        assert batch + 1 == samples or not fits(smaller(batch + 1), columns, batch + 1)
+    if found := re.search(r"freezing (.*) \(", message):
+        left = [size for size in sizes if repr(size.path) not in found[1]]
+        assert left
+        assert fits(left, columns, samples)
+    if "samples=1 and batches" in message:
+        assert not fits(sizes, 1, samples)
+
+
+def test_small_curvatures_ask_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked() -> int:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(memory, "available_memory", asked)
+    check_memory([Size("a", 0, NOT_WORTH_ASKING // 4, 4, 0)], 1, samples=1, parameters=0)
+    with pytest.raises(AssertionError, match="asked"):
+        check_memory([Size("a", 1, NOT_WORTH_ASKING // 4, 4, 0)], 1, samples=1, parameters=0)
+
+
+def test_a_part_of_the_memory_is_left_to_others() -> None:
+    limit = int(SHARE * 10 * GIB)
+    check_memory([Size("a", limit, 0, 1)], 1, samples=1, parameters=0)
+    _refusal(sizes=[Size("a", limit + 1, 0, 1)], columns=1, samples=1, parameters=0)
+
+
+def test_available_memory_is_the_machines() -> None:
+    assert 0 < available_memory() <= psutil.virtual_memory().total
+    assert available_on(torch.device("cpu")) <= psutil.virtual_memory().total
+
+
+def test_a_container_has_what_its_limit_leaves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(available, "CGROUP", tmp_path)
+    (tmp_path / "memory.max").write_text("3000000\n")
+    (tmp_path / "memory.current").write_text("2500000\n")
+    (tmp_path / "memory.stat").write_text("anon 2000000\ninactive_file 400000\n")
+    assert available_memory() == 900_000
+    (tmp_path / "memory.current").write_text("9500000\n")
+    assert available_memory() == 0
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_memory() > 1 << 20
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_available_on_an_accelerator_counts_what_the_cache_holds() -> None:
+    place = torch.device("cuda", 0)
+    before = available_on(place)
+    kept = torch.empty(1 << 26, dtype=torch.uint8, device=place)
+    assert available_on(place) <= before - kept.nbytes
+    del kept
+    assert available_on(place) > before - (1 << 25)
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "0.977 KiB"),
+        (1536, "1.5 KiB"),
+        (25 * GIB, "25 GiB"),
+        (1 << 60, "1.02e+03 PiB"),
+    ],
+)
+def test_readable(nbytes: int, text: str) -> None:
+    assert readable(nbytes) == text
