@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from spu_link.operators import FactorOperator
 from spu_link.operators.base import gram_of
-from spu_server.dynamics.eigen import Eigenbasis, Table
+from spu_server.dynamics.eigen import Table
+from spu_server.dynamics.functions import ScalarFunction, Vector, at, response
+from spu_server.dynamics.lanczos import Target, euclidean
+from spu_server.dynamics.routes import Routes
 from spu_server.dynamics.transition import Transition
 
 STRETCH = 4096
@@ -18,20 +22,51 @@ STRETCH = 4096
 
 
 class DenseTransition(Transition):
-    """Works in the eigenvectors of F itself, shape (N, N), decomposed once."""
+    """Works with F itself, shape (N, N), in float64."""
 
     @cached_property
-    def _basis(self) -> Eigenbasis:
+    def _routes(self) -> Routes:
         held = self.operator.dense()
         if isinstance(self.operator, FactorOperator):
             stretches = (rows.T.to(torch.float64) for rows in held.split(STRETCH))
-            return Eigenbasis(gram_of(stretches, self.operator.parameters))
-        return Eigenbasis(held.to(torch.float64))
+            return Routes(gram_of(stretches, self.operator.parameters), euclidean)
+        return Routes(held.to(torch.float64), euclidean)
 
     def prepare(self) -> None:
-        """Decompose F."""
-        self._basis  # noqa: B018 - computed on first use
+        """Make F, and decompose a small one."""
+        self._routes  # noqa: B018 - computed on first use
 
     def _outputs(self, table: Table, inputs: Sequence[Tensor | None], duration: float) -> Sequence[Tensor]:
         vectors = torch.stack([torch.zeros_like(self.drive) if v is None else v for v in inputs])
-        return self._basis.functions(table, vectors, self.damping, duration).unbind()
+        if self._routes.lanczos_pays(at(response, self.damping, duration)):
+            outputs = self._by_lanczos(table, vectors.numpy(), duration)
+            if outputs is not None:
+                return torch.from_numpy(outputs).unbind()
+        return self._routes.decompose().functions(table, vectors, self.damping, duration).unbind()
+
+    def _by_lanczos(self, table: Table, inputs: Vector, duration: float) -> Vector | None:
+        """What `_outputs` is, shape (outputs, N); None if a process does not converge.
+
+        Start and drive share one process: with r = b − (F + λI) x and g the drive's function, each output is
+        h_x(0) x + g(F + λI) r, since decay = 1 − f·response and response = Δ − f·integrated_response.
+        """
+        (x, b), noises = inputs[:2], inputs[2:]
+        residual = b - self.damping * x - self._routes.times(x)
+        outputs = np.stack([at(row[0], 0.0, duration) * x for row in table])
+        everything = [(residual, [row[1] for row in table], outputs)]
+        for j, noise in enumerate(noises, 2):
+            drawn = [i for i, row in enumerate(table) if j < len(row)]
+            everything.append((noise, [table[i][j] for i in drawn], outputs[drawn[0] :]))
+        for start, functions, parts in everything:
+            targets = [
+                Target(self._shifted(h, duration), float(part @ part), part)
+                for h, part in zip(functions, parts, strict=True)
+            ]
+            products = self._routes.process(start, targets)
+            if products is None:
+                return None
+            parts += products
+        return outputs
+
+    def _shifted(self, function: ScalarFunction, duration: float) -> Callable[[Vector], Vector]:
+        return lambda s: function(self.damping + s, duration)

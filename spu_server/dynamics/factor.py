@@ -15,77 +15,52 @@ import torch
 from torch import Tensor
 
 from spu_link.operators import FactorOperator
-from spu_server.dynamics.eigen import Eigenbasis, Table
-from spu_server.dynamics.functions import ScalarFunction, Vector, response, slope
-from spu_server.dynamics.lanczos import Target, krylov
+from spu_server.dynamics.eigen import Table
+from spu_server.dynamics.functions import ScalarFunction, Vector, at, response, slope
+from spu_server.dynamics.lanczos import Target, energy
+from spu_server.dynamics.routes import Routes
 from spu_server.dynamics.transition import Transition
-
-SMALL = 256
-"""Most rows for which the eigendecomposition is done at once: below, it costs less than one Lanczos process."""
-
-STEPS_PER_ROW = 0.4
-"""What an eigendecomposition of m rows costs, in Lanczos steps, divided by m: so measured for m from 500 to 700."""
-
-TOLERANCE = 1e-8
-"""Largest relative change of an output at which the Lanczos process stops."""
-
-STIFFEST = 1e6
-"""Most trace(AAᵀ)·φ₁(λ) for the Lanczos route: its rounding grows with it, and beyond it would not converge anyway."""
 
 
 class FactorTransition(Transition):
-    """Works in sample space.
-
-    The Gram matrix and A b are computed once; the route is chosen by counted cost, never by the clock, so that the same
-    steps give the same bits.
-    """
+    """Works in sample space. The Gram matrix and A b are computed once."""
 
     operator: FactorOperator
 
-    _basis: Eigenbasis | None = None
-    _steps = 0  # Lanczos steps so far.
     _drive_image: Tensor | None = None  # A b
     _last: tuple[Tensor, Tensor] | None = None  # The state that the last step led to, and A times it.
 
     @cached_property
-    def _gram(self) -> Tensor:
-        return self.operator.gram()
+    def _routes(self) -> Routes:
+        return Routes(self.operator.gram(), energy)
 
     def prepare(self) -> None:
         """Compute the Gram matrix and A b, and decompose a small Gram matrix."""
         self._images([self.drive])
-        self._decompose_small()
-
-    def _decompose_small(self) -> None:
-        if self._basis is None and len(self._gram) <= SMALL:
-            self._basis = Eigenbasis(self._gram)
+        self._routes  # noqa: B018 - computed on first use
 
     def _outputs(self, table: Table, inputs: Sequence[Tensor | None], duration: float) -> Sequence[Tensor]:
-        self._decompose_small()
         images = self._images(inputs)
         weights = self._weights(table, inputs, images, duration)
         outputs = self.operator.adjoint(weights).unbind()
         for output, row in zip(outputs, table, strict=True):
             for h, v in zip(row, inputs, strict=False):
                 if v is not None:
-                    output.add_(v, alpha=_at(h, self.damping, duration))
+                    output.add_(v, alpha=at(h, self.damping, duration))
         # What A makes of the new state is known without A: the next step, or the next program's start, asks for it.
-        image = self._gram @ weights[0]
+        image = self._routes.matrix @ weights[0]
         for h, v in zip(table[0], images, strict=False):
-            image.add_(v, alpha=_at(h, self.damping, duration))
+            image.add_(v, alpha=at(h, self.damping, duration))
         self._last = outputs[0], image
         return outputs
 
     def _weights(self, table: Table, inputs: Sequence[Tensor | None], images: Tensor, duration: float) -> Tensor:
         """Σ_j k_ij(AAᵀ) A v_j, shape (outputs, m)."""
-        if self._basis is None:
-            stiffness = float(self._gram.trace()) * _at(response, self.damping, duration)
-            if stiffness <= STIFFEST and self._steps < STEPS_PER_ROW * len(self._gram):
-                weights = self._by_lanczos(table, inputs, images.numpy(), duration)
-                if weights is not None:
-                    return torch.from_numpy(weights)
-            self._basis = Eigenbasis(self._gram)
-        return self._basis.slopes(table, images, self.damping, duration)
+        if self._routes.lanczos_pays(at(response, self.damping, duration)):
+            weights = self._by_lanczos(table, inputs, images.numpy(), duration)
+            if weights is not None:
+                return torch.from_numpy(weights)
+        return self._routes.decompose().slopes(table, images, self.damping, duration)
 
     def _images(self, inputs: Sequence[Tensor | None]) -> Tensor:
         """A v_j for every input, shape (inputs, m); only what is not known is computed, all at once."""
@@ -119,12 +94,12 @@ class FactorTransition(Transition):
         r = b − (F + λI) x and g the drive's function, each output is h_x(λ) x + g(λ) b + Aᵀ[k_g(AAᵀ) A r − g(λ) A x].
         """
         (x, b), noises = images[:2], images[2:]
-        pulled = self._gram.numpy() @ x
+        pulled = self._routes.times(x)
         residual = b - self.damping * x - pulled
         weights = np.empty((len(table), len(x)))
         targets = []
         for row, weight in zip(table, weights, strict=True):
-            h_x, g = (_at(h, self.damping, duration) for h in row[:2])
+            h_x, g = (at(h, self.damping, duration) for h in row[:2])
             weight[:] = -g * x
             image = h_x * x + g * b
             square = _square((h_x, inputs[0]), (g, inputs[1])) - 2.0 * g * (x @ image) + g * g * (x @ pulled)
@@ -135,7 +110,7 @@ class FactorTransition(Transition):
             drawn = [i for i, row in enumerate(table) if j < len(row)]
             targets = []
             for i in drawn:
-                h = _at(table[i][j], self.damping, duration)
+                h = at(table[i][j], self.damping, duration)
                 targets.append(Target(self._slope(table[i][j], duration), _square((h, inputs[j])), h * noise))
             if not self._add(weights[drawn[0] :], noise, targets):
                 return None
@@ -146,17 +121,11 @@ class FactorTransition(Transition):
 
     def _add(self, weights: Vector, start: Vector, targets: Sequence[Target]) -> bool:
         """Add the products for `targets` to the rows of `weights`; False if the process does not converge."""
-        found = krylov(self._gram.numpy(), start, targets, tolerance=TOLERANCE, most=len(start) // 4)
-        self._steps += found.steps
-        if found.products is None:
+        products = self._routes.process(start, targets)
+        if products is None:
             return False
-        weights += found.products
+        weights += products
         return True
-
-
-def _at(function: ScalarFunction, f: float, duration: float) -> float:
-    """A scalar function at one eigenvalue."""
-    return float(function(np.asarray(f), duration))
 
 
 def _square(*terms: tuple[float, Tensor | None]) -> float:

@@ -90,6 +90,11 @@ def slope(function: ScalarFunction, damping: float, s: Vector, duration: float) 
     return k
 
 
+def at(function: ScalarFunction, f: float, duration: float) -> float:
+    """A scalar function at one eigenvalue."""
+    return float(function(np.asarray(f), duration))
+
+
 def clean(s: Vector, size: int) -> Vector:
     """Computed eigenvalues of a matrix of `size` rows; what may be rounding of 0 becomes 0."""
     return np.where(np.abs(s) > np.finfo(np.float64).eps * size * s.max(), s, 0.0)

@@ -1,10 +1,11 @@
-"""Functions of a Gram matrix times one vector, by the Lanczos process."""
+"""Functions of a symmetric matrix times one vector, by the Lanczos process."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from scipy.linalg.lapack import dstevd
@@ -15,14 +16,32 @@ GAP = 5
 """Steps between two convergence tests; one test costs about as much as two steps."""
 
 
+Tridiagonal: TypeAlias = tuple[Vector, Vector]
+"""Diagonal and off-diagonal of T = Vᵀ G V."""
+
+Measure: TypeAlias = Callable[[Tridiagonal, Vector], float]
+"""‖L V c‖² for a vector c of coefficients; see `Target` for L."""
+
+
+def euclidean(matrix: Tridiagonal, c: Vector) -> float:
+    """‖V c‖² = cᵀc, for L = I."""
+    return float(c @ c)
+
+
+def energy(matrix: Tridiagonal, c: Vector) -> float:
+    """‖Aᵀ V c‖² = cᵀ T c, for L = Aᵀ with G = AAᵀ."""
+    diagonal, beside = matrix
+    return float(diagonal @ (c * c) + 2.0 * (beside @ (c[1:] * c[:-1])))
+
+
 @dataclass(frozen=True)
 class Target:
-    """An output u + Aᵀ k(G) p in parameter space, G = AAᵀ: what k(G) p is wanted for, and so how exactly.
+    """An output u + L k(G) p: what k(G) p is wanted for, and so how exactly. L is I, or Aᵀ where G = AAᵀ.
 
     Attributes:
         function: k, of an array of eigenvalues of G.
         square: ‖u‖².
-        image: A u, shape (m,).
+        image: Lᵀ u, shape (m,).
     """
 
     function: Callable[[Vector], Vector]
@@ -43,19 +62,28 @@ class Krylov:
     steps: int
 
 
-def krylov(gram: Vector, start: Vector, targets: Sequence[Target], *, tolerance: float, most: int) -> Krylov:
+def krylov(
+    matrix: Vector,
+    start: Vector,
+    targets: Sequence[Target],
+    *,
+    tolerance: float,
+    most: int,
+    measure: Measure = energy,
+) -> Krylov:
     """k(G) p for every target, from one Krylov space of G and p, fully reorthogonalised.
 
     The process stops when every output moved by less than `tolerance` of its norm between two tests. Both are measured
-    where it counts, in parameter space, and without going there: for w = V c with Vᵀ G V = T,
-    ‖u + Aᵀw‖² = ‖u‖² + 2 (V A u)·c + cᵀTc, and the norm of a change δc is √(δcᵀTδc).
+    where it counts, after L, and without going there: for w = V c with Vᵀ G V = T,
+    ‖u + L w‖² = ‖u‖² + 2 (V Lᵀu)·c + ‖L V c‖², and the norm of a change δc is ‖L V δc‖.
 
     Args:
-        gram: G, shape (m, m), symmetric positive semi-definite.
+        matrix: G, shape (m, m), symmetric positive semi-definite.
         start: p, shape (m,).
         targets: the outputs.
         tolerance: largest relative change.
         most: most steps.
+        measure: `euclidean` or `energy`, as L is.
     """
     m = len(start)
     length = math.sqrt(start @ start)
@@ -69,7 +97,7 @@ def krylov(gram: Vector, start: Vector, targets: Sequence[Target], *, tolerance:
     largest = 0.0
     for step in range(1, most + 1):
         spanned = basis[:step]
-        w = gram @ spanned[-1]
+        w = matrix @ spanned[-1]
         overlap = spanned @ w
         w -= overlap @ spanned
         again = spanned @ w  # A second pass restores what cancellation in the first one lost: "twice is enough".
@@ -79,11 +107,11 @@ def krylov(gram: Vector, start: Vector, targets: Sequence[Target], *, tolerance:
         largest = max(largest, abs(overlap[-1]) + norm)
         exhausted = step == m or norm <= np.finfo(np.float64).eps * m * largest
         if exhausted or step == most or step % GAP == 0:
-            matrix = diagonal[:step], beside[: step - 1]
+            tridiagonal = diagonal[:step], beside[: step - 1]
             values, vectors, _ = dstevd(diagonal[:step], beside[: max(step - 1, 1)])
             ritz = np.maximum(clean(values, m), 0.0)
             coefficients = [vectors @ (length * target.function(ritz) * vectors[0]) for target in targets]
-            if exhausted or _settled(previous, coefficients, matrix, targets, spanned, tolerance):
+            if exhausted or _settled(previous, coefficients, tridiagonal, measure, targets, spanned, tolerance):
                 return Krylov(np.stack(coefficients) @ spanned, step)
             previous = coefficients
         if step < most:
@@ -95,7 +123,8 @@ def krylov(gram: Vector, start: Vector, targets: Sequence[Target], *, tolerance:
 def _settled(
     previous: list[Vector] | None,
     coefficients: list[Vector],
-    matrix: tuple[Vector, Vector],
+    tridiagonal: Tridiagonal,
+    measure: Measure,
     targets: Sequence[Target],
     spanned: Vector,
     tolerance: float,
@@ -105,13 +134,7 @@ def _settled(
     for target, before, now in zip(targets, previous, coefficients, strict=True):
         change = now.copy()
         change[: len(before)] -= before
-        square = target.square + 2.0 * ((spanned @ target.image) @ now) + _energy(matrix, now)
-        if not _energy(matrix, change) <= tolerance**2 * square:
+        square = target.square + 2.0 * ((spanned @ target.image) @ now) + measure(tridiagonal, now)
+        if not measure(tridiagonal, change) <= tolerance**2 * square:
             return False
     return True
-
-
-def _energy(matrix: tuple[Vector, Vector], c: Vector) -> float:
-    """The product cᵀ T c for a tridiagonal T."""
-    diagonal, beside = matrix
-    return float(diagonal @ (c * c) + 2.0 * (beside @ (c[1:] * c[:-1])))

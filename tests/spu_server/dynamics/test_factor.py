@@ -1,4 +1,4 @@
-"""The two routes through sample space, and how one is chosen."""
+"""The two routes, through sample space and for a curvature held in full, and how one is chosen."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from spu_link.operators import Rows
-from spu_server.dynamics import Step, factor
+from spu_link.operators import Dense, Rows
+from spu_server.dynamics import Step, Transition, routes
+from spu_server.dynamics.dense import DenseTransition
 from spu_server.dynamics.factor import FactorTransition
 
 M, N = 300, 700
@@ -50,54 +51,56 @@ def normals(seed: int = 1) -> Callable[[], Tensor]:
     return lambda: torch.randn(N, generator=generator, dtype=torch.float64)
 
 
-def through_eigenvectors(moving: FactorTransition, *arguments: object, **options: object) -> Step:
+def through_eigenvectors(moving: Transition, *arguments: object, **options: object) -> Step:
     """The same step by a transition that has its eigenvectors."""
-    other = FactorTransition(moving.operator, moving.drive, damping=moving.damping, noise=moving.noise)
-    other._steps = 10**9
+    other = type(moving)(moving.operator, moving.drive, damping=moving.damping, noise=moving.noise)
+    other._routes.steps = 10**9
     step = other.step(*arguments, **options)
-    assert other._basis is not None
+    assert other._routes.basis is not None
     return step
 
 
 @pytest.mark.parametrize("damping", [0.0, 0.01, 1.0])
 @pytest.mark.parametrize("duration", [1e-6, 0.1, 5.0, 50.0])
 @pytest.mark.parametrize("start", ["tensor", "drive", "zero"])
-def test_both_routes_agree(damping: float, duration: float, start: str) -> None:
+@pytest.mark.parametrize("kind", [FactorTransition, DenseTransition])
+def test_both_routes_agree(kind: type[Transition], damping: float, duration: float, start: str) -> None:
     a, b, x = problem()
-    moving = FactorTransition(Rows(a), b, damping=damping, noise=1e-3)
+    operator = Rows(a) if kind is FactorTransition else Dense(a.T @ a)
+    moving = kind(operator, b, damping=damping, noise=1e-3)
     state = {"tensor": x, "drive": moving.drive, "zero": None}[start]
     step = moving.step(state, duration, normals(), integral=True)
-    assert moving._basis is None
+    assert moving._routes.basis is None
     exact = through_eigenvectors(moving, state, duration, normals(), integral=True)
     for one, other in zip(step, exact, strict=True):
         assert (one - other).norm() <= 1e-7 * other.norm()
 
 
 def test_a_small_problem_is_decomposed_at_once() -> None:
-    a, b, _ = problem(m=factor.SMALL)
+    a, b, _ = problem(m=routes.SMALL)
     moving = FactorTransition(Rows(a), b, damping=0.1, noise=0.0)
     moving.prepare()
-    assert moving._basis is not None
+    assert moving._routes.basis is not None
 
 
 def test_many_events_under_one_program_end_in_a_decomposition() -> None:
     a, b, x = problem()
     moving = FactorTransition(Rows(a), b, damping=0.01, noise=0.0)
     events = 0
-    while moving._basis is None:
+    while moving._routes.basis is None:
         moving.step(x, 1.0, normals())
         events += 1
         assert events < 100
     assert events > 3
-    assert moving._steps < 2 * factor.STEPS_PER_ROW * M
+    assert moving._routes.steps < 2 * routes.STEPS_PER_ROW * M
 
 
 def test_a_process_that_does_not_converge_ends_in_a_decomposition() -> None:
     a, b, x = problem(decades=6.0)
     moving = FactorTransition(Rows(a), b, damping=1e-6, noise=0.0)
     step = moving.step(x, 3000.0, normals())
-    assert moving._basis is not None
-    assert moving._steps > 0
+    assert moving._routes.basis is not None
+    assert moving._routes.steps > 0
     exact = through_eigenvectors(moving, x, 3000.0, normals())
     torch.testing.assert_close(step.state, exact.state, rtol=0, atol=0)
 
@@ -106,8 +109,8 @@ def test_a_stiff_problem_does_not_try_lanczos() -> None:
     a, b, x = problem()
     moving = FactorTransition(Rows(a), b, damping=0.0, noise=0.0)
     moving.step(x, 1e9, normals())
-    assert moving._basis is not None
-    assert moving._steps == 0
+    assert moving._routes.basis is not None
+    assert moving._routes.steps == 0
 
 
 @pytest.mark.parametrize("prepared", [True, False])

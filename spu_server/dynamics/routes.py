@@ -1,0 +1,75 @@
+"""The two routes to functions of one matrix: its eigenvectors, once; or the Lanczos process, once a vector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from spu_server.dynamics.eigen import Eigenbasis
+from spu_server.dynamics.functions import Vector
+from spu_server.dynamics.lanczos import Measure, Target, krylov
+
+SMALL = 256
+"""Most rows for which the eigendecomposition is done at once: below, it costs less than one Lanczos process."""
+
+STEPS_PER_ROW = 0.4
+"""What an eigendecomposition of m rows costs, in Lanczos steps, divided by m: so measured for m from 500 to 700."""
+
+TOLERANCE = 1e-8
+"""Largest relative change of an output at which the Lanczos process stops."""
+
+STIFFEST = 1e6
+"""Most trace(G)·φ₁(λ) for the Lanczos route: its rounding grows with it, and beyond it would not converge anyway."""
+
+
+class Routes:
+    """Functions of G. The route is chosen by counted cost, never by the clock: the same steps give the same bits.
+
+    Args:
+        matrix: G, shape (m, m), symmetric positive semi-definite, float64.
+        measure: how the outputs of the Lanczos process are measured; see `krylov`.
+
+    Attributes:
+        matrix: G.
+        basis: its eigenvectors, once they have been needed.
+        steps: Lanczos steps taken so far.
+    """
+
+    def __init__(self, matrix: Tensor, measure: Measure) -> None:
+        self.matrix = matrix
+        self.basis: Eigenbasis | None = None
+        self._measure = measure
+        self.steps = 0
+        if len(matrix) <= SMALL:
+            self.decompose()
+
+    def lanczos_pays(self, response: float) -> bool:
+        """Whether the next step should try the Lanczos process; `response` is φ₁(λ) of its duration, in τ."""
+        if self.basis is not None or self.steps >= STEPS_PER_ROW * len(self.matrix):
+            return False
+        return float(self.matrix.trace()) * response <= STIFFEST
+
+    def process(self, start: Vector, targets: Sequence[Target]) -> Vector | None:
+        """k(G) p for every target, shape (targets, m), or None if the process does not converge.
+
+        Args:
+            start: p, shape (m,).
+            targets: what is wanted.
+        """
+        found = krylov(
+            self.matrix.numpy(), start, targets, tolerance=TOLERANCE, most=len(start) // 4, measure=self._measure
+        )
+        self.steps += found.steps
+        return found.products
+
+    def decompose(self) -> Eigenbasis:
+        """The eigenvectors of G, computed once."""
+        if self.basis is None:
+            self.basis = Eigenbasis(self.matrix)
+        return self.basis
+
+    def times(self, v: Vector) -> Vector:
+        """G v."""
+        product: Vector = self.matrix.numpy() @ v
+        return product
