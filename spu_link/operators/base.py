@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from spu_link.errors import InvalidProgram
+from spu_link.operators.gram import mirror
 from tngd.spu.v1 import spu_pb2 as pb
 
 ArrayLike: TypeAlias = Tensor | NDArray[Any]
@@ -28,9 +28,6 @@ Shapes: TypeAlias = Mapping[Role, tuple[int, ...]]
 
 CHUNK_ELEMENTS = 1 << 22
 """Most elements of explicit rows that a Gram matrix is accumulated from at a time (32 MiB in float64)."""
-
-GRAM_STRIP = 192
-"""Rows of a Gram matrix that are computed at once."""
 
 FLOATS = (torch.float32, torch.float64)
 INTEGERS = (torch.int32, torch.int64)
@@ -103,6 +100,17 @@ class FactorOperator(Operator):
     def curvature(self, v: Tensor) -> Tensor:
         """Product AᵀA v for `v` of shape (..., N)."""
         return self.adjoint(self.apply(v))
+
+    def gram(self) -> Tensor:
+        """A Aᵀ, shape (m, m), float64, on the CPU."""
+        m = self.shape[0]
+        total = torch.zeros(m, m, dtype=torch.float64)
+        self.add_gram(total)
+        return mirror(total)
+
+    @abstractmethod
+    def add_gram(self, total: Tensor) -> None:
+        """Add the lower triangle of A Aᵀ to `total`, shape (m, m), float64; what lies above it counts for nothing."""
 
 
 class BlockFactor(FactorOperator):
@@ -227,40 +235,3 @@ def same_dtype(field: str, *tensors: Tensor) -> None:
     """
     if len({t.dtype for t in tensors}) > 1:
         raise mismatch(field, " and ".join(str(t.dtype) for t in tensors), "one dtype for all tensors of a block")
-
-
-def gram_of(columns: Iterable[Tensor], m: int) -> Tensor:
-    """Gram matrix R Rᵀ of shape (m, m), float64, from consecutive column stretches R_j of shape (m, n_j).
-
-    A stretch is multiplied in its own dtype, and the stretches are added up in float64.
-    """
-    total: Tensor | None = None
-    strips = [slice(i, min(i + GRAM_STRIP, m)) for i in range(0, m, GRAM_STRIP)]
-    for part in columns:
-        part = part.contiguous()
-        first = total is None
-        if total is None:
-            total = torch.empty(m, m, dtype=torch.float64, device=part.device)
-        # The lower triangle alone, in strips: torch has no product that knows of the symmetry.
-        for rows in strips:
-            product = _product(part[rows], part[: rows.stop])
-            if first:
-                total[rows, : rows.stop] = product
-            else:
-                total[rows, : rows.stop] += product
-    assert total is not None
-    for rows in strips:
-        total[: rows.start, rows] = total[rows, : rows.start].T
-        total[rows, rows] = total[rows, rows].tril() + total[rows, rows].tril(-1).T
-    return total
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """The product left · rightᵀ.
-
-    In float32 on a CPU by oneDNN, which uses all that the processor has. MKL, torch's default, takes twice as long on
-    processors that Intel did not make; numpy's threads get in the way of torch's.
-    """
-    if left.dtype == torch.float32 and left.device.type == "cpu" and torch.backends.mkldnn.is_available():
-        return F.linear(left.to_mkldnn(), right).to_dense()
-    return left @ right.T

@@ -18,10 +18,10 @@ from spu_link.operators.base import (
     Shapes,
     WireBlock,
     as_operand,
-    gram_of,
     mismatch,
     same_dtype,
 )
+from spu_link.operators.gram import add_products
 from tngd.spu.v1 import spu_pb2 as pb
 
 Pair = tuple[int, int]
@@ -127,13 +127,11 @@ class Conv2dRows(BlockFactor):
                     torch.bmm(column, patches[:, group], out=row)
                 yield rows.reshape(c * b, part.shape[2], -1)
 
-    def gram(self) -> Tensor:
-        """A Aᵀ, over stretches of output channels so that A is never whole in memory."""
-        m = self.shape[0]
-        gram = gram_of((rows.flatten(1) for rows in self._row_stretches(CHUNK_ELEMENTS)), m)
+    def add_gram(self, total: Tensor) -> None:
+        """Add A Aᵀ, over stretches of output channels so that A is never whole in memory."""
+        add_products(total, (rows.flatten(1) for rows in self._row_stretches(CHUNK_ELEMENTS)))
         if self.bias:
-            gram += gram_of([self.cotangents.sum((3, 4)).reshape(m, -1)], m)
-        return gram
+            add_products(total, [self.cotangents.sum((3, 4)).flatten(0, 1)])
 
     def to_rows(self) -> Tensor:
         """A in full."""

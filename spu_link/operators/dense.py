@@ -8,7 +8,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from spu_link.operators.base import ArrayLike, Operator, WireBlock, as_operand, gram_of, mismatch
+from spu_link.operators.base import ArrayLike, Operator, WireBlock, as_operand, mismatch
+from spu_link.operators.gram import gram_of
 from tngd.spu.v1 import spu_pb2 as pb
 
 

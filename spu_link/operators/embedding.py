@@ -66,8 +66,8 @@ class EmbeddingRows(BlockFactor):
         total = w.new_zeros(len(delta), self.embeddings, d).index_add_(1, self.indices.flatten(), delta)
         return total.view(*w.shape[:-1], -1)
 
-    def gram(self) -> Tensor:
-        """A Aᵀ: two samples overlap in the rows of W that both have looked up.
+    def add_gram(self, total: Tensor) -> None:
+        """Add A Aᵀ: two samples overlap in the rows of W that both have looked up.
 
         The cotangents of one sample at one row are added up first. Then each row of W gives products between the
         samples that have it; the rows that equally many samples have are multiplied together.
@@ -89,8 +89,7 @@ class EmbeddingRows(BlockFactor):
                 products = (theirs @ theirs.mT).view(-1, n, c, n, c).transpose(2, 3).to(gram.dtype)
                 pair = sample[some][:, :, None] * b + sample[some][:, None, :]
                 gram.index_add_(0, pair.flatten(), products.reshape(-1, c, c))
-        whole = gram.view(b, b, c, c).permute(2, 0, 3, 1).reshape(c * b, c * b)
-        return whole.tril() + whole.tril(-1).T
+        total.view(c, b, c, b).add_(gram.view(b, b, c, c).permute(2, 0, 3, 1).to(total.device))
 
     def to_rows(self) -> Tensor:
         """A in full."""

@@ -53,12 +53,10 @@ class LayerRows(FactorOperator):
         """Aᵀ w, the layers' parts one after the other."""
         return torch.cat([layer.adjoint(w) for layer in self.layers], dim=-1)
 
-    def gram(self) -> Tensor:
-        """A Aᵀ, the sum of the layers' Gram matrices."""
-        total = self.layers[0].gram()
-        for layer in self.layers[1:]:
-            total += layer.gram()
-        return total
+    def add_gram(self, total: Tensor) -> None:
+        """Add A Aᵀ, the sum of the layers' Gram matrices."""
+        for layer in self.layers:
+            layer.add_gram(total)
 
     def dense(self) -> Tensor:
         """A in full."""

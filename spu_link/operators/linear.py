@@ -16,12 +16,12 @@ from spu_link.operators.base import (
     Shapes,
     WireBlock,
     as_operand,
-    gram_of,
     mismatch,
     same_dtype,
     seen_through,
     weighted,
 )
+from spu_link.operators.gram import STRIP, add_products, gram_of, mirror, product, strips
 from tngd.spu.v1 import spu_pb2 as pb
 
 
@@ -74,8 +74,8 @@ class LinearRows(BlockFactor):
         parts = [weight, delta.sum(1)] if self.bias else [weight]
         return torch.cat(parts, dim=1).reshape(*w.shape[:-1], -1).to(w.dtype)
 
-    def gram(self) -> Tensor:
-        """A Aᵀ: (a aᵀ + 1) ∘ (δ δᵀ) without positions, the 1 only with a bias; else the cheaper of two ways.
+    def add_gram(self, total: Tensor) -> None:
+        """Add A Aᵀ: (a aᵀ + 1) ∘ (δ δᵀ) without positions, the 1 only with a bias; else the cheaper of two ways.
 
         Explicit rows, in stretches of output features, take m·d_out·d_in (p + m / 2) multiplications; pairs of
         positions take b²p (p·d_in + c·d_out (p + c)) / 2, in smaller products that run at half the speed.
@@ -83,16 +83,23 @@ class LinearRows(BlockFactor):
         c, b, p, d_in, d_out = self._extents()
         m = c * b
         if self.inputs.dim() == 2:
-            outer = gram_of([self.inputs], b) + (1.0 if self.bias else 0.0)
-            gram = gram_of([self.cotangents.reshape(m, d_out)], m)
-            return gram.view(c, b, c, b).mul_(outer[None, :, None, :]).view(m, m)
+            self._add_outer(total)
+            return
         explicit = m * d_out * d_in * (2 * p + m)
         pairs = b * b * p * (p * d_in + c * d_out * (p + c))
         gram = gram_of(self._row_stretches(CHUNK_ELEMENTS), m) if explicit <= 2 * pairs else self._gram_of_pairs()
-        gram = gram.view(b, c, b, c).permute(1, 0, 3, 2).reshape(m, m)
+        total.view(c, b, c, b).add_(gram.view(b, c, b, c).permute(1, 0, 3, 2))
         if self.bias:
-            gram += gram_of([self.cotangents.sum(2).reshape(m, d_out)], m)
-        return gram
+            add_products(total, [self.cotangents.sum(2).reshape(m, d_out)])
+
+    def _add_outer(self, total: Tensor) -> None:
+        c, b, _ = self.cotangents.shape
+        outer = gram_of([self.inputs], b)[:, None] + (1.0 if self.bias else 0.0)
+        delta = self.cotangents.flatten(0, 1)
+        for columns in strips(c, max(1, STRIP // b)):
+            rows, end = slice(columns.start * b, columns.stop * b), columns.stop * b
+            inner = product(delta[rows], delta[:end]).to(total)
+            total[rows, :end] += inner.view(-1, b, columns.stop, b).mul_(outer).view(-1, end)
 
     def _row_stretches(self, most: int) -> Iterator[Tensor]:
         """The weight's columns of A by output features, in stretches (m, features·d_in) of at most `most` elements.
@@ -110,15 +117,14 @@ class LinearRows(BlockFactor):
         Sample by sample: the cotangents of i are carried over to all samples j ≤ i by a_i a_jᵀ, and meet δ_j there.
         """
         c, b, _, d_in, _ = self._extents()
-        gram = torch.zeros(b, c, b, c, dtype=torch.float64, device=self.inputs.device)
+        gram = torch.zeros(b, c, b, c, dtype=torch.float64)
         theirs = self.cotangents.flatten(2).permute(1, 2, 0)  # (b, p·d_out, c)
         for i in range(b):
             overlap = self.inputs[: i + 1].reshape(-1, d_in) @ self.inputs[i].T  # (j·p, p)
             carried = overlap @ self.cotangents[:, i]  # (c, j·p, d_out)
             mine = carried.view(c, i + 1, -1).transpose(0, 1)  # (j, c, p·d_out)
             gram[i, :, : i + 1] = (mine @ theirs[: i + 1]).transpose(0, 1)
-        whole = gram.view(b * c, b * c)
-        return whole.tril() + whole.tril(-1).T
+        return mirror(gram.view(b * c, b * c))
 
     def to_rows(self) -> Tensor:
         """A in full."""

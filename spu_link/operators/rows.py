@@ -8,7 +8,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from spu_link.operators.base import CHUNK_ELEMENTS, ArrayLike, BlockFactor, Role, Shapes, WireBlock, as_operand, gram_of
+from spu_link.operators.base import CHUNK_ELEMENTS, ArrayLike, BlockFactor, Role, Shapes, WireBlock, as_operand
+from spu_link.operators.gram import add_products
 from tngd.spu.v1 import spu_pb2 as pb
 
 SUM_ELEMENTS = 1 << 14
@@ -44,10 +45,9 @@ class Rows(BlockFactor):
         """Aᵀ w."""
         return (w.to(self.a.dtype) @ self.a).to(w.dtype)
 
-    def gram(self) -> Tensor:
-        """A Aᵀ, over stretches of columns so that no float64 copy of A is made."""
-        m = len(self.a)
-        return gram_of(self.a.split(max(1, min(SUM_ELEMENTS, CHUNK_ELEMENTS // m)), dim=1), m)
+    def add_gram(self, total: Tensor) -> None:
+        """Add A Aᵀ, over stretches of columns so that no float64 copy of A is made."""
+        add_products(total, self.a.split(max(1, min(SUM_ELEMENTS, CHUNK_ELEMENTS // len(self.a))), dim=1))
 
     def to_rows(self) -> Tensor:
         """A."""

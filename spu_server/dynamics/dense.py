@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spu_link.operators import FactorOperator
-from spu_link.operators.base import gram_of
+from spu_link.operators.gram import gram_of
 from spu_server.dynamics.eigen import Table
 from spu_server.dynamics.functions import ScalarFunction, Vector, at, response
 from spu_server.dynamics.lanczos import Target, euclidean

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from spu_link.errors import InvalidProgram
 from spu_link.operators import Rows, rows
-from spu_link.operators.base import CHUNK_ELEMENTS, GRAM_STRIP
+from spu_link.operators.base import CHUNK_ELEMENTS
+from spu_link.operators.gram import STRIP
 from tests.spu_link.operators.algebra import assert_agrees_with, assert_dtypes, assert_survives_the_wire, close, random
 
 
@@ -20,7 +21,7 @@ def test_products(m: int, n: int) -> None:
     assert_agrees_with(Rows(random(m, n)), random(m, n))
 
 
-@pytest.mark.parametrize("m", [GRAM_STRIP - 1, GRAM_STRIP, GRAM_STRIP + 1, 3 * GRAM_STRIP + 5])
+@pytest.mark.parametrize("m", [STRIP - 1, STRIP, STRIP + 1, 3 * STRIP + 5])
 def test_gram_over_several_strips(m: int) -> None:
     assert_agrees_with(Rows(random(m, 20)), random(m, 20))
 
