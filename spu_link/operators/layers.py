@@ -51,7 +51,10 @@ class LayerRows(FactorOperator):
 
     def adjoint(self, w: Tensor) -> Tensor:
         """Aᵀ w, the layers' parts one after the other."""
-        return torch.cat([layer.adjoint(w) for layer in self.layers], dim=-1)
+        result = w.new_empty(*w.shape[:-1], self._shape[1])
+        for layer, part in zip(self.layers, result.split(self._columns, -1), strict=True):
+            part.copy_(layer.adjoint(w.to(layer.dtype)))
+        return result
 
     def add_gram(self, total: Tensor) -> None:
         """Add A Aᵀ, the sum of the layers' Gram matrices."""

@@ -70,9 +70,13 @@ class LinearRows(BlockFactor):
         """Aᵀ w: one backward pass of the layer with the cotangents weighted by `w` and summed over c."""
         _, b, p, d_in, d_out = self._extents()
         delta = weighted(self.cotangents, w.to(self.dtype)).reshape(-1, b * p, d_out)
-        weight = (delta.mT @ self.inputs.reshape(b * p, d_in)).flatten(1)
-        parts = [weight, delta.sum(1)] if self.bias else [weight]
-        return torch.cat(parts, dim=1).reshape(*w.shape[:-1], -1).to(w.dtype)
+        result = delta.new_empty(len(delta), self.shape[1])
+        weight, bias = result.tensor_split([d_out * d_in], 1)
+        inputs = self.inputs.reshape(b * p, d_in).expand(len(delta), -1, -1)
+        torch.bmm(delta.mT, inputs, out=weight.unflatten(1, (d_out, d_in)))
+        if self.bias:
+            torch.sum(delta, 1, out=bias)
+        return result.reshape(*w.shape[:-1], -1).to(w.dtype)
 
     def add_gram(self, total: Tensor) -> None:
         """Add A Aᵀ: (a aᵀ + 1) ∘ (δ δᵀ) without positions, the 1 only with a bias; else the cheaper of two ways.

@@ -73,7 +73,8 @@ class FactorTransition(Transition):
             elif v is not None:
                 new[j] = v
         if new:
-            images[list(new)] = self.operator.apply(torch.stack(list(new.values())))
+            vectors = list(new.values())
+            images[list(new)] = self.operator.apply(torch.stack(vectors) if len(vectors) > 1 else vectors[0][None])
             if self._drive_image is None:
                 self._drive_image = next(images[j].clone() for j, v in new.items() if v is self.drive)
         return images
