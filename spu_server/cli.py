@@ -97,6 +97,10 @@ def serve(
         int | None,
         typer.Option(help="Most bytes of tensors in one program.", show_default="8 GiB"),
     ] = None,
+    compute: Annotated[
+        str | None,
+        typer.Option(help="Where the emulator computes: cpu, cuda, or cuda:INDEX.", show_default="cpu"),
+    ] = None,
     insecure_remote: Annotated[
         bool | None,
         typer.Option(
@@ -140,6 +144,7 @@ def serve(
             seed=seed,
             cells=cells,
             max_bytes=max_bytes,
+            compute=compute,
             insecure_remote=insecure_remote,
             log_level=log_level,
         )

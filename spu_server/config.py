@@ -33,6 +33,7 @@ class ServeSettings(BaseSettings):
     seed: int = Field(0, ge=0, lt=2**63)
     cells: int = Field(DriverOptions.cells, ge=1)
     max_bytes: int = Field(DriverOptions.max_bytes, ge=1)
+    compute: str = Field(DriverOptions.compute, pattern=r"^(cpu|cuda(:\d+)?)$")
     insecure_remote: bool = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

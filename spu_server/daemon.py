@@ -44,7 +44,7 @@ async def serve(settings: ServeSettings) -> None:
     # Without SO_REUSEPORT a second daemon on the same port fails, instead of sharing its calls.
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     addresses = await bind(server, settings.listen, insecure_remote=settings.insecure_remote)
-    options = DriverOptions(settings.seed, settings.tau, settings.cells, settings.max_bytes)
+    options = DriverOptions(settings.seed, settings.tau, settings.cells, settings.max_bytes, settings.compute)
     driver = DriverProcess(settings.driver, options)
     try:
         capabilities = await driver.start()

@@ -49,13 +49,14 @@ class InprocLink(Link):
         seed: int = DriverOptions.seed,
         cells: int = DriverOptions.cells,
         max_bytes: int = DriverOptions.max_bytes,
+        compute: str = DriverOptions.compute,
     ) -> InprocLink:
         """Open a driver and put a device before it. The options are those of ``spu-server serve``.
 
         Raises:
             DeviceFault: when the driver cannot be opened.
         """
-        port = LocalDriver(driver, DriverOptions(seed, tau, cells, max_bytes))
+        port = LocalDriver(driver, DriverOptions(seed, tau, cells, max_bytes, compute))
         capabilities = await port.start()
         moving = SteppedClock() if clock == "stepped" else FreeClock(rate or 1.0 / tau)
         return cls(Device(port, capabilities, moving, tau), port)

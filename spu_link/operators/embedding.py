@@ -99,8 +99,9 @@ class EmbeddingRows(BlockFactor):
         return rows.index_add_(1, place.flatten(), self.cotangents.flatten(1, 2)).view(c * b, -1)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """The same indices with the cotangents after `function`."""
-        return type(self)(self.indices, function(self.cotangents), embeddings=self.embeddings)
+        """The same indices, on the same device, with the cotangents after `function`."""
+        cotangents = function(self.cotangents)
+        return type(self)(self.indices.to(cotangents.device), cotangents, embeddings=self.embeddings)
 
     def wire(self) -> list[WireBlock]:
         """One embedding block."""

@@ -24,12 +24,14 @@ class DriverOptions:
         tau: time constant in seconds.
         cells: most cells a program may use; a board takes the smaller of this and what it has.
         max_bytes: most bytes of one program's tensors; likewise.
+        compute: where an emulator computes: ``"cpu"``, or ``"cuda"`` with or without an index; boards ignore it.
     """
 
     seed: int = 0
     tau: float = 1e-6
     cells: int = 200_000_000
     max_bytes: int = 8 << 30
+    compute: str = "cpu"
 
 
 @dataclass(frozen=True)

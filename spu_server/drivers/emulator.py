@@ -33,7 +33,7 @@ class _Window:
     broken: bool = False
 
     def add(self, integral: Tensor) -> None:
-        self.integral = integral if self.integral is None else self.integral + integral
+        self.integral = integral if self.integral is None else self.integral.to(integral.device) + integral
 
 
 class Emulator(Driver):
@@ -49,7 +49,8 @@ class Emulator(Driver):
     def __init__(self, options: DriverOptions) -> None:
         self.time = 0.0
         self._options = options
-        self._generator = torch.Generator().manual_seed(options.seed)
+        self._compute = torch.device(options.compute)
+        self._generator = torch.Generator(self._compute).manual_seed(options.seed)
         self._staged: _Loaded | None = None
         self._running: _Loaded | None = None
         self._state: Tensor | None = None  # None while every cell is discharged.
@@ -62,7 +63,7 @@ class Emulator(Driver):
 
     def stage(self, program: Program) -> None:
         """Take a program in; the work on it begins after `commit`."""
-        self._staged = _Loaded(program, transition_of(program))
+        self._staged = _Loaded(program, transition_of(program, self._compute))
 
     def commit(self, at: float) -> None:
         """Let the staged program take hold at `at`.
@@ -86,12 +87,14 @@ class Emulator(Driver):
             for window in self._windows.values():
                 window.broken, window.integral = True, None
         if isinstance(program.start, Tensor):
-            self._state = program.start.to(torch.float64, copy=True)
+            self._state = program.start.to(transition.drive.device, torch.float64, copy=True)
         elif program.start == "drive":
             self._state = transition.drive
         elif self._state is not None and len(self._state) != program.cells:
             kept = self._state[: program.cells]
             self._state = torch.cat([kept, kept.new_zeros(program.cells - len(kept))])
+        if self._state is not None:
+            self._state = self._state.to(transition.drive.device)
         self._running, self._staged = self._staged, None
 
     def prepare(self) -> None:
@@ -127,7 +130,7 @@ class Emulator(Driver):
         value = self._state if window is None else self._average(at, window)
         if value is None:
             return torch.zeros_like(program.drive)
-        return value.to(program.drive.dtype, copy=True)
+        return value.to("cpu", program.drive.dtype, copy=True)
 
     def halt(self, at: float) -> None:
         """Drop all programs and windows and discharge the cells."""
@@ -167,7 +170,10 @@ class Emulator(Driver):
         self.time = at
 
     def _normal(self) -> Tensor:
-        return torch.randn(self._program().cells, dtype=torch.float64, generator=self._generator)
+        assert self._running is not None
+        cells = self._running.program.cells
+        drawn = torch.randn(cells, dtype=torch.float64, generator=self._generator, device=self._compute)
+        return drawn.to(self._running.transition.drive.device)
 
     def _average(self, at: float, number: int) -> Tensor | None:
         """End a window: its average, which over no time at all is the state."""

@@ -42,7 +42,7 @@ class FactorTransition(Transition):
     def _outputs(self, table: Table, inputs: Sequence[Tensor | None], duration: float) -> Sequence[Tensor]:
         images = self._images(inputs)
         weights = self._weights(table, inputs, images, duration)
-        outputs = self.operator.adjoint(weights).unbind()
+        outputs = self.operator.adjoint(weights.to(self.drive.device)).unbind()
         for output, row in zip(outputs, table, strict=True):
             for h, v in zip(row, inputs, strict=False):
                 if v is not None:
