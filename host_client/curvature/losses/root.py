@@ -95,7 +95,8 @@ def loss_root(
     mass, divisor = _weights(loss, criterion, wide, target, samples)
     if kind == "exact":
         width = _width(loss, elements, mass, target)
-        columns = spread(loss.root(elements, mass), mass, width)
+        # Rounded first: what is spread is `width` times as much.
+        columns = spread(loss.root(elements, mass).to(z.dtype), mass, width)
     elif kind == "mc":
         if draws < 1:
             raise ValueError(f"{draws} Monte-Carlo samples; at least one is needed")
