@@ -50,6 +50,10 @@ class Loss(ABC):
         """Whether a target of this kind can take elements out of the loss, so that their rows vanish."""
         return False
 
+    def dimension(self, shape: torch.Size) -> int:
+        """Dimension d of an element of an input of this shape."""
+        return 1
+
     def elements(self, z: Tensor, samples: int) -> Tensor:
         """Z by element, shape (b, q, d), contiguous."""
         return z.reshape(samples, -1, 1).contiguous()

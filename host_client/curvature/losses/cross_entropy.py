@@ -40,6 +40,10 @@ class CrossEntropy(Loss):
         """Classes may be ignored, or weigh nothing; probabilities sum to one."""
         return not target.is_floating_point()
 
+    def dimension(self, shape: torch.Size) -> int:
+        """The number of classes."""
+        return shape[1]
+
     def elements(self, z: Tensor, samples: int) -> Tensor:
         """Z by element: positions are in dimension 0, sample by sample, and after the classes."""
         return z.movedim(1, -1).reshape(samples, -1, z.shape[1]).contiguous()

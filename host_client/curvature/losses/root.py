@@ -39,10 +39,14 @@ def loss_columns(criterion: nn.Module, z: Tensor, target: Tensor, *, samples: in
     """
     if kind != "exact":
         return draws if kind == "mc" else 1
-    loss, wide = _loss_of(criterion), _wide(z)
-    elements = _elements(loss, wide, target, samples)
-    mass, _ = _weights(loss, criterion, wide, target, samples)
-    return _width(loss, elements, mass, target) * loss.rank(elements.shape[-1])
+    loss = _loss_of(criterion)
+    _check_shapes(loss, z, target, samples)
+    d = loss.dimension(z.shape)
+    width = positions = z.numel() // (samples * d)
+    if positions > 1 and loss.leaves_out(target):
+        mass, _ = _weights(loss, criterion, _wide(z), target, samples)
+        width = _width(mass)
+    return width * loss.rank(d)
 
 
 @torch.no_grad()
@@ -91,10 +95,12 @@ def loss_root(
         ValueError: for another kind, or fewer than one draw.
     """
     loss, wide = _loss_of(criterion), _wide(z)
-    elements = _elements(loss, wide, target, samples)
+    _check_shapes(loss, wide, target, samples)
+    elements = loss.elements(wide, samples)
     mass, divisor = _weights(loss, criterion, wide, target, samples)
     if kind == "exact":
-        width = _width(loss, elements, mass, target)
+        positions = elements.shape[1]
+        width = _width(mass) if positions > 1 and loss.leaves_out(target) else positions
         # Rounded first: what is spread is `width` times as much.
         columns = spread(loss.root(elements, mass).to(z.dtype), mass, width)
     elif kind == "mc":
@@ -125,7 +131,7 @@ def _wide(z: Tensor) -> Tensor:
     return z.detach() if z.dtype == torch.float64 else z.detach().float()
 
 
-def _elements(loss: Loss, z: Tensor, target: Tensor, samples: int) -> Tensor:
+def _check_shapes(loss: Loss, z: Tensor, target: Tensor, samples: int) -> None:
     loss.check_shapes(z, target)
     if z.dim() == 0 or len(z) % samples:
         raise UnsupportedCriterion(
@@ -133,7 +139,6 @@ def _elements(loss: Loss, z: Tensor, target: Tensor, samples: int) -> Tensor:
             f"was given an input of shape {tuple(z.shape)} for {samples} samples; its first dimension must hold all "
             "samples, or all their positions, sample by sample",
         )
-    return loss.elements(z, samples)
 
 
 def _weights(loss: Loss, criterion: Any, z: Tensor, target: Tensor, samples: int) -> tuple[Tensor, Tensor | float]:
@@ -149,11 +154,8 @@ def _weights(loss: Loss, criterion: Any, z: Tensor, target: Tensor, samples: int
     return (mass / divisor).reshape(samples, -1), divisor
 
 
-def _width(loss: Loss, elements: Tensor, mass: Tensor, target: Tensor) -> int:
-    """Most positions of a sample that count: at least one, so that an operator is left."""
-    positions = elements.shape[1]
-    if positions == 1 or not loss.leaves_out(target):
-        return positions
+def _width(mass: Tensor) -> int:
+    """Most positions of a sample that count: at least one, so that an operator is left. Waits for the value."""
     return max(1, int((mass != 0).sum(1).max()))
 
 
