@@ -30,7 +30,7 @@ from host_client.tasks.mnist import mnist
 from host_client.tasks.task import Task
 
 BATCH = 64
-SETTINGS = {"lr": 0.01, "damping": 0.01, "analog_time": 50.0}
+SETTINGS: dict[str, Any] = {"lr": 0.01, "damping": 0.01, "analog_time": 50.0}
 
 
 def run(rounds: int = 8) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from host_client.links.base import Info, Link, ReadPlan
 from spu_link.errors import DeadlineExceeded, DeviceUnavailable, SpuError
 from spu_link.operators import Operator
 from spu_link.operators.base import ArrayLike, mismatch
+from spu_link.precision import Precision
 from spu_link.program import Applied, Program, Reading, StartPolicy
 from tngd.spu.v1 import spu_pb2 as pb
 
@@ -158,6 +159,7 @@ class Session:
         damping: float = 0.0,
         noise: float = 0.0,
         start: StartPolicy | ArrayLike = "keep",
+        precision: Precision | None = None,
         not_before: float | None = None,
         timeout: float | None = None,
     ) -> Applied:
@@ -169,6 +171,8 @@ class Session:
             damping: λ ≥ 0.
             noise: κ₀ ≥ 0.
             start: ``"keep"``, ``"drive"`` or a tensor of shape (N,); see `Program`.
+            precision: how the operator's values travel: ``"float32"``, ``"float16"``, ``"bfloat16"``, ``"int16"``
+                (codes with scales), or None, as they are.
             not_before: earliest device time at which it may take hold, in τ.
             timeout: deadline in seconds of wall time; default the connection's.
 
@@ -176,7 +180,7 @@ class Session:
             InvalidProgram: when an argument or a value is not what it must be; the old program goes on.
             CapacityExceeded: when the device is too small.
         """
-        program = Program(operator, drive, damping=damping, noise=noise, start=start)
+        program = Program(operator, drive, damping=damping, noise=noise, start=start, precision=precision)
         async with aclosing(self._upload(program, [], not_before, timeout)) as events:
             applied = await anext(events)
         assert isinstance(applied, Applied)
@@ -191,6 +195,7 @@ class Session:
         damping: float = 0.0,
         noise: float = 0.0,
         start: StartPolicy | ArrayLike = "keep",
+        precision: Precision | None = None,
         window: float = 0.0,
         not_before: float | None = None,
         timeout: float | None = None,
@@ -201,11 +206,11 @@ class Session:
         clock the time is moved as needed.
 
         Args:
-            operator, drive, damping, noise, start, not_before, timeout: as in `program`.
+            operator, drive, damping, noise, start, precision, not_before, timeout: as in `program`.
             analog_time: t ≥ 0, in τ.
             window: average over the last `window` ≤ `analog_time` τ.
         """
-        program = Program(operator, drive, damping=damping, noise=noise, start=start)
+        program = Program(operator, drive, damping=damping, noise=noise, start=start, precision=precision)
         stepped = self.spu.clock == "stepped"
         if stepped and not_before is not None and not_before > self.device_time:
             await self.advance(not_before - self.device_time)

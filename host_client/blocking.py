@@ -17,6 +17,7 @@ from host_client import aio
 from host_client.links.base import Info
 from spu_link.operators import Operator
 from spu_link.operators.base import ArrayLike
+from spu_link.precision import Precision
 from spu_link.program import Applied, Reading, StartPolicy
 
 T = TypeVar("T")
@@ -141,6 +142,7 @@ class Session:
         damping: float = 0.0,
         noise: float = 0.0,
         start: StartPolicy | ArrayLike = "keep",
+        precision: Precision | None = None,
         not_before: float | None = None,
         timeout: float | None = None,
     ) -> Applied:
@@ -152,6 +154,7 @@ class Session:
                 damping=damping,
                 noise=noise,
                 start=start,
+                precision=precision,
                 not_before=not_before,
                 timeout=timeout,
             )
@@ -166,6 +169,7 @@ class Session:
         damping: float = 0.0,
         noise: float = 0.0,
         start: StartPolicy | ArrayLike = "keep",
+        precision: Precision | None = None,
         window: float = 0.0,
         not_before: float | None = None,
         timeout: float | None = None,
@@ -179,6 +183,7 @@ class Session:
                 damping=damping,
                 noise=noise,
                 start=start,
+                precision=precision,
                 window=window,
                 not_before=not_before,
                 timeout=timeout,

@@ -48,6 +48,15 @@ class StartChoice(StrEnum):
     DRIVE = "drive"
 
 
+class PrecisionChoice(StrEnum):
+    """Values of --precision."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+    INT16 = "int16"
+
+
 class TaskChoice(StrEnum):
     """What `train` takes."""
 
@@ -167,6 +176,10 @@ def train(
             help="Cells at the instant an upload takes hold. keep: as they stand. drive: at the new gradient."
         ),
     ] = StartChoice.KEEP,
+    precision: Annotated[
+        PrecisionChoice,
+        typer.Option(help="How the curvature travels to the device. 16 bits halve the upload; int16 errs least."),
+    ] = PrecisionChoice.FLOAT32,
     momentum: Annotated[
         float, typer.Option(min=0, max=0.999, help="Momentum β of the update, dimensionless; not with adam.")
     ] = 0.0,
@@ -201,6 +214,7 @@ def train(
                 "delay": delay,
                 "noise": noise,
                 "start": start.value,
+                "precision": precision.value,
                 "momentum": momentum,
                 "seed": seed,
             }

@@ -6,6 +6,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
+from spu_link.precision import Precision
+
 OptimizerName = Literal["tngd", "adam", "sgd", "ngd-woodbury"]
 """What `--optimizer` takes."""
 
@@ -41,6 +43,7 @@ class Settings(BaseModel):
     )
     noise: NonNegativeFloat = Field(default=0.0, description="noise κ₀ of the device")
     start: Literal["keep", "drive"] = Field(default="keep", description="state at the instant an upload takes hold")
+    precision: Precision = Field(default="float32", description="how the curvature travels to the device")
     momentum: float = Field(default=0.0, ge=0, lt=1, description="momentum β of the update")
     seed: int = Field(default=0, ge=0, description="seed of the network's start and of the batches")
 
@@ -64,4 +67,5 @@ class Settings(BaseModel):
         if self.optimizer == "tngd":
             parts += [f"t = {self.analog_time:g} τ", f"t_d = {self.delay:g} τ"]
             parts += [f"κ₀ = {self.noise:g}"] if self.noise else []
+            parts += [self.precision] if self.precision != "float32" else []
         return ", ".join(parts)

@@ -145,6 +145,7 @@ def make_optimizer(
                 noise=settings.noise,
                 momentum=settings.momentum,
                 start=settings.start,
+                precision=settings.precision,
             )
 
 

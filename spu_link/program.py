@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-import torch
 from torch import Tensor
 
-from spu_link.errors import InvalidProgram
 from spu_link.operators import Damped, Dense, Operator
-from spu_link.operators.base import ArrayLike, Role, as_operand, mismatch
+from spu_link.operators.base import ArrayLike, Role, as_operand, either, mismatch
+from spu_link.precision import PRECISIONS, Precision, rounding
+from spu_link.values import check_finite, check_range, check_semidefinite
 from tngd.spu.v1 import spu_pb2 as pb
 
 StartPolicy: TypeAlias = Literal["keep", "drive"]
@@ -62,6 +62,8 @@ class Program:
         noise: κ₀ ≥ 0.
         start: ``"keep"`` (go on from where the cells stand; cells not used before start at 0), ``"drive"`` (x = b) or a
             tensor of shape (N,).
+        precision: how the operator's values travel, see `spu_link.precision`; None: as they are. Drive, start and
+            readings keep their dtype.
 
     Raises:
         InvalidProgram: naming the first argument that is not what it must be. Values of tensors are not looked at here:
@@ -76,6 +78,7 @@ class Program:
         damping: float = 0.0,
         noise: float = 0.0,
         start: StartPolicy | ArrayLike = "keep",
+        precision: Precision | None = None,
     ) -> None:
         if not isinstance(operator, Operator):
             raise mismatch("operator", type(operator).__name__, "an operator such as spu_link.operators.Rows")
@@ -92,6 +95,11 @@ class Program:
             self.start = start
         else:
             self.start = self._cells("start", start)
+        if precision is not None and precision not in PRECISIONS:
+            raise mismatch(
+                "precision", repr(precision), f"{either(map(repr, PRECISIONS))}, or None for values as they are"
+            )
+        self.precision = precision
 
     @property
     def cells(self) -> int:
@@ -100,9 +108,15 @@ class Program:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
+        """Bytes of all tensors on the wire."""
         start = self.start.nbytes if isinstance(self.start, Tensor) else 0
-        return self.operator.nbytes + self.drive.nbytes + start
+        operands = (tensor for _, tensors in self.operator.wire() for tensor in tensors.values())
+        return sum(self._nbytes_of(operand) for operand in operands) + self.drive.nbytes + start
+
+    def _nbytes_of(self, operand: Tensor) -> int:
+        if self.precision is None or not operand.is_floating_point():
+            return operand.nbytes
+        return operand.numel() * PRECISIONS[self.precision].itemsize
 
     def _cells(self, field: str, value: ArrayLike) -> Tensor:
         tensor = as_operand(value, field=field, dimensions=1)
@@ -118,16 +132,16 @@ class Program:
         """
         for block, tensors in self.operator.wire():
             for role, tensor in tensors.items():
-                field = f"{block.WhichOneof('kind')}.{_role_name(role)}"
+                field = tensor_name(block, role)
                 if role == pb.ROLE_INDICES:
-                    _check_range(field, tensor, block.embedding.embeddings)
+                    check_range(field, tensor, block.embedding.embeddings)
                 else:
-                    _check_finite(field, tensor)
-        _check_finite("drive", self.drive)
+                    check_finite(field, tensor)
+        check_finite("drive", self.drive)
         if isinstance(self.start, Tensor):
-            _check_finite("start", self.start)
+            check_finite("start", self.start)
         if isinstance(self.operator, Dense):
-            _check_semidefinite(self.operator.matrix)
+            check_semidefinite("dense.matrix", self.operator.matrix, rounding(self.precision))
 
 
 def non_negative(field: str, value: float) -> float:
@@ -141,45 +155,6 @@ def non_negative(field: str, value: float) -> float:
     return float(value)
 
 
-def _role_name(role: Role) -> str:
-    return pb.Role.Name(role).removeprefix("ROLE_").lower()
-
-
-def _check_finite(field: str, tensor: Tensor) -> None:
-    # aminmax is one pass without a temporary, and passes NaN on.
-    low, high = torch.aminmax(tensor)
-    if not bool(torch.isfinite(low) & torch.isfinite(high)):
-        raise _bad_value(field, tensor, ~torch.isfinite(tensor), "finite")
-
-
-def _check_range(field: str, indices: Tensor, end: int) -> None:
-    low, high = torch.aminmax(indices)
-    if low < 0 or high >= end:
-        raise _bad_value(field, indices, (indices < 0) | (indices >= end), f"at least 0 and less than {end}")
-
-
-def _bad_value(field: str, tensor: Tensor, bad: Tensor, expected: str) -> InvalidProgram:
-    """The error for the first of the bad values."""
-    where = tuple(torch.nonzero(bad)[0].tolist())
-    value = tensor[where].item()
-    return InvalidProgram(
-        f"{field}{list(where)} is {value}; every value must be {expected}",
-        field=field,
-        found=value,
-        expected=f"{expected} values" if expected == "finite" else expected,
-    )
-
-
-def _check_semidefinite(matrix: Tensor) -> None:
-    f = matrix.to(torch.float64)
-    # What rounding alone can do to a matrix product of this size and dtype.
-    tolerance = max(len(f), 64) * torch.finfo(matrix.dtype).eps * float(f.abs().max())
-    asymmetry = float((f - f.T).abs().max())
-    if asymmetry > tolerance:
-        raise mismatch("dense.matrix", f"asymmetric by {asymmetry:.3g}", "a symmetric matrix")
-    shifted = f + tolerance * torch.eye(len(f), dtype=torch.float64, device=f.device)
-    if not bool(torch.linalg.cholesky_ex(shifted).info):
-        return  # a fraction of what eigenvalues cost
-    least = float(torch.linalg.eigvalsh(f)[0])
-    if least < -tolerance:
-        raise mismatch("dense.matrix", f"indefinite, with eigenvalue {least:.3g}", "a positive semi-definite matrix")
+def tensor_name(block: pb.Block, role: Role) -> str:
+    """Name of a tensor of an operator in errors, such as ``linear.input``."""
+    return f"{block.WhichOneof('kind')}.{pb.Role.Name(role).removeprefix('ROLE_').lower()}"

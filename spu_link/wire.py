@@ -6,7 +6,7 @@ and a CRC-32C over all of them. `layout` checks a header from its numbers alone,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -19,7 +19,8 @@ from torch import Tensor
 from spu_link.errors import CapacityExceeded, UnknownRole, UnsupportedBlock, UploadCorrupt
 from spu_link.operators import Conv2dRows, Dense, EmbeddingRows, LayerRows, LinearRows, Operator, Rows
 from spu_link.operators.base import BlockFactor, Role, Shapes, either, mismatch
-from spu_link.program import Program, non_negative
+from spu_link.precision import NARROW, Precision, decode, encode
+from spu_link.program import Program, non_negative, tensor_name
 from tngd.spu.v1 import spu_pb2 as pb
 
 CHUNK_BYTES = 1 << 18
@@ -36,9 +37,13 @@ DTYPES: dict[pb.DType.ValueType, torch.dtype] = {
     pb.DTYPE_FLOAT64: torch.float64,
     pb.DTYPE_INT32: torch.int32,
     pb.DTYPE_INT64: torch.int64,
+    pb.DTYPE_FLOAT16: torch.float16,
+    pb.DTYPE_BFLOAT16: torch.bfloat16,
+    pb.DTYPE_INT16: torch.int16,
 }
 INDEX_DTYPES = (pb.DTYPE_INT32, pb.DTYPE_INT64)
-VALUE_DTYPES = tuple(dtype for dtype in DTYPES if dtype not in INDEX_DTYPES)
+VECTOR_DTYPES = (pb.DTYPE_FLOAT32, pb.DTYPE_FLOAT64)
+FACTOR_DTYPES = tuple(dtype for dtype in DTYPES if dtype not in INDEX_DTYPES)
 WIRE_DTYPES = {dtype: wire for wire, dtype in DTYPES.items()}
 
 FACTORS: dict[str, type[BlockFactor]] = {cls.kind: cls for cls in (Rows, LinearRows, Conv2dRows, EmbeddingRows)}
@@ -52,6 +57,8 @@ DIMENSIONS: dict[str, dict[Role, tuple[int, ...]]] = {
 """Tensors that each kind of block has, by role, and the numbers of dimensions they may have."""
 
 PROGRAM_ROLES = (pb.ROLE_DRIVE, pb.ROLE_START)
+ROLE_DTYPES = {pb.ROLE_DRIVE: VECTOR_DTYPES, pb.ROLE_START: VECTOR_DTYPES, pb.ROLE_INDICES: INDEX_DTYPES}
+"""Element types of tensors whose role says more than that they belong to an operator."""
 
 
 @dataclass(frozen=True)
@@ -70,35 +77,53 @@ class Layout:
 
 
 def header_of(program: Program) -> tuple[pb.ProgramHeader, list[Tensor]]:
-    """Header of a program (without session), and its tensors in the order of the bytes, contiguous on the CPU."""
-    header = pb.ProgramHeader(damping=program.damping, noise=program.noise)
-    tensors: list[Tensor] = []
+    """Header of a program (without session), and its tensors in the order of the bytes, contiguous on the CPU.
 
-    def add(role: Role, block: int, tensor: Tensor) -> None:
-        tensors.append(tensor.detach().cpu().contiguous())
-        header.tensors.append(tensor_spec(tensor, role=role, block=block))
-
-    for index, (block, operands) in enumerate(program.operator.wire()):
-        header.blocks.append(block)
-        for role, tensor in operands.items():
-            add(role, index, tensor)
-    add(pb.ROLE_DRIVE, 0, program.drive)
+    Raises:
+        InvalidProgram: when a value does not fit into the program's precision.
+    """
+    header, tensors = operator_header(program.operator, program.precision)
+    header.damping, header.noise = program.damping, program.noise
+    _add(header, tensors, program.drive, role=pb.ROLE_DRIVE)
     if isinstance(program.start, Tensor):
         header.start = pb.START_TENSOR
-        add(pb.ROLE_START, 0, program.start)
+        _add(header, tensors, program.start, role=pb.ROLE_START)
     else:
         header.start = {"keep": pb.START_KEEP, "drive": pb.START_DRIVE}[program.start]
     return header, tensors
 
 
-def tensor_spec(tensor: Tensor, *, role: Role = pb.ROLE_UNSPECIFIED, block: int = 0) -> pb.TensorSpec:
+def operator_header(operator: Operator, precision: Precision | None) -> tuple[pb.ProgramHeader, list[Tensor]]:
+    """A header that describes the operator alone, and the operator's tensors as they travel in a precision."""
+    header = pb.ProgramHeader()
+    tensors: list[Tensor] = []
+    for index, (block, operands) in enumerate(operator.wire()):
+        header.blocks.append(block)
+        for role, operand in operands.items():
+            encoded, scales = operand, list[float]()
+            if precision is not None and role != pb.ROLE_INDICES:
+                name = tensor_name(block, role)
+                encoded, scales = encode(operand, precision, field=name, alike=role == pb.ROLE_MATRIX)
+            _add(header, tensors, encoded, role=role, block=index, scales=scales)
+    return header, tensors
+
+
+def _add(header: pb.ProgramHeader, tensors: list[Tensor], tensor: Tensor, **description: Any) -> None:
+    tensors.append(tensor.detach().cpu().contiguous())
+    header.tensors.append(tensor_spec(tensor, **description))
+
+
+def tensor_spec(
+    tensor: Tensor, *, role: Role = pb.ROLE_UNSPECIFIED, block: int = 0, scales: Sequence[float] = ()
+) -> pb.TensorSpec:
     """Description of a tensor."""
-    return pb.TensorSpec(role=role, block=block, dtype=WIRE_DTYPES[tensor.dtype], shape=list(tensor.shape))
+    dtype = WIRE_DTYPES[tensor.dtype]
+    return pb.TensorSpec(role=role, block=block, dtype=dtype, shape=list(tensor.shape), scales=scales)
 
 
 def byte_views(tensors: Iterable[Tensor]) -> list[memoryview]:
     """The raw bytes of contiguous CPU tensors, without a copy."""
-    return [tensor.numpy().data.cast("B") for tensor in tensors]
+    return [tensor.view(-1).view(torch.uint8).numpy().data for tensor in tensors]  # numpy has no bfloat16
 
 
 def chunks(views: Iterable[memoryview], size: int = CHUNK_BYTES) -> Iterator[bytes]:
@@ -259,16 +284,11 @@ def _tensor_shapes(header: pb.ProgramHeader) -> tuple[list[Shapes], Shapes]:
     for index, block in enumerate(header.blocks):
         kind = block.WhichOneof("kind") or "none"
         if kind not in DIMENSIONS:
-            raise UnsupportedBlock(
-                f"blocks[{index}] is of a kind this device does not know",
-                field=f"blocks[{index}]",
-                found=kind,
-                expected=" or ".join(DIMENSIONS),
-            )
+            raise _unsupported(index, kind, DIMENSIONS)
         kinds.append(kind)
     for index, spec in enumerate(header.tensors):
         field, shape = f"tensors[{index}]", tuple(spec.shape)
-        dtypes = INDEX_DTYPES if spec.role == pb.ROLE_INDICES else VALUE_DTYPES
+        dtypes = ROLE_DTYPES.get(spec.role, FACTOR_DTYPES)
         if spec.dtype not in dtypes:
             raise mismatch(f"{field}.dtype", _dtype_name(spec.dtype), either(_dtype_name(d) for d in dtypes))
         expected: Mapping[Role, tuple[int, ...]]
@@ -287,12 +307,55 @@ def _tensor_shapes(header: pb.ProgramHeader) -> tuple[list[Shapes], Shapes]:
             )
         if len(shape) not in expected[spec.role] or 0 in shape:
             raise mismatch(f"{field}.shape", shape, f"{either(expected[spec.role])} extents, each at least 1")
+        _check_scales(f"{field}.scales", spec)
         place[spec.role] = shape
     wanted = {pb.ROLE_DRIVE, pb.ROLE_START} if header.start == pb.START_TENSOR else {pb.ROLE_DRIVE}
     _check_complete("program", own, wanted)
     for index, (place, kind) in enumerate(zip(blocks, kinds, strict=True)):
         _check_complete(f"blocks[{index}]", place, set(DIMENSIONS[kind]))
     return list(blocks), own
+
+
+def _check_scales(field: str, spec: pb.TensorSpec) -> None:
+    counts = (1, spec.shape[0]) if spec.dtype == pb.DTYPE_INT16 else (0,)
+    if len(spec.scales) not in counts:
+        raise mismatch(field, f"{len(spec.scales)} numbers", f"{either(counts)} for {_dtype_name(spec.dtype)}")
+    scales = np.array(spec.scales, dtype=np.float32)
+    bad = ~(np.isfinite(scales) & (scales > 0))
+    if bad.any():
+        index = int(bad.argmax())
+        raise mismatch(f"{field}[{index}]", scales[index], "a finite number above 0")
+
+
+def check_features(header: pb.ProgramHeader, features: Collection[str]) -> None:
+    """Refuse a header, which `layout` has accepted, that asks for more than a device can do.
+
+    Args:
+        header: what the client sent.
+        features: names of block kinds and precisions.
+
+    Raises:
+        UnsupportedBlock: for a kind of block.
+        InvalidProgram: for a precision.
+    """
+    for index, block in enumerate(header.blocks):
+        kind = block.WhichOneof("kind") or ""
+        if kind not in features:
+            raise _unsupported(index, kind, [name for name in DIMENSIONS if name in features])
+    for index, spec in enumerate(header.tensors):
+        precision = NARROW.get(DTYPES[spec.dtype])
+        if precision is not None and precision not in features:
+            known = ["float32", *(name for name in NARROW.values() if name in features)]
+            raise mismatch(f"tensors[{index}].dtype", precision, f"a precision that this device takes: {either(known)}")
+
+
+def _unsupported(index: int, kind: str, known: Iterable[str]) -> UnsupportedBlock:
+    return UnsupportedBlock(
+        f"blocks[{index}] is of a kind this device does not know",
+        field=f"blocks[{index}]",
+        found=kind,
+        expected=either(known),
+    )
 
 
 def _check_complete(name: str, found: Iterable[Role], wanted: set[Role]) -> None:
@@ -324,7 +387,7 @@ def tensor_from(spec: pb.TensorSpec, buffer: memoryview, offset: int = 0) -> Ten
 
 
 def program_from(header: pb.ProgramHeader, buffer: memoryview) -> Program:
-    """The program behind a header that `layout` has accepted and its bytes; tensors are views of `buffer`.
+    """The program behind a header that `layout` has accepted and its bytes; tensors are views of `buffer`, or decoded.
 
     Raises:
         InvalidProgram: when an operator refuses what the layout let pass, for instance two dtypes in one block.
@@ -334,7 +397,7 @@ def program_from(header: pb.ProgramHeader, buffer: memoryview) -> Program:
     offset = 0
     for spec in header.tensors:
         place = own if spec.role in PROGRAM_ROLES else blocks[spec.block]
-        place[spec.role] = tensor_from(spec, buffer, offset)
+        place[spec.role] = decode(tensor_from(spec, buffer, offset), list(spec.scales))
         offset += nbytes_of(spec)
     operator: Operator
     if header.blocks[0].WhichOneof("kind") == "dense":
@@ -351,4 +414,8 @@ def program_from(header: pb.ProgramHeader, buffer: memoryview) -> Program:
 
 
 def _program(header: pb.ProgramHeader, operator: Operator, own: dict[Role, Tensor], start: Any) -> Program:
-    return Program(operator, own[pb.ROLE_DRIVE], damping=header.damping, noise=header.noise, start=start)
+    narrow = (NARROW.get(DTYPES[spec.dtype]) for spec in header.tensors)
+    precision = next((name for name in narrow if name is not None), None)
+    return Program(
+        operator, own[pb.ROLE_DRIVE], damping=header.damping, noise=header.noise, start=start, precision=precision
+    )

@@ -121,7 +121,9 @@ class Device(Generic[P]):
         """
         self.sessions.check(ref)
         self._check_fault()
-        return wire.layout(header, cells=self.capabilities.cells, max_bytes=self.capabilities.max_bytes)
+        layout = wire.layout(header, cells=self.capabilities.cells, max_bytes=self.capabilities.max_bytes)
+        wire.check_features(header, self.capabilities.features)
+        return layout
 
     async def program(self, ref: pb.SessionRef, header: pb.ProgramHeader, payload: P) -> Programmed:
         """Stage an admitted program, let it take hold at one instant, and schedule its readings from there.

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import google_crc32c
 import grpc
+from torch import Tensor
 
 from host_client.links.base import Info, Link, ReadPlan
 from spu_link import wire
@@ -68,9 +69,14 @@ class RemoteLink(Link):
         timeout: float,
     ) -> AsyncGenerator[Applied | Reading, None]:
         """Upload a program: first when it took hold, then each reading, in the order of their times."""
+        header, tensors = wire.header_of(program)
+        header.session.CopyFrom(session)
+        header.reads.extend(pb.ScheduledRead(after=read.after, window=read.window) for read in reads)
+        if not_before is not None:
+            header.not_before = not_before
         with self._errors("Program"):
             for pause in PAUSES:
-                call = self._stub.Program(_upload(session, program, reads, not_before, pause), timeout=timeout)
+                call = self._stub.Program(_upload(header, tensors, pause), timeout=timeout)
                 responses = aiter(call)
                 try:
                     applied = (await self._next(responses)).applied
@@ -142,13 +148,8 @@ class RemoteLink(Link):
 
 
 async def _upload(
-    session: pb.SessionRef, program: Program, reads: Sequence[ReadPlan], not_before: float | None, pause: float
+    header: pb.ProgramHeader, tensors: Sequence[Tensor], pause: float
 ) -> AsyncIterator[pb.ProgramRequest]:
-    header, tensors = wire.header_of(program)
-    header.session.CopyFrom(session)
-    header.reads.extend(pb.ScheduledRead(after=read.after, window=read.window) for read in reads)
-    if not_before is not None:
-        header.not_before = not_before
     yield pb.ProgramRequest(header=header)
     if pause:
         await asyncio.sleep(pause)

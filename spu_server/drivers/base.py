@@ -42,7 +42,8 @@ class Capabilities:
         name: name of the driver, as in its entry point.
         cells: most cells a program may use.
         max_bytes: most bytes of one program's tensors.
-        features: names of the block kinds it takes, and of optional abilities such as ``"window"``.
+        features: names of the block kinds it takes, of the precisions narrower than float32 (which reach it decoded),
+            and of optional abilities such as ``"window"``.
     """
 
     name: str

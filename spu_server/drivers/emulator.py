@@ -8,12 +8,16 @@ import torch
 from torch import Tensor
 
 from spu_link.errors import NoProgram, ReadInPast
+from spu_link.precision import NARROW
 from spu_link.program import Program
 from spu_server.drivers.base import Capabilities, Driver, DriverOptions
 from spu_server.dynamics import Transition, transition_of
 
 KINDS = ("dense", "rows", "linear", "conv2d", "embedding")
 """Block kinds the emulator takes: all there are."""
+
+FEATURES = (*KINDS, *NARROW.values(), "window")
+"""With the precisions narrower than float32, and time averages."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,8 @@ class Emulator(Driver):
 
     @property
     def capabilities(self) -> Capabilities:
-        """As many cells and bytes as the options allow, every block kind, and windows."""
-        return Capabilities("emulator", self._options.cells, self._options.max_bytes, (*KINDS, "window"))
+        """As many cells and bytes as the options allow, every block kind and precision, and windows."""
+        return Capabilities("emulator", self._options.cells, self._options.max_bytes, FEATURES)
 
     def stage(self, program: Program) -> None:
         """Take a program in; the work on it begins after `commit`."""

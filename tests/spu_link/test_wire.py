@@ -101,6 +101,8 @@ def sent(program, size):
 def test_a_program_comes_out_as_it_went_in(program, size):
     arrived = sent(program, size)
     assert (arrived.damping, arrived.noise) == (program.damping, program.noise)
+    assert arrived.precision == program.precision
+    assert arrived.nbytes == program.nbytes
     assert arrived.drive.dtype == program.drive.dtype
     assert torch.equal(arrived.drive, program.drive)
     if isinstance(program.start, torch.Tensor):

@@ -143,6 +143,11 @@ def conv(field, *values):
     return change
 
 
+def codes(*scales, **fields):
+    """The rows as codes with these scales."""
+    return spec("rows", dtype=pb.DTYPE_INT16, scales=scales, **fields)
+
+
 def drop(field, index):
     return lambda header: header.__getattribute__(field).__delitem__(index)
 
@@ -233,6 +238,20 @@ HEADERS = {
     "a bias too many": (conv("bias", True), InvalidProgram, "DRIVE"),
     "an unknown dtype": (spec("rows", dtype=99), InvalidProgram, "tensors[4].dtype"),
     "an unspecified dtype": (lambda h: h.tensors[4].ClearField("dtype"), InvalidProgram, "tensors[4].dtype"),
+    "codes without a scale": (codes(), InvalidProgram, "tensors[4].scales is 0 numbers; expected 1 or 2"),
+    "codes with too many scales": (codes(1.0, 1.0, 1.0), InvalidProgram, "tensors[4].scales is 3 numbers"),
+    "a scale that is NaN": (codes(1.0, NAN), InvalidProgram, "tensors[4].scales[1] is nan"),
+    "an infinite scale": (codes(INF, 1.0), InvalidProgram, "tensors[4].scales[0] is inf"),
+    "a negative scale": (codes(1.0, -1.0), InvalidProgram, "tensors[4].scales[1] is -1.0"),
+    "a scale of nothing": (codes(0.0), InvalidProgram, "tensors[4].scales[0] is 0.0"),
+    "scales of floats": (spec("rows", scales=[1.0]), InvalidProgram, "tensors[4].scales is 1 numbers; expected 0"),
+    "a drive in codes": (spec("drive", dtype=pb.DTYPE_INT16, scales=[1.0]), InvalidProgram, "tensors[9].dtype"),
+    "a start in half precision": (spec("start", dtype=pb.DTYPE_BFLOAT16), InvalidProgram, "tensors[10].dtype"),
+    "indices in codes": (
+        spec("embedding.indices", dtype=pb.DTYPE_INT16, scales=[1.0]),
+        InvalidProgram,
+        "tensors[7].dt",
+    ),
     "an unknown role": (spec("rows", role=99), UnknownRole, "role 99"),
     "an unspecified role": (lambda h: h.tensors[4].ClearField("role"), UnknownRole, "ROLE_UNSPECIFIED"),
     "a role of another kind": (spec("rows", role=pb.ROLE_INPUT), UnknownRole, "ROLE_INPUT"),
@@ -417,6 +436,23 @@ def test_a_dense_matrix_must_be_symmetric_and_positive_semi_definite(device, mat
         raw.upload(*encoded(bad))
     with device.session() as session, pytest.raises(InvalidProgram, match=match):
         session.program(bad.operator, bad.drive, damping=5.0)
+
+
+def test_codes_that_run_over_float32_are_refused(device):
+    header, data = encoded(Program(Rows(torch.ones(2, 3)), torch.ones(3), damping=0.1, precision="int16"))
+    header.tensors[0].scales[1] = 3e38
+    with device.raw() as raw, refused(InvalidProgram, "rows[1, 0] is inf"):
+        raw.upload(header, data)
+
+
+def test_what_does_not_fit_into_a_precision_is_refused_before_it_travels(device):
+    operator = LinearRows(torch.full((2, 3), 1e5), torch.ones(1, 2, 2), bias=True)
+    with device.session() as session:
+        with pytest.raises(InvalidProgram, match=r"linear\.input.*float16 ends at.*int16 or bfloat16"):
+            session.program(operator, torch.ones(8), damping=0.1, precision="float16")
+        with pytest.raises(InvalidProgram, match="precision is 'float8'"):
+            session.solve(operator, torch.ones(8), analog_time=1.0, precision="float8")
+        assert session.uploaded_bytes == 0
 
 
 def test_two_dtypes_in_one_block_are_refused(device):

@@ -45,6 +45,12 @@ class _DTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DType.ValueType
     """Two's complement; only for indices."""
     DTYPE_INT64: _DType.ValueType  # 4
     """Two's complement; only for indices."""
+    DTYPE_FLOAT16: _DType.ValueType  # 5
+    """IEEE 754 binary16; this and what follows: only for the operator, decoded to float32."""
+    DTYPE_BFLOAT16: _DType.ValueType  # 6
+    """The upper half of a binary32."""
+    DTYPE_INT16: _DType.ValueType  # 7
+    """Codes, two's complement: the value is the code times its scale."""
 
 class DType(_DType, metaclass=_DTypeEnumTypeWrapper):
     """Element type of a tensor on the wire; bytes are little-endian, rows last (C order)."""
@@ -59,6 +65,12 @@ DTYPE_INT32: DType.ValueType  # 3
 """Two's complement; only for indices."""
 DTYPE_INT64: DType.ValueType  # 4
 """Two's complement; only for indices."""
+DTYPE_FLOAT16: DType.ValueType  # 5
+"""IEEE 754 binary16; this and what follows: only for the operator, decoded to float32."""
+DTYPE_BFLOAT16: DType.ValueType  # 6
+"""The upper half of a binary32."""
+DTYPE_INT16: DType.ValueType  # 7
+"""Codes, two's complement: the value is the code times its scale."""
 Global___DType: _TypeAlias = DType  # noqa: Y015
 
 class _Role:
@@ -260,7 +272,7 @@ class GetInfoResponse(_message.Message):
     """Longest time in the last 10 s that the daemon did not get to its calls, in seconds."""
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Optional abilities: names of block kinds and "window"."""
+        """Optional abilities: names of block kinds and precisions ("float16", …), "window"."""
 
     def __init__(
         self,
@@ -461,6 +473,7 @@ class TensorSpec(_message.Message):
     BLOCK_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
     SHAPE_FIELD_NUMBER: _builtins.int
+    SCALES_FIELD_NUMBER: _builtins.int
     role: Global___Role.ValueType
     """What it is for."""
     block: _builtins.int
@@ -471,6 +484,10 @@ class TensorSpec(_message.Message):
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Extents, slowest first; each at least 1."""
 
+    @_builtins.property
+    def scales(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Of codes: one for each slowest index, or one for all; each positive and finite."""
+
     def __init__(
         self,
         *,
@@ -478,10 +495,11 @@ class TensorSpec(_message.Message):
         block: _builtins.int = ...,
         dtype: Global___DType.ValueType = ...,
         shape: _abc.Iterable[_builtins.int] | None = ...,
+        scales: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "dtype", b"dtype", "role", b"role", "shape", b"shape"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "dtype", b"dtype", "role", b"role", "scales", b"scales", "shape", b"shape"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,100 @@
+"""How the values of factors travel: as floats of some width, or as 16-bit codes with scales.
+
+The daemon decodes what is narrower than float32 to float32 when it builds the program; the error a precision causes in
+the solution is measured in ``docs/decisions/0010-precision-on-the-wire.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from spu_link.errors import InvalidProgram
+from spu_link.values import check_finite
+
+Precision: TypeAlias = Literal["float32", "float16", "bfloat16", "int16"]
+"""Element type on the wire; ``"int16"`` is a code between -32767 and 32767 times a scale."""
+
+PRECISIONS: dict[Precision, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "int16": torch.int16,
+}
+
+NARROW: dict[torch.dtype, Precision] = {
+    dtype: precision for precision, dtype in PRECISIONS.items() if dtype.itemsize < torch.float32.itemsize
+}
+"""Element types that are decoded to float32."""
+
+CODES = 32767
+"""The largest code."""
+
+BLOCK = 1 << 17
+"""Elements that are encoded at a time: what is between the steps stays in the processor's cache."""
+
+
+def rounding(precision: Precision | None) -> float:
+    """Largest error of a float32 value after travelling in a precision, as a share of the tensor's largest value."""
+    if precision is None or precision == "float32":
+        return 0.0
+    return 0.5 / CODES if precision == "int16" else torch.finfo(PRECISIONS[precision]).eps / 2
+
+
+def encode(tensor: Tensor, precision: Precision, *, field: str, alike: bool = False) -> tuple[Tensor, list[float]]:
+    """A tensor of floats as it travels.
+
+    Args:
+        tensor: of two or more dimensions.
+        precision: how.
+        field: its name in errors.
+        alike: whether all codes have the same scale, which keeps a matrix symmetric.
+
+    Returns:
+        The tensor in the precision's element type, where possible without a copy; and the scales of its codes, one for
+        each leading index or one for all, where there are codes.
+
+    Raises:
+        InvalidProgram: when a value is not finite, or too large for the precision.
+    """
+    dtype = PRECISIONS[precision]
+    if tensor.dtype == dtype:
+        return tensor, []
+    flat = tensor.reshape(1 if alike or precision != "int16" else len(tensor), -1)
+    largest = torch.maximum(flat.amax(1), -flat.amin(1))  # vectorised, unlike aminmax(dim=1)
+    limit = torch.finfo(torch.float32 if precision == "int16" else dtype).max
+    if not bool((largest <= limit).all()):
+        check_finite(field, tensor)
+        found = float(largest.max())
+        way_out = "int16 or bfloat16" if limit < torch.finfo(torch.bfloat16).max else "None, which keeps the dtype"
+        raise InvalidProgram(
+            f"{field} has a value of magnitude {found:.4g}, and {precision} ends at {limit:.4g}; "
+            f"send it with precision {way_out}",
+            field=field,
+            found=found,
+            expected=f"at most {limit:.4g}",
+        )
+    if precision != "int16":
+        return tensor.to(dtype), []
+    # Towards 0, so that no code times its scale is more than what it stands for.
+    scales = torch.nextafter((largest / CODES).float(), torch.zeros((), device=largest.device))
+    scales.clamp_(min=torch.finfo(torch.float32).tiny)
+    factors = scales.to(tensor.dtype).reciprocal()[:, None]
+    codes = torch.empty(flat.shape, dtype=torch.int16, device=tensor.device)
+    step = max(1, BLOCK // len(flat))
+    for some, out in zip(flat.split(step, 1), codes.split(step, 1), strict=True):
+        out.copy_((some * factors).round_())
+    return codes.view(tensor.shape), scales.tolist()
+
+
+def decode(tensor: Tensor, scales: Sequence[float]) -> Tensor:
+    """The float32 tensor behind a narrower one; wider ones and indices stay as they are."""
+    if tensor.dtype not in NARROW:
+        return tensor
+    values = tensor.to(torch.float32)
+    if tensor.dtype == torch.int16:
+        values.view(len(scales), -1).mul_(torch.tensor(scales, dtype=torch.float32)[:, None])
+    return values

@@ -1,0 +1,66 @@
+"""What is required of the values of tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spu_link.errors import InvalidProgram
+from spu_link.operators.base import mismatch
+
+
+def check_finite(field: str, tensor: Tensor) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        InvalidProgram: naming `field` and the first offending value.
+    """
+    # aminmax is one pass without a temporary, and passes NaN on.
+    low, high = torch.aminmax(tensor)
+    if not bool(torch.isfinite(low) & torch.isfinite(high)):
+        raise _bad_value(field, tensor, ~torch.isfinite(tensor), "finite")
+
+
+def check_range(field: str, indices: Tensor, end: int) -> None:
+    """Refuse indices below 0 or from `end` on.
+
+    Raises:
+        InvalidProgram: naming `field` and the first offending value.
+    """
+    low, high = torch.aminmax(indices)
+    if low < 0 or high >= end:
+        raise _bad_value(field, indices, (indices < 0) | (indices >= end), f"at least 0 and less than {end}")
+
+
+def check_semidefinite(field: str, matrix: Tensor, rounding: float) -> None:
+    """Refuse a matrix that is not symmetric or not positive semi-definite.
+
+    Args:
+        field: its name in errors.
+        matrix: shape (N, N).
+        rounding: what its elements may be off by beside the rounding of their dtype, as a share of the largest.
+
+    Raises:
+        InvalidProgram: naming `field`, and by how much.
+    """
+    f = matrix.to(torch.float64)
+    # What rounding alone can do to a matrix product of this size and dtype, and then to each element by itself.
+    tolerance = (max(len(f), 64) * torch.finfo(matrix.dtype).eps + len(f) * rounding) * float(f.abs().max())
+    asymmetry = float((f - f.T).abs().max())
+    if asymmetry > tolerance:
+        raise mismatch(field, f"asymmetric by {asymmetry:.3g}", "a symmetric matrix")
+    shifted = f + tolerance * torch.eye(len(f), dtype=torch.float64, device=f.device)
+    if not bool(torch.linalg.cholesky_ex(shifted).info):
+        return  # a fraction of what eigenvalues cost
+    least = float(torch.linalg.eigvalsh(f)[0])
+    if least < -tolerance:
+        raise mismatch(field, f"indefinite, with eigenvalue {least:.3g}", "a positive semi-definite matrix")
+
+
+def _bad_value(field: str, tensor: Tensor, bad: Tensor, expected: str) -> InvalidProgram:
+    """The error for the first of the bad values."""
+    where = tuple(torch.nonzero(bad)[0].tolist())
+    value = tensor[where].item()
+    return InvalidProgram(
+        f"{field}{list(where)} is {value}; every value must be {expected}", field=field, found=value, expected=expected
+    )
