@@ -1,7 +1,8 @@
 """Programs and vectors as bytes: header, layout, chunks and checksum.
 
 An upload is a header that describes every tensor, the tensors' raw little-endian bytes one after the other in chunks,
-and a CRC-32C over all of them. `layout` checks a header from its numbers alone, before a byte of memory is reserved.
+and a CRC-32C over all of them. A header may describe the operator alone; what the program is otherwise then comes last.
+`layout` checks a header from its numbers alone, before a byte of memory is reserved.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spu_link.errors import CapacityExceeded, UnknownRole, UnsupportedBlock, UploadCorrupt
+from spu_link.errors import CapacityExceeded, ProtocolError, UnknownRole, UnsupportedBlock, UploadCorrupt
 from spu_link.operators import Conv2dRows, Dense, EmbeddingRows, LayerRows, LinearRows, Operator, Rows
 from spu_link.operators.base import BlockFactor, Role, Shapes, either, mismatch
 from spu_link.precision import NARROW, Precision, decode, encode
@@ -28,6 +29,9 @@ CHUNK_BYTES = 1 << 18
 
 MAX_CHUNK_BYTES = 1 << 20
 """Most bytes of a chunk that is accepted."""
+
+WIDEST = 8
+"""Bytes of the widest element."""
 
 MAX_READS = 64
 """Most readings scheduled with one program."""
@@ -68,12 +72,14 @@ class Layout:
     Attributes:
         cells: N.
         rows: m, or N for a dense operator.
-        nbytes: bytes of all tensors.
+        nbytes: bytes of all tensors; for an open header those of the operator, and the most that may follow.
+        open: whether the header describes the operator alone.
     """
 
     cells: int
     rows: int
     nbytes: int
+    open: bool
 
 
 def header_of(program: Program) -> tuple[pb.ProgramHeader, list[Tensor]]:
@@ -83,7 +89,15 @@ def header_of(program: Program) -> tuple[pb.ProgramHeader, list[Tensor]]:
         InvalidProgram: when a value does not fit into the program's precision.
     """
     header, tensors = operator_header(program.operator, program.precision)
-    header.damping, header.noise = program.damping, program.noise
+    late, rest = late_header(program)
+    header.MergeFrom(late)
+    return header, tensors + rest
+
+
+def late_header(program: Program) -> tuple[pb.ProgramHeader, list[Tensor]]:
+    """What an open header leaves out of a program, for `complete`, and the tensors that follow the operator's."""
+    header = pb.ProgramHeader(damping=program.damping, noise=program.noise)
+    tensors: list[Tensor] = []
     _add(header, tensors, program.drive, role=pb.ROLE_DRIVE)
     if isinstance(program.start, Tensor):
         header.start = pb.START_TENSOR
@@ -94,7 +108,7 @@ def header_of(program: Program) -> tuple[pb.ProgramHeader, list[Tensor]]:
 
 
 def operator_header(operator: Operator, precision: Precision | None) -> tuple[pb.ProgramHeader, list[Tensor]]:
-    """A header that describes the operator alone, and the operator's tensors as they travel in a precision."""
+    """An open header, which describes the operator alone, and the operator's tensors as they travel in a precision."""
     header = pb.ProgramHeader()
     tensors: list[Tensor] = []
     for index, (block, operands) in enumerate(operator.wire()):
@@ -167,10 +181,13 @@ class Assembler:
     Args:
         nbytes: announced size of the whole.
         write: stores bytes at an offset.
+
+    Attributes:
+        nbytes: the same; may be made smaller before `finish`, when the size turns out.
     """
 
     def __init__(self, nbytes: int, write: Callable[[int, bytes], object]) -> None:
-        self._nbytes = nbytes
+        self.nbytes = nbytes
         self._write = write
         self._filled = 0
         self._crc = 0
@@ -187,8 +204,8 @@ class Assembler:
             raise self._corrupt("chunk.data", f"{len(data)} bytes", f"at most {MAX_CHUNK_BYTES} in one chunk")
         if chunk.offset != self._filled:
             raise self._corrupt("chunk.offset", chunk.offset, f"{self._filled}, the end of the chunk before")
-        if end > self._nbytes:
-            raise self._corrupt("chunk.data", f"{end} bytes", f"{self._nbytes} announced in the header")
+        if end > self.nbytes:
+            raise self._corrupt("chunk.data", f"{end} bytes", f"{self.nbytes} announced in the header")
         self._write(self._filled, data)
         self._filled = end
         self._crc = google_crc32c.extend(self._crc, data)
@@ -199,8 +216,8 @@ class Assembler:
         Raises:
             UploadCorrupt: when bytes are missing or the checksum differs.
         """
-        if self._filled != self._nbytes:
-            raise self._corrupt("chunk", f"{self._filled} bytes", f"{self._nbytes} announced in the header")
+        if self._filled != self.nbytes:
+            raise self._corrupt("chunk", f"{self._filled} bytes", f"{self.nbytes} announced in the header")
         if self._crc != crc32c:
             raise self._corrupt("crc32c", f"{self._crc:#010x} over the bytes received", f"{crc32c:#010x}")
 
@@ -226,9 +243,10 @@ def layout(header: pb.ProgramHeader, *, cells: int, max_bytes: int) -> Layout:
         InvalidProgram: for any number, role, dtype or shape that is not what it must be.
         CapacityExceeded: when the program is larger than the device.
     """
+    is_open = header.start == pb.START_UNSPECIFIED and not any(t.role in PROGRAM_ROLES for t in header.tensors)
     non_negative("damping", header.damping)
     non_negative("noise", header.noise)
-    if header.start not in (pb.START_KEEP, pb.START_DRIVE, pb.START_TENSOR):
+    if not is_open and header.start not in (pb.START_KEEP, pb.START_DRIVE, pb.START_TENSOR):
         raise mismatch("start", header.start, "START_KEEP, START_DRIVE or START_TENSOR")
     if header.HasField("not_before"):
         non_negative("not_before", header.not_before)
@@ -263,7 +281,26 @@ def layout(header: pb.ProgramHeader, *, cells: int, max_bytes: int) -> Layout:
             found=nbytes,
             expected=f"at most {max_bytes} bytes",
         )
-    return Layout(cells=n, rows=m, nbytes=nbytes)
+    return Layout(cells=n, rows=m, nbytes=nbytes + 2 * n * WIDEST if is_open else nbytes, open=is_open)
+
+
+def complete(header: pb.ProgramHeader, late: pb.ProgramHeader) -> None:
+    """Put what comes last into an open header; the result is for `layout` to check.
+
+    Raises:
+        ProtocolError: when it says more than what is open.
+    """
+    allowed = {"tensors", "damping", "noise", "start", "reads", "not_before", "readings"}
+    if more := {field.name for field, _ in late.ListFields()} - allowed:
+        raise _late(f"late.{min(more)}", "set", "set in the header alone")
+    for index, spec in enumerate(late.tensors):
+        if spec.role not in PROGRAM_ROLES:
+            raise _late(f"late.tensors[{index}].role", _name(spec.role), "ROLE_DRIVE or ROLE_START")
+    header.MergeFrom(late)
+
+
+def _late(field: str, found: str, expected: str) -> ProtocolError:
+    return ProtocolError(f"{field} is {found}; expected {expected}", field=field, found=found, expected=expected)
 
 
 def _check_reads(reads: Sequence[pb.ScheduledRead]) -> None:
@@ -309,8 +346,9 @@ def _tensor_shapes(header: pb.ProgramHeader) -> tuple[list[Shapes], Shapes]:
             raise mismatch(f"{field}.shape", shape, f"{either(expected[spec.role])} extents, each at least 1")
         _check_scales(f"{field}.scales", spec)
         place[spec.role] = shape
-    wanted = {pb.ROLE_DRIVE, pb.ROLE_START} if header.start == pb.START_TENSOR else {pb.ROLE_DRIVE}
-    _check_complete("program", own, wanted)
+    if own or header.start != pb.START_UNSPECIFIED:
+        wanted = {pb.ROLE_DRIVE, pb.ROLE_START} if header.start == pb.START_TENSOR else {pb.ROLE_DRIVE}
+        _check_complete("program", own, wanted)
     for index, (place, kind) in enumerate(zip(blocks, kinds, strict=True)):
         _check_complete(f"blocks[{index}]", place, set(DIMENSIONS[kind]))
     return list(blocks), own

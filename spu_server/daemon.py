@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+from collections.abc import Sequence
 
 import grpc
 import structlog
@@ -16,6 +18,9 @@ from spu_server.config import ServeSettings
 from spu_server.device import Device
 from spu_server.drivers.base import DriverOptions
 from spu_server.drivers.process import DriverProcess
+from spu_server.memory import Payload
+from spu_server.regions import Regions
+from spu_server.services.memory import MemoryService, supported
 from spu_server.services.spu import SpuService
 from spu_server.stalls import Stalls
 from tngd.spu.v1 import spu_pb2, spu_pb2_grpc
@@ -27,6 +32,9 @@ FINISH_SECONDS = 2.0
 
 GRACE_SECONDS = 3.0
 """How long after SIGTERM every call is over."""
+
+MEMORY_SUFFIX = ".memory"
+"""Of the memory socket's path, after that of the Unix socket that it lies beside."""
 
 SERVICE = spu_pb2.DESCRIPTOR.services_by_name["SpuService"].full_name
 
@@ -46,13 +54,18 @@ async def serve(settings: ServeSettings) -> None:
     addresses = await bind(server, settings.listen, insecure_remote=settings.insecure_remote)
     options = DriverOptions(settings.seed, settings.tau, settings.cells, settings.max_bytes, settings.compute)
     driver = DriverProcess(settings.driver, options)
+    memory: MemoryService | None = None
     try:
         capabilities = await driver.start()
         clock = FreeClock(settings.effective_rate) if settings.clock == "free" else SteppedClock()
-        device = Device(driver, capabilities, clock, settings.tau)
+        device: Device[Payload] = Device(driver, capabilities, clock, settings.tau)
         stalls = Stalls()
+        regions = Regions(capabilities.max_bytes)
+        regions.on_freed = driver.forget
+        memory = _memory_service(addresses, device, regions)
+        memory_address = f"unix:{memory.path}" if memory else ""
         status = health.HealthServicer()
-        spu_pb2_grpc.add_SpuServiceServicer_to_server(SpuService(device, stalls), server)
+        spu_pb2_grpc.add_SpuServiceServicer_to_server(SpuService(device, stalls, regions, memory_address), server)
         health_pb2_grpc.add_HealthServicer_to_server(status, server)
         await server.start()
         for service in ("", SERVICE):
@@ -68,6 +81,21 @@ async def serve(settings: ServeSettings) -> None:
         await stopped
         await stalls.close()
     finally:
+        if memory:
+            await memory.close()
         await driver.close()
         release(addresses)
     log.info("stopped")
+
+
+def _memory_service(addresses: Sequence[str], device: Device[Payload], regions: Regions) -> MemoryService | None:
+    """Listen beside the first Unix socket; without it clients send their bytes over gRPC."""
+    for address in addresses:
+        if address.startswith("unix:") and supported():
+            path = os.path.abspath(address.removeprefix("unix:")) + MEMORY_SUFFIX
+            try:
+                return MemoryService(path, device.sessions, regions)
+            except OSError as error:
+                log.warning("no shared memory", path=path, why=str(error))
+                return None
+    return None

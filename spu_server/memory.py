@@ -1,10 +1,14 @@
-"""Memory that a driver's process can map: filled by the daemon, gone with its last user."""
+"""Memory that a driver's process can reach: filled by the daemon or by a client, gone with its last user."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 import threading
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from spu_server.regions import Region
 
 
 class SharedBytes:
@@ -14,7 +18,7 @@ class SharedBytes:
     kernel frees it with the last descriptor and mapping, whoever is killed.
 
     Args:
-        nbytes: size, fixed.
+        nbytes: size; memory is taken as it is written.
     """
 
     def __init__(self, nbytes: int) -> None:
@@ -32,10 +36,7 @@ class SharedBytes:
 
     def write(self, offset: int, data: bytes) -> None:
         """Store `data` at `offset`."""
-        view = memoryview(data)
-        while view:
-            written = os.pwrite(self._descriptor, view, offset)
-            view, offset = view[written:], offset + written
+        write_all(self._descriptor, data, offset)
 
     def close(self) -> None:
         """Let go of the descriptor; mappings elsewhere live on.
@@ -44,10 +45,49 @@ class SharedBytes:
         """
         threading.Thread(target=os.close, args=(self._descriptor,), name="free-upload").start()
 
-    def __enter__(self) -> SharedBytes:
-        """The memory itself."""
-        return self
 
-    def __exit__(self, *exc: object) -> None:
-        """Let go."""
-        self.close()
+@dataclass(frozen=True)
+class Stretch:
+    """Part of a region that a client shares; it stays so while the call that took it runs.
+
+    Attributes:
+        region: the region.
+        offset: position of the first byte in it.
+        nbytes: length.
+    """
+
+    region: Region
+    offset: int
+    nbytes: int
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Store `data` at `offset` from the stretch's beginning.
+
+        Through the file, not a mapping: whatever its owner does to the memory, nothing happens to this process.
+        """
+        write_all(self.region.descriptor, data, self.offset + offset)
+
+
+Payload: TypeAlias = SharedBytes | Stretch
+"""Where the bytes of an upload lie."""
+
+
+def write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all of `data` at `offset`; one call of the system moves at most 2 GiB."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def read_all(descriptor: int, buffer: memoryview, offset: int) -> None:
+    """Fill `buffer` from `offset` on.
+
+    Raises:
+        EOFError: when the file ends before.
+    """
+    while buffer:
+        read = os.preadv(descriptor, [buffer], offset)
+        if read == 0:
+            raise EOFError(f"the memory ends {len(buffer)} bytes early")
+        buffer, offset = buffer[read:], offset + read

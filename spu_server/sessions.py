@@ -116,6 +116,11 @@ class Sessions:
         lease.expires = self._clock() + lease.ttl
         return lease.ttl
 
+    def lives(self, ref: pb.SessionRef) -> bool:
+        """Whether a session that was admitted still lives; this does not renew it."""
+        lease = self._living()
+        return lease is not None and lease.ref == ref
+
     def close(self, ref: pb.SessionRef) -> bool:
         """Give the device back; whether this session had it. Closing a session that has ended is no error."""
         if self._lease is None or self._lease.ref != ref or self._lease.ended is not None:

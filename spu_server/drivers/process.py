@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import mmap
 import multiprocessing
+import os
 import signal
 import traceback
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
-from multiprocessing.reduction import recv_handle, send_handle
-from typing import Any
+from multiprocessing.reduction import ForkingPickler, recv_handle, send_handle
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from spu_link.errors import DeviceFault, SpuError
 from spu_server.drivers.base import Capabilities, Driver, DriverOptions
 from spu_server.drivers.port import DriverPort
 from spu_server.drivers.registry import open_driver
-from spu_server.memory import SharedBytes
+from spu_server.memory import Payload, SharedBytes, read_all
 from tngd.spu.v1 import spu_pb2 as pb
 
 START_SECONDS = 60.0
@@ -35,9 +35,20 @@ CALL_SECONDS = 600.0
 STOP_SECONDS = 1.0
 """Longest that a driver may take to close before it is killed."""
 
+INLINE_BYTES = 1 << 20
+"""Messages up to this size, 0.3 ms, cross the connection on the event loop itself."""
 
-class DriverProcess(DriverPort[SharedBytes]):
+STAGE_FILE, STAGE_REGION, REMEMBER, FORGET = "stage file", "stage region", "remember", "forget"
+"""Calls that are not the driver's own: programs by where their bytes lie, and regions by number."""
+
+T = TypeVar("T")
+
+
+class DriverProcess(DriverPort[Payload]):
     """The daemon's end: the driver's calls, awaitable.
+
+    Calls and answers take turns on one connection, and no thread waits for them: a hop between threads costs more than
+    the exchange itself.
 
     Args:
         name: entry point of the driver.
@@ -47,8 +58,11 @@ class DriverProcess(DriverPort[SharedBytes]):
     def __init__(self, name: str, options: DriverOptions) -> None:
         self._name = name
         self._options = options
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"driver-{name}")
         self._fault = ""
+        self._turn = asyncio.Lock()
+        self._exchanges: set[asyncio.Task[Any]] = set()
+        self._came: asyncio.Future[None] | None = None
+        self._regions: set[int] = set()
 
     async def start(self) -> Capabilities:
         """Start the process and open the device.
@@ -62,18 +76,9 @@ class DriverProcess(DriverPort[SharedBytes]):
         self._process = context.Process(target=_serve, args=arguments, name=f"spu-driver-{self._name}", daemon=True)
         self._process.start()
         theirs.close()
-        asyncio.get_running_loop().add_reader(self._process.sentinel, self._ended)
-        capabilities: Capabilities = await self._run(self._answer, START_SECONDS)
+        asyncio.get_running_loop().add_reader(self._connection.fileno(), self._readable)
+        capabilities: Capabilities = await self._run(self._answer(START_SECONDS))
         return capabilities
-
-    def _ended(self) -> None:
-        """The process has ended without being told to: say so at once, not when it is next called."""
-        asyncio.get_running_loop().remove_reader(self._process.sentinel)
-        self._noting = asyncio.ensure_future(self._note_end())
-
-    async def _note_end(self) -> None:
-        with suppress(DeviceFault):
-            await self._run(self._answer, STOP_SECONDS)
 
     @property
     def pid(self) -> int:
@@ -81,66 +86,130 @@ class DriverProcess(DriverPort[SharedBytes]):
         assert self._process.pid is not None
         return self._process.pid
 
-    async def stage(self, header: pb.ProgramHeader, payload: SharedBytes) -> None:
-        """Map the payload in the driver's process, verify every value and stage the program."""
-        await self._run(self._stage, header, payload)
+    async def stage(self, header: pb.ProgramHeader, payload: Payload) -> None:
+        """Let the driver's process take the payload, verify every value and stage the program."""
+        await self._run(self._stage(header, payload))
 
     async def call(self, method: str, *arguments: Any) -> Any:
         """Call one of the driver's methods."""
-        return await self._run(self._read if method == "read" else self._call, method, *arguments)
+        return await self._run(self._call(method, *arguments))
+
+    async def read(self, at: float, window: int | None) -> Tensor:
+        """Measure."""
+        value: Tensor = await self._run(self._read(at, window))
+        return value
+
+    def forget(self, region: int) -> None:
+        """Let the driver's process close the descriptor of a region that has gone."""
+        if region in self._regions:
+            self._regions.discard(region)
+            self._begin(self._call(FORGET, region)).add_done_callback(_look_at)
 
     async def close(self) -> None:
         """Close the device and end the process; a process that does not end is killed."""
         loop = asyncio.get_running_loop()
-        loop.remove_reader(self._process.sentinel)
+        loop.remove_reader(self._connection.fileno())
         if self._process.is_alive() and not self._fault:
             with suppress(OSError):  # it has ended just now
                 self._connection.send(("close", ()))
         await loop.run_in_executor(None, self._process.join, STOP_SECONDS)
         self._process.kill()
         await loop.run_in_executor(None, self._process.join)
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        for exchange in self._exchanges:
+            exchange.cancel()
+        await asyncio.gather(*self._exchanges, return_exceptions=True)
         self._connection.close()
 
-    async def _run(self, function: Any, *arguments: Any) -> Any:
-        if self._fault:
-            raise DeviceFault(self._fault, field="driver", found=self._name)
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
-        except DeviceFault as error:
-            self._fault = error.message
-            self._process.kill()
-            self.on_fault(error)
-            raise
+    async def _run(self, exchange: Coroutine[Any, Any, T]) -> T:
+        """Await an exchange. It goes on to its end though nobody may want its result any more."""
+        return await asyncio.shield(self._begin(exchange))
 
-    def _call(self, method: str, *arguments: Any) -> Any:
-        with self._connected():
-            self._connection.send((method, arguments))
-        return self._answer(CALL_SECONDS)
+    def _begin(self, exchange: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.get_running_loop().create_task(self._take_turn(exchange))
+        self._exchanges.add(task)
+        task.add_done_callback(self._exchanges.discard)
+        return task
 
-    def _stage(self, header: pb.ProgramHeader, payload: SharedBytes) -> None:
-        with self._connected():
-            self._connection.send(("stage", (header.SerializeToString(), payload.nbytes)))
-            send_handle(self._connection, payload.fileno(), self.pid)
-        self._answer(CALL_SECONDS)
+    async def _take_turn(self, exchange: Coroutine[Any, Any, T]) -> T:
+        async with self._turn:
+            if self._fault:
+                exchange.close()
+                raise DeviceFault(self._fault, field="driver", found=self._name)
+            try:
+                return await exchange
+            except DeviceFault as error:
+                self._fail(error)
+                raise
 
-    def _read(self, method: str, *arguments: Any) -> Tensor:
-        dtype, count = self._call(method, *arguments)
+    def _fail(self, error: DeviceFault) -> None:
+        self._fault = error.message
+        asyncio.get_running_loop().remove_reader(self._connection.fileno())
+        self._process.kill()
+        self.on_fault(error)
+
+    def _readable(self) -> None:
+        """An answer; or, with no call under way, the end of the process, to be told at once and not with the next call."""
+        if self._came is not None:
+            if not self._came.done():
+                self._came.set_result(None)
+        elif not self._turn.locked() and self._connection.poll():  # else it has been received meanwhile
+            self._begin(self._answer(STOP_SECONDS)).add_done_callback(_look_at)
+
+    async def _call(self, method: str, *arguments: Any) -> Any:
+        await self._send((method, arguments))
+        return await self._answer(CALL_SECONDS)
+
+    async def _stage(self, header: pb.ProgramHeader, payload: Payload) -> None:
+        serialized = header.SerializeToString()
+        if isinstance(payload, SharedBytes):
+            await self._send((STAGE_FILE, (serialized, payload.nbytes)), payload.fileno())
+        else:
+            number = payload.region.number
+            if number not in self._regions:
+                await self._send((REMEMBER, (number,)), payload.region.descriptor)
+                await self._answer(CALL_SECONDS)
+                self._regions.add(number)
+            await self._send((STAGE_REGION, (serialized, number, payload.offset, payload.nbytes)))
+        await self._answer(CALL_SECONDS)
+
+    async def _read(self, at: float, window: int | None) -> Tensor:
+        dtype, count = await self._call("read", at, window)
         value = np.empty(count, dtype=dtype)
-        with self._connected():
-            self._connection.recv_bytes_into(value.data.cast("B"))
+        await self._blocking(value.nbytes, self._connection.recv_bytes_into, value.data.cast("B"))
         return torch.from_numpy(value)
 
-    def _answer(self, seconds: float) -> Any:
+    async def _send(self, message: tuple[str, tuple[Any, ...]], descriptor: int | None = None) -> None:
+        data = ForkingPickler.dumps(message)
+        await self._blocking(len(data), self._connection.send_bytes, data)
+        if descriptor is not None:
+            with self._connected():
+                send_handle(self._connection, descriptor, self.pid)
+
+    async def _answer(self, seconds: float) -> Any:
+        if not self._connection.poll():
+            self._came = asyncio.get_running_loop().create_future()
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._came
+            except TimeoutError:
+                raise DeviceFault(f"driver {self._name} gave no answer within {seconds:g} s", field="driver") from None
+            finally:
+                self._came = None
         with self._connected():
-            if not self._connection.poll(seconds):
-                raise DeviceFault(f"driver {self._name} gave no answer within {seconds:g} s", field="driver")
             kind, value = self._connection.recv()
         if kind == "refused":
             raise value
         if kind == "fault":
             raise DeviceFault(f"driver {self._name}: {value}", field="driver")
         return value
+
+    async def _blocking(self, nbytes: int, transfer: Callable[[Any], object], data: Any) -> None:
+        """Send or receive here what takes less time than a hop to a thread, and the rest there."""
+        with self._connected():
+            if nbytes <= INLINE_BYTES:
+                transfer(data)
+            else:
+                await asyncio.get_running_loop().run_in_executor(None, transfer, data)
 
     @contextmanager
     def _connected(self) -> Iterator[None]:
@@ -154,6 +223,12 @@ class DriverProcess(DriverPort[SharedBytes]):
             raise DeviceFault(f"driver {self._name}'s process ended with {how}", field="driver") from error
 
 
+def _look_at(task: asyncio.Task[Any]) -> None:
+    """Nobody waits for this exchange; what it finds has been told to `on_fault`."""
+    if not task.cancelled():
+        task.exception()
+
+
 def _serve(connection: Connection, name: str, options: DriverOptions) -> None:
     """The driver's end: open the device, then answer calls until the daemon closes or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the daemon as well, which then closes us
@@ -163,12 +238,13 @@ def _serve(connection: Connection, name: str, options: DriverOptions) -> None:
         connection.send(("fault", f"could not be opened: {error!r}"))
         return
     connection.send(("ok", driver.capabilities))
+    regions: dict[int, int] = {}
     try:
         while True:
             method, arguments = connection.recv()
             if method == "close":
                 return
-            _answer_call(connection, driver, method, arguments)
+            _answer_call(connection, driver, regions, method, arguments)
             if method == "commit" and not connection.poll():
                 driver.prepare()
     except (EOFError, ConnectionError):
@@ -177,15 +253,28 @@ def _serve(connection: Connection, name: str, options: DriverOptions) -> None:
         driver.close()
 
 
-def _answer_call(connection: Connection, driver: Driver, method: str, arguments: tuple[Any, ...]) -> None:
+def _answer_call(
+    connection: Connection, driver: Driver, regions: dict[int, int], method: str, arguments: tuple[Any, ...]
+) -> None:
     try:
-        if method == "stage":
+        if method == STAGE_FILE:
             header, nbytes = arguments
             with open(recv_handle(connection), "r+b") as file:
                 memory = mmap.mmap(file.fileno(), nbytes, mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))
-            program = wire.program_from(pb.ProgramHeader.FromString(header), memoryview(memory))
-            program.check_values()
-            driver.stage(program)
+            _stage(driver, header, memoryview(memory))
+            connection.send(("ok", None))
+        elif method == STAGE_REGION:
+            header, number, offset, nbytes = arguments
+            # A copy, made before any value is looked at: the client can still write to its region.
+            buffer = np.empty(nbytes, dtype=np.uint8)
+            read_all(regions[number], buffer.data, offset)
+            _stage(driver, header, buffer.data)
+            connection.send(("ok", None))
+        elif method == REMEMBER:
+            regions[arguments[0]] = recv_handle(connection)
+            connection.send(("ok", None))
+        elif method == FORGET:
+            os.close(regions.pop(arguments[0]))
             connection.send(("ok", None))
         elif method == "read":
             value = driver.read(*arguments).numpy()
@@ -197,3 +286,9 @@ def _answer_call(connection: Connection, driver: Driver, method: str, arguments:
         connection.send(("refused", error))
     except Exception:  # noqa: BLE001 - any other failure is the device's fault, told in full
         connection.send(("fault", traceback.format_exc(limit=-5)))
+
+
+def _stage(driver: Driver, header: bytes, memory: memoryview) -> None:
+    program = wire.program_from(pb.ProgramHeader.FromString(header), memory)
+    program.check_values()
+    driver.stage(program)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any, NoReturn, TypeAlias
 
 import google_crc32c
@@ -14,12 +14,14 @@ import structlog
 from google.rpc import code_pb2
 
 from spu_link import wire
-from spu_link.errors import DeviceFault, ProtocolError, SpuError, UploadCorrupt
+from spu_link.errors import DeviceFault, SpuError
 from spu_link.program import Reading
 from spu_link.status import to_status
 from spu_server.clock import ClockKind
 from spu_server.device import Device
-from spu_server.memory import SharedBytes
+from spu_server.memory import Payload, Stretch
+from spu_server.regions import Regions
+from spu_server.services.upload import Upload, taken
 from spu_server.stalls import Stalls
 from spu_server.version import VERSION
 from tngd.spu.v1 import spu_pb2 as pb
@@ -40,16 +42,23 @@ class SpuService(spu_pb2_grpc.SpuServiceServicer):
     Args:
         device: the device.
         stalls: what watches the event loop.
+        regions: memory that clients share.
+        memory_address: where they register it; empty where they cannot.
     """
 
-    def __init__(self, device: Device[SharedBytes], stalls: Stalls) -> None:
+    def __init__(self, device: Device[Payload], stalls: Stalls, regions: Regions, memory_address: str = "") -> None:
         self._device = device
         self._stalls = stalls
+        self._regions = regions
+        self._memory_address = memory_address
 
     async def GetInfo(self, request: pb.GetInfoRequest, context: Context) -> pb.GetInfoResponse:
         """What the device is and how it stands."""
         info = describe(self._device)
         info.longest_stall = self._stalls.longest
+        if self._memory_address and context.peer().startswith("unix:"):
+            info.memory_address = self._memory_address
+            info.features.append("shared-memory")
         return info
 
     async def OpenSession(self, request: pb.OpenSessionRequest, context: Context) -> pb.OpenSessionResponse:
@@ -76,23 +85,20 @@ class SpuService(spu_pb2_grpc.SpuServiceServicer):
     ) -> AsyncIterator[pb.ProgramResponse]:
         """Assemble and verify beside the running program, let it take hold, and send the readings asked for."""
         async with _errors(context):
-            header = (await self._next(request_iterator, "header", None)).header
-            ref = header.session
-            layout = self._device.admit(ref, header)
-            with SharedBytes(layout.nbytes) as payload:
-                await self._receive(request_iterator, ref, wire.Assembler(layout.nbytes, payload.write))
-                programmed = await self._device.program(ref, header, payload)
-            applied = programmed.applied
-            try:
-                yield pb.ProgramResponse(applied=pb.Applied(sequence=applied.sequence, time=applied.time))
-                for pending in programmed.readings:
-                    reading, chunks = _reading(await pending)
-                    yield pb.ProgramResponse(reading=reading)
-                    for chunk in chunks:
-                        yield pb.ProgramResponse(chunk=chunk)
-            finally:
-                for pending in programmed.readings:
-                    pending.cancel()
+            upload = Upload(request_iterator, self._device, self._regions)
+            async with upload.received(context) as (header, payload, places):
+                programmed = await self._device.program(header.session, header, payload)
+                applied = programmed.applied
+                try:
+                    yield pb.ProgramResponse(applied=pb.Applied(sequence=applied.sequence, time=applied.time))
+                    for pending, place in zip(programmed.readings, places, strict=True):
+                        reading, chunk, chunks = await _delivered(await pending, place)
+                        yield pb.ProgramResponse(reading=reading, chunk=chunk)
+                        for chunk in chunks:
+                            yield pb.ProgramResponse(chunk=chunk)
+                finally:
+                    for pending in programmed.readings:
+                        pending.cancel()
 
     async def Advance(self, request: pb.AdvanceRequest, context: Context) -> pb.AdvanceResponse:
         """Move a stepped clock."""
@@ -103,10 +109,18 @@ class SpuService(spu_pb2_grpc.SpuServiceServicer):
         """Take one reading."""
         async with _errors(context):
             at = request.at if request.HasField("at") else None
-            reading, chunks = _reading(await self._device.read(request.session, at, request.window))
-            yield pb.ReadResponse(reading=reading)
-            for chunk in chunks:
-                yield pb.ReadResponse(chunk=chunk)
+            self._device.sessions.check(request.session)
+            with ExitStack() as uses:
+                into = (
+                    taken(self._regions, request.session, request.into, "into", uses)
+                    if request.HasField("into")
+                    else None
+                )
+                value = await self._device.read(request.session, at, request.window)
+                reading, chunk, chunks = await _delivered(value, into)
+                yield pb.ReadResponse(reading=reading, chunk=chunk)
+                for chunk in chunks:
+                    yield pb.ReadResponse(chunk=chunk)
 
     async def Halt(self, request: pb.HaltRequest, context: Context) -> pb.HaltResponse:
         """Stop at once."""
@@ -114,49 +128,6 @@ class SpuService(spu_pb2_grpc.SpuServiceServicer):
             time = await self._device.halt(request.reason)
             log.warning("halted", reason=request.reason, device_time=time)
             return pb.HaltResponse(time=time)
-
-    async def _receive(
-        self, requests: AsyncIterator[pb.ProgramRequest], ref: pb.SessionRef, assembler: wire.Assembler
-    ) -> None:
-        while True:
-            # Each chunk is a call of the session: it renews it, and an upload that stalls for the time to live is over.
-            patience = self._device.sessions.check(ref)
-            request = await self._next(requests, "chunk or trailer", patience)
-            if request.WhichOneof("part") == "trailer":
-                assembler.finish(request.trailer.crc32c)
-                return
-            assembler.add(request.chunk)
-
-    async def _next(
-        self, requests: AsyncIterator[pb.ProgramRequest], expected: str, patience: float | None
-    ) -> pb.ProgramRequest:
-        try:
-            async with asyncio.timeout(patience or HEADER_SECONDS):
-                request = await anext(requests)
-        except StopAsyncIteration:
-            raise UploadCorrupt(
-                f"the upload ended where a {expected} should come; nothing has changed, send again",
-                field="part",
-                found="end of stream",
-                expected=expected,
-            ) from None
-        except TimeoutError:
-            raise UploadCorrupt(
-                f"no {expected} came for {patience or HEADER_SECONDS:g} s; nothing has changed, send again",
-                field="part",
-                found="silence",
-                expected=expected,
-            ) from None
-        part = request.WhichOneof("part") or "nothing"
-        if part not in expected:
-            raise ProtocolError(
-                f"the upload has {part} where a {expected} should come", field="part", found=part, expected=expected
-            )
-        return request
-
-
-HEADER_SECONDS = 10.0
-"""Longest wait for an upload's header."""
 
 
 def describe(device: Device[Any]) -> pb.GetInfoResponse:
@@ -181,18 +152,33 @@ def describe(device: Device[Any]) -> pb.GetInfoResponse:
     )
 
 
-def _reading(reading: Reading) -> tuple[pb.ReadingHeader, Iterator[pb.Chunk]]:
-    views = wire.byte_views([reading.value])
+async def _delivered(
+    reading: Reading, place: Stretch | None
+) -> tuple[pb.ReadingHeader, pb.Chunk | None, Iterator[pb.Chunk]]:
+    """A reading's value written where the client wants it, if it fits there; else its first chunk, and the others."""
+    value = wire.byte_views([reading.value])[0]
     header = pb.ReadingHeader(
         time=reading.time,
         sequence=reading.sequence,
         age=reading.age,
         window=reading.window,
         value=wire.tensor_spec(reading.value),
-        crc32c=google_crc32c.value(bytes(views[0])),
         sent=reading.sent,
     )
-    return header, wire.numbered(wire.chunks(views))
+    if place is not None and len(value) <= place.nbytes:
+        if len(value) <= INLINE_BYTES:
+            place.write(0, value)
+        else:
+            await asyncio.to_thread(place.write, 0, value)
+        header.place.CopyFrom(pb.Place(region=place.region.number, offset=place.offset, nbytes=len(value)))
+        return header, None, iter(())
+    header.crc32c = google_crc32c.value(bytes(value))
+    chunks = wire.numbered(wire.chunks([value]))
+    return header, next(chunks), chunks
+
+
+INLINE_BYTES = 1 << 20
+"""Values up to this size are copied on the event loop itself."""
 
 
 @asynccontextmanager

@@ -240,6 +240,7 @@ class GetInfoResponse(_message.Message):
     SESSION_HOLDER_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
     LONGEST_STALL_FIELD_NUMBER: _builtins.int
+    MEMORY_ADDRESS_FIELD_NUMBER: _builtins.int
     driver: _builtins.str
     """Name of the driver, as in `spu-server drivers`."""
     version: _builtins.str
@@ -269,10 +270,14 @@ class GetInfoResponse(_message.Message):
     session_holder: _builtins.str
     """Its name, as given at opening; empty without one."""
     longest_stall: _builtins.float
-    """Longest time in the last 10 s that the daemon did not get to its calls, in seconds."""
+    """"shared-memory".
+    Longest time in the last 10 s that the daemon did not get to its calls, in seconds.
+    """
+    memory_address: _builtins.str
+    """"unix:PATH" of the socket where memory is registered (see MemoryRequest); empty for a"""
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Optional abilities: names of block kinds and precisions ("float16", …), "window"."""
+        """Optional abilities: names of block kinds and precisions ("float16", …), "window","""
 
     def __init__(
         self,
@@ -293,10 +298,11 @@ class GetInfoResponse(_message.Message):
         session_holder: _builtins.str = ...,
         features: _abc.Iterable[_builtins.str] | None = ...,
         longest_stall: _builtins.float = ...,
+        memory_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cells", b"cells", "clock", b"clock", "driver", b"driver", "epoch", b"epoch", "fault", b"fault", "features", b"features", "longest_stall", b"longest_stall", "max_upload_bytes", b"max_upload_bytes", "rate", b"rate", "sequence", b"sequence", "session_held", b"session_held", "session_holder", b"session_holder", "state", b"state", "tau", b"tau", "time", b"time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cells", b"cells", "clock", b"clock", "driver", b"driver", "epoch", b"epoch", "fault", b"fault", "features", b"features", "longest_stall", b"longest_stall", "max_upload_bytes", b"max_upload_bytes", "memory_address", b"memory_address", "rate", b"rate", "sequence", b"sequence", "session_held", b"session_held", "session_holder", b"session_holder", "state", b"state", "tau", b"tau", "time", b"time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -717,7 +723,41 @@ class ScheduledRead(_message.Message):
 Global___ScheduledRead: _TypeAlias = ScheduledRead  # noqa: Y015
 
 @_typing.final
+class Place(_message.Message):
+    """A stretch of memory that the client shares with the daemon."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGION_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    NBYTES_FIELD_NUMBER: _builtins.int
+    region: _builtins.int
+    """Number of the region, as given at its registration."""
+    offset: _builtins.int
+    """Position of the first byte."""
+    nbytes: _builtins.int
+    """Length, all of it inside the region."""
+    def __init__(
+        self,
+        *,
+        region: _builtins.int = ...,
+        offset: _builtins.int = ...,
+        nbytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nbytes", b"nbytes", "offset", b"offset", "region", b"region"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Place: _TypeAlias = Place  # noqa: Y015
+
+@_typing.final
 class ProgramHeader(_message.Message):
+    """A header may leave `start` unspecified, and with it the drive and everything after `tensors`: it then describes the
+    operator alone, whose upload begins, and the trailer's `late` holds the rest.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     SESSION_FIELD_NUMBER: _builtins.int
@@ -728,6 +768,8 @@ class ProgramHeader(_message.Message):
     START_FIELD_NUMBER: _builtins.int
     READS_FIELD_NUMBER: _builtins.int
     NOT_BEFORE_FIELD_NUMBER: _builtins.int
+    UPLOAD_FIELD_NUMBER: _builtins.int
+    READINGS_FIELD_NUMBER: _builtins.int
     damping: _builtins.float
     """lambda >= 0."""
     noise: _builtins.float
@@ -752,6 +794,16 @@ class ProgramHeader(_message.Message):
     def reads(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScheduledRead]:
         """Readings to take under this program; at most 64."""
 
+    @_builtins.property
+    def upload(self) -> Global___Place:
+        """Where the tensors' bytes lie, one run, instead of chunks; they are read when the"""
+
+    @_builtins.property
+    def readings(self) -> Global___Place:
+        """trailer has come, and copied before any value is looked at.
+        Where the values of the readings go, one after the other in the order of their
+        """
+
     def __init__(
         self,
         *,
@@ -763,10 +815,12 @@ class ProgramHeader(_message.Message):
         start: Global___Start.ValueType = ...,
         reads: _abc.Iterable[Global___ScheduledRead] | None = ...,
         not_before: _builtins.float | None = ...,
+        upload: Global___Place | None = ...,
+        readings: Global___Place | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_not_before", b"_not_before", "not_before", b"not_before", "session", b"session"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_not_before", b"_not_before", "not_before", b"not_before", "readings", b"readings", "session", b"session", "upload", b"upload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_not_before", b"_not_before", "blocks", b"blocks", "damping", b"damping", "noise", b"noise", "not_before", b"not_before", "reads", b"reads", "session", b"session", "start", b"start", "tensors", b"tensors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_not_before", b"_not_before", "blocks", b"blocks", "damping", b"damping", "noise", b"noise", "not_before", b"not_before", "readings", b"readings", "reads", b"reads", "session", b"session", "start", b"start", "tensors", b"tensors", "upload", b"upload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__not_before: _TypeAlias = _typing.Literal["not_before"]  # noqa: Y015
     _WhichOneofArgType__not_before: _TypeAlias = _typing.Literal["_not_before", b"_not_before"]  # noqa: Y015
@@ -805,16 +859,22 @@ class ProgramTrailer(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CRC32C_FIELD_NUMBER: _builtins.int
+    LATE_FIELD_NUMBER: _builtins.int
     crc32c: _builtins.int
-    """CRC-32C of all bytes of all tensors."""
+    """CRC-32C of all bytes of all tensors; not looked at where they lie in shared memory."""
+    @_builtins.property
+    def late(self) -> Global___ProgramHeader:
+        """What the header left open: tensors of the program itself (their bytes follow the operator's),"""
+
     def __init__(
         self,
         *,
         crc32c: _builtins.int = ...,
+        late: Global___ProgramHeader | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["late", b"late"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["crc32c", b"crc32c"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["crc32c", b"crc32c", "late", b"late"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -822,6 +882,8 @@ Global___ProgramTrailer: _TypeAlias = ProgramTrailer  # noqa: Y015
 
 @_typing.final
 class ProgramRequest(_message.Message):
+    """One or more parts of an upload, in the order of the fields."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -833,7 +895,7 @@ class ProgramRequest(_message.Message):
 
     @_builtins.property
     def chunk(self) -> Global___Chunk:
-        """Then as many as it takes."""
+        """Then as many as it takes, one a message."""
 
     @_builtins.property
     def trailer(self) -> Global___ProgramTrailer:
@@ -846,13 +908,11 @@ class ProgramRequest(_message.Message):
         chunk: Global___Chunk | None = ...,
         trailer: Global___ProgramTrailer | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part", "trailer", b"trailer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "trailer", b"trailer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part", "trailer", b"trailer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "trailer", b"trailer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "chunk", "trailer"]  # noqa: Y015
-    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ProgramRequest: _TypeAlias = ProgramRequest  # noqa: Y015
 
@@ -893,6 +953,7 @@ class ReadingHeader(_message.Message):
     VALUE_FIELD_NUMBER: _builtins.int
     CRC32C_FIELD_NUMBER: _builtins.int
     SENT_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
     time: _builtins.float
     """Device time of the reading, exactly as asked, in tau."""
     sequence: _builtins.int
@@ -909,6 +970,10 @@ class ReadingHeader(_message.Message):
     def value(self) -> Global___TensorSpec:
         """Shape (N,); role unspecified."""
 
+    @_builtins.property
+    def place(self) -> Global___Place:
+        """Where the value lies; unset: it comes in chunks."""
+
     def __init__(
         self,
         *,
@@ -919,10 +984,11 @@ class ReadingHeader(_message.Message):
         value: Global___TensorSpec | None = ...,
         crc32c: _builtins.int = ...,
         sent: _builtins.float = ...,
+        place: Global___Place | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["place", b"place", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "crc32c", b"crc32c", "sent", b"sent", "sequence", b"sequence", "time", b"time", "value", b"value", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "crc32c", b"crc32c", "place", b"place", "sent", b"sent", "sequence", b"sequence", "time", b"time", "value", b"value", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -930,6 +996,10 @@ Global___ReadingHeader: _TypeAlias = ReadingHeader  # noqa: Y015
 
 @_typing.final
 class ProgramResponse(_message.Message):
+    """`applied` first, then each scheduled reading as a header and its chunks, in order of their times. The first chunk of a
+    reading comes in the message of its header.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     APPLIED_FIELD_NUMBER: _builtins.int
@@ -954,13 +1024,11 @@ class ProgramResponse(_message.Message):
         reading: Global___ReadingHeader | None = ...,
         chunk: Global___Chunk | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "chunk", b"chunk", "part", b"part", "reading", b"reading"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "chunk", b"chunk", "reading", b"reading"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "chunk", b"chunk", "part", b"part", "reading", b"reading"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "chunk", b"chunk", "reading", b"reading"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["applied", "reading", "chunk"]  # noqa: Y015
-    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ProgramResponse: _TypeAlias = ProgramResponse  # noqa: Y015
 
@@ -1017,6 +1085,7 @@ class ReadRequest(_message.Message):
     SESSION_FIELD_NUMBER: _builtins.int
     AT_FIELD_NUMBER: _builtins.int
     WINDOW_FIELD_NUMBER: _builtins.int
+    INTO_FIELD_NUMBER: _builtins.int
     at: _builtins.float
     """Device time of the reading, in tau; unset: now. OUT_OF_RANGE (READ_IN_PAST) if it has passed."""
     window: _builtins.float
@@ -1025,16 +1094,23 @@ class ReadRequest(_message.Message):
     def session(self) -> Global___SessionRef:
         """The session that reads."""
 
+    @_builtins.property
+    def into(self) -> Global___Place:
+        """behind the device's last event, whose earlier path is gone.
+        Where the value goes if it fits; unset: it comes in chunks.
+        """
+
     def __init__(
         self,
         *,
         session: Global___SessionRef | None = ...,
         at: _builtins.float | None = ...,
         window: _builtins.float = ...,
+        into: Global___Place | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_at", b"_at", "at", b"at", "session", b"session"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_at", b"_at", "at", b"at", "into", b"into", "session", b"session"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_at", b"_at", "at", b"at", "session", b"session", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_at", b"_at", "at", b"at", "into", b"into", "session", b"session", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__at: _TypeAlias = _typing.Literal["at"]  # noqa: Y015
     _WhichOneofArgType__at: _TypeAlias = _typing.Literal["_at", b"_at"]  # noqa: Y015
@@ -1044,6 +1120,8 @@ Global___ReadRequest: _TypeAlias = ReadRequest  # noqa: Y015
 
 @_typing.final
 class ReadResponse(_message.Message):
+    """Header first, then chunks, the first of them in the message of the header."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     READING_FIELD_NUMBER: _builtins.int
@@ -1062,13 +1140,11 @@ class ReadResponse(_message.Message):
         reading: Global___ReadingHeader | None = ...,
         chunk: Global___Chunk | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "part", b"part", "reading", b"reading"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "reading", b"reading"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "part", b"part", "reading", b"reading"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "reading", b"reading"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["reading", "chunk"]  # noqa: Y015
-    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReadResponse: _TypeAlias = ReadResponse  # noqa: Y015
 
@@ -1111,3 +1187,106 @@ class HaltResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HaltResponse: _TypeAlias = HaltResponse  # noqa: Y015
+
+@_typing.final
+class MemoryRequest(_message.Message):
+    """Shared memory. Beside each Unix socket it serves, the daemon listens on a second one (GetInfoResponse.memory_address),
+    of type SOCK_SEQPACKET. A client sends one MemoryRequest a packet there and receives one MemoryResponse for each. A region
+    belongs to the session it was registered in and to the connection it came over: it is forgotten with the first of them,
+    while calls that are using it keep the memory until they end.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Register(_message.Message):
+        """The packet carries the descriptor of a memfd, open for reading and writing and sealed with exactly F_SEAL_SHRINK,
+        F_SEAL_GROW and F_SEAL_SEAL (F_SEAL_EXEC may be there too).
+        """
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        def __init__(
+            self,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Unregister(_message.Message):
+        """Takes one region of this connection out of use."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        REGION_FIELD_NUMBER: _builtins.int
+        region: _builtins.int
+        """Its number."""
+        def __init__(
+            self,
+            *,
+            region: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["region", b"region"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    REGISTER_FIELD_NUMBER: _builtins.int
+    UNREGISTER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def session(self) -> Global___SessionRef:
+        """The session that will use the memory."""
+
+    @_builtins.property
+    def register(self) -> Global___MemoryRequest.Register:
+        """Share memory."""
+
+    @_builtins.property
+    def unregister(self) -> Global___MemoryRequest.Unregister:
+        """Forget it."""
+
+    def __init__(
+        self,
+        *,
+        session: Global___SessionRef | None = ...,
+        register: Global___MemoryRequest.Register | None = ...,
+        unregister: Global___MemoryRequest.Unregister | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "register", b"register", "session", b"session", "unregister", b"unregister"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "register", b"register", "session", b"session", "unregister", b"unregister"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_action: _TypeAlias = _typing.Literal["register", "unregister"]  # noqa: Y015
+    _WhichOneofArgType_action: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_action) -> _WhichOneofReturnType_action | None: ...
+
+Global___MemoryRequest: _TypeAlias = MemoryRequest  # noqa: Y015
+
+@_typing.final
+class MemoryResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGION_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    region: _builtins.int
+    """Number of the region; unset after an error."""
+    status: _builtins.bytes
+    """Else a serialised google.rpc.Status, with ErrorInfo as from every call."""
+    def __init__(
+        self,
+        *,
+        region: _builtins.int = ...,
+        status: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["region", b"region", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemoryResponse: _TypeAlias = MemoryResponse  # noqa: Y015

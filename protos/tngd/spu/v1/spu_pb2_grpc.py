@@ -115,9 +115,11 @@ class SpuServiceServicer:
     def Program(self, request_iterator, context):
         """Uploads one program and, optionally, takes readings under it.
 
-        Requests: one header, then chunks in order, then one trailer. The device goes on under its old program until the last
-        byte is verified; a broken upload leaves no trace. Responses: one `applied`, then for each reading asked for in the
-        header a reading header followed by its chunks. The client may close its side after the trailer.
+        Requests: one header, then chunks in order, then one trailer; those that follow each other may share a message, and
+        over shared memory there are no chunks. Initial metadata ("admitted": "1") says that the header is accepted: whoever
+        waits for it before the first chunk never writes into a call that is being refused. The device goes on under its
+        old program until the last byte is verified; a broken upload leaves no trace. Responses: one `applied`, then for each
+        reading asked for a reading header followed by its chunks. The client may close its side after the trailer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -58,9 +58,11 @@ class SpuServiceStub:
     Program: _grpc.StreamStreamMultiCallable[_spu_pb2.ProgramRequest, _spu_pb2.ProgramResponse]
     """Uploads one program and, optionally, takes readings under it.
 
-    Requests: one header, then chunks in order, then one trailer. The device goes on under its old program until the last
-    byte is verified; a broken upload leaves no trace. Responses: one `applied`, then for each reading asked for in the
-    header a reading header followed by its chunks. The client may close its side after the trailer.
+    Requests: one header, then chunks in order, then one trailer; those that follow each other may share a message, and
+    over shared memory there are no chunks. Initial metadata ("admitted": "1") says that the header is accepted: whoever
+    waits for it before the first chunk never writes into a call that is being refused. The device goes on under its
+    old program until the last byte is verified; a broken upload leaves no trace. Responses: one `applied`, then for each
+    reading asked for a reading header followed by its chunks. The client may close its side after the trailer.
     """
     Advance: _grpc.UnaryUnaryMultiCallable[_spu_pb2.AdvanceRequest, _spu_pb2.AdvanceResponse]
     """Moves a stepped clock forward. FAILED_PRECONDITION (CLOCK_MISMATCH) on a free-running clock."""
@@ -91,9 +93,11 @@ class SpuServiceAsyncStub(SpuServiceStub):
     Program: _aio.StreamStreamMultiCallable[_spu_pb2.ProgramRequest, _spu_pb2.ProgramResponse]  # type: ignore[assignment]
     """Uploads one program and, optionally, takes readings under it.
 
-    Requests: one header, then chunks in order, then one trailer. The device goes on under its old program until the last
-    byte is verified; a broken upload leaves no trace. Responses: one `applied`, then for each reading asked for in the
-    header a reading header followed by its chunks. The client may close its side after the trailer.
+    Requests: one header, then chunks in order, then one trailer; those that follow each other may share a message, and
+    over shared memory there are no chunks. Initial metadata ("admitted": "1") says that the header is accepted: whoever
+    waits for it before the first chunk never writes into a call that is being refused. The device goes on under its
+    old program until the last byte is verified; a broken upload leaves no trace. Responses: one `applied`, then for each
+    reading asked for a reading header followed by its chunks. The client may close its side after the trailer.
     """
     Advance: _aio.UnaryUnaryMultiCallable[_spu_pb2.AdvanceRequest, _spu_pb2.AdvanceResponse]  # type: ignore[assignment]
     """Moves a stepped clock forward. FAILED_PRECONDITION (CLOCK_MISMATCH) on a free-running clock."""
@@ -151,9 +155,11 @@ class SpuServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_spu_pb2.ProgramResponse], _abc.AsyncIterator[_spu_pb2.ProgramResponse]]:
         """Uploads one program and, optionally, takes readings under it.
 
-        Requests: one header, then chunks in order, then one trailer. The device goes on under its old program until the last
-        byte is verified; a broken upload leaves no trace. Responses: one `applied`, then for each reading asked for in the
-        header a reading header followed by its chunks. The client may close its side after the trailer.
+        Requests: one header, then chunks in order, then one trailer; those that follow each other may share a message, and
+        over shared memory there are no chunks. Initial metadata ("admitted": "1") says that the header is accepted: whoever
+        waits for it before the first chunk never writes into a call that is being refused. The device goes on under its
+        old program until the last byte is verified; a broken upload leaves no trace. Responses: one `applied`, then for each
+        reading asked for a reading header followed by its chunks. The client may close its side after the trailer.
         """
 
     @_abc_1.abstractmethod

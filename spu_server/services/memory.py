@@ -1,0 +1,215 @@
+"""The memory socket: clients on this machine register memory that they share with the daemon.
+
+Packets of a Unix socket keep their boundaries and carry descriptors; gRPC can do neither.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Sequence
+
+import structlog
+from google.protobuf.message import DecodeError
+
+from spu_link.errors import ProtocolError, SpuError
+from spu_link.status import to_status
+from spu_server.regions import Regions
+from spu_server.sessions import Sessions
+from tngd.spu.v1 import spu_pb2 as pb
+
+log = structlog.get_logger(__name__)
+
+PACKET_BYTES = 4096
+"""Longest request."""
+
+PATIENCE_SECONDS = 5.0
+"""Longest silence of a client that has not registered anything."""
+
+WATCH_SECONDS = 1.0
+"""How often it is looked at whether the session of a silent client lives."""
+
+MAX_CONNECTIONS = 64
+"""Most clients at a time."""
+
+
+def supported() -> bool:
+    """Whether this system has what it takes: sealed memory files, and packets on Unix sockets."""
+    return hasattr(os, "memfd_create") and hasattr(socket, "SOCK_SEQPACKET") and hasattr(socket, "MSG_CMSG_CLOEXEC")
+
+
+class MemoryService:
+    """Listens beside a gRPC server's Unix socket, for its owner alone.
+
+    Args:
+        path: of the socket.
+        sessions: who may.
+        regions: the table.
+
+    Raises:
+        OSError: when the path cannot be listened on.
+    """
+
+    def __init__(self, path: str, sessions: Sessions, regions: Regions) -> None:
+        self.path = path
+        self._sessions = sessions
+        self._regions = regions
+        self._socket = _listening(path)
+        self._talks: set[asyncio.Task[None]] = set()
+        self._accepting = asyncio.get_running_loop().create_task(self._accept())
+
+    async def close(self) -> None:
+        """Stop; what clients have registered is forgotten."""
+        tasks = [self._accepting, *self._talks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._socket.close()
+        os.unlink(self.path)
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(self._socket)
+            except OSError as error:  # out of descriptors, for instance: others may be closed meanwhile
+                log.warning("memory socket cannot accept", why=str(error))
+                await asyncio.sleep(WATCH_SECONDS)
+                continue
+            if len(self._talks) >= MAX_CONNECTIONS:
+                connection.close()
+                continue
+            talk = loop.create_task(self._talk(connection))
+            self._talks.add(talk)
+            talk.add_done_callback(self._talks.discard)
+
+    async def _talk(self, connection: socket.socket) -> None:
+        """Serve one client until it leaves, its session ends, or it breaks the rules."""
+        connection.setblocking(False)
+        registered: dict[int, pb.SessionRef] = {}
+        begin = asyncio.get_running_loop().time()
+        try:
+            while True:
+                while not await _readable(connection, WATCH_SECONDS):
+                    if registered and not any(self._sessions.lives(ref) for ref in registered.values()):
+                        return
+                    if not registered and asyncio.get_running_loop().time() - begin > PATIENCE_SECONDS:
+                        log.info("a client of the memory socket said nothing", seconds=PATIENCE_SECONDS)
+                        return
+                packet = _receive(connection)
+                if packet is None:
+                    return
+                connection.send(self._answer(*packet, registered).SerializeToString())
+        except ProtocolError as error:
+            log.info("refused", reason=error.reason(), why=error.message)
+            _send_last(connection, _failure(error))
+        except OSError as error:  # the client is gone, or does not read its answers
+            log.info("a client of the memory socket is gone", why=str(error))
+        finally:
+            connection.close()
+            for number in registered:
+                self._regions.unregister(number)
+
+    def _answer(
+        self, request: pb.MemoryRequest, descriptors: list[int], registered: dict[int, pb.SessionRef]
+    ) -> pb.MemoryResponse:
+        try:
+            self._sessions.check(request.session)
+            if request.WhichOneof("action") == "unregister":
+                number = request.unregister.region
+                if registered.pop(number, None):
+                    self._regions.unregister(number)
+                return pb.MemoryResponse(region=number)
+            if len(descriptors) != 1:
+                raise ProtocolError(
+                    f"a registration carries {len(descriptors)} descriptors; it needs one",
+                    field="descriptor",
+                    found=len(descriptors),
+                    expected="one memfd",
+                )
+            region = self._regions.register(request.session.fencing, descriptors[0])
+            descriptors.clear()
+            registered[region.number] = request.session
+            log.debug("region registered", region=region.number, nbytes=region.nbytes)
+            return pb.MemoryResponse(region=region.number)
+        except ProtocolError:
+            raise
+        except SpuError as error:
+            log.info("refused", reason=error.reason(), why=error.message)
+            return _failure(error)
+        finally:
+            _close(descriptors)
+
+
+def _listening(path: str) -> socket.socket:
+    """A socket of mode 0600. Whoever listened there before listened beside a gRPC socket that is ours now."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    mask = os.umask(0o177)
+    try:
+        if os.path.lexists(path):
+            os.unlink(path)
+        listening.bind(path)
+        listening.listen(MAX_CONNECTIONS)
+        listening.setblocking(False)
+    except BaseException:
+        listening.close()
+        raise
+    finally:
+        os.umask(mask)
+    return listening
+
+
+async def _readable(connection: socket.socket, seconds: float) -> bool:
+    """Wait until there is something to receive; whether there is."""
+    loop = asyncio.get_running_loop()
+    came = asyncio.Event()
+    loop.add_reader(connection, came.set)
+    try:
+        async with asyncio.timeout(seconds):
+            await came.wait()
+    except TimeoutError:
+        return False
+    finally:
+        loop.remove_reader(connection)
+    return True
+
+
+def _receive(connection: socket.socket) -> tuple[pb.MemoryRequest, list[int]] | None:
+    """One request with its descriptors; None when the client has left.
+
+    Raises:
+        ProtocolError: when it is not a request.
+    """
+    data, descriptors, flags, _ = socket.recv_fds(connection, PACKET_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
+    if not data and not descriptors:
+        return None
+    try:
+        request = pb.MemoryRequest.FromString(data)
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or request.WhichOneof("action") is None:
+            raise DecodeError
+    except DecodeError:
+        _close(descriptors)
+        raise ProtocolError(
+            f"a packet of {len(data)} bytes is not a MemoryRequest with at most one descriptor",
+            field="packet",
+            found=data[:32].hex(),
+            expected="a MemoryRequest",
+        ) from None
+    return request, descriptors
+
+
+def _failure(error: SpuError) -> pb.MemoryResponse:
+    return pb.MemoryResponse(status=to_status(error).SerializeToString())
+
+
+def _send_last(connection: socket.socket, response: pb.MemoryResponse) -> None:
+    try:
+        connection.send(response.SerializeToString())
+    except OSError as error:
+        log.debug("a client of the memory socket is gone", why=str(error))
+
+
+def _close(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
