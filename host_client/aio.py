@@ -12,13 +12,14 @@ import asyncio
 import math
 import os
 import socket
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, Self
 
-from host_client.links.base import Info, Link, ReadPlan
-from spu_link.errors import DeadlineExceeded, DeviceUnavailable, SpuError
-from spu_link.operators import Operator
+from host_client.links.base import Info, Link, ReadPlan, until
+from spu_link.errors import DeadlineExceeded, DeviceUnavailable, ProtocolError, SpuError
+from spu_link.operators import Damped, Operator
 from spu_link.operators.base import ArrayLike, mismatch
 from spu_link.precision import Precision
 from spu_link.program import Applied, Program, Reading, StartPolicy
@@ -139,17 +140,22 @@ class Session:
 
     Attributes:
         spu: the connection.
-        uploaded_bytes: bytes of tensors uploaded so far.
+        bytes_by_path: bytes of tensors uploaded so far, by path: ``"shared-memory"``, ``"grpc"``, ``"in-process"``.
         device_time: newest device time known from the device's answers, in τ.
     """
 
     def __init__(self, spu: Spu, link: Link, ref: pb.SessionRef, ttl: float) -> None:
         self.spu = spu
-        self.uploaded_bytes = 0
+        self.bytes_by_path: Counter[str] = Counter()
         self.device_time = 0.0
         self._link = link
         self._ref = ref
         self._heartbeat = asyncio.create_task(self._beat(ttl / HEARTBEATS))
+
+    @property
+    def uploaded_bytes(self) -> int:
+        """Bytes of tensors uploaded so far."""
+        return self.bytes_by_path.total()
 
     async def program(
         self,
@@ -180,11 +186,10 @@ class Session:
             InvalidProgram: when an argument or a value is not what it must be; the old program goes on.
             CapacityExceeded: when the device is too small.
         """
-        program = Program(operator, drive, damping=damping, noise=noise, start=start, precision=precision)
-        async with aclosing(self._upload(program, [], not_before, timeout)) as events:
-            applied = await anext(events)
-        assert isinstance(applied, Applied)
-        return applied
+        upload = Upload(self, operator, precision)
+        return await upload.program(
+            drive, damping=damping, noise=noise, start=start, not_before=not_before, timeout=timeout
+        )
 
     async def solve(
         self,
@@ -210,17 +215,38 @@ class Session:
             analog_time: t ≥ 0, in τ.
             window: average over the last `window` ≤ `analog_time` τ.
         """
-        program = Program(operator, drive, damping=damping, noise=noise, start=start, precision=precision)
-        stepped = self.spu.clock == "stepped"
-        if stepped and not_before is not None and not_before > self.device_time:
-            await self.advance(not_before - self.device_time)
-        async with aclosing(self._upload(program, [ReadPlan(analog_time, window)], not_before, timeout)) as events:
-            await anext(events)
-            if stepped:
-                await self.advance(analog_time)
-            reading = await anext(events)
-        assert isinstance(reading, Reading)
-        return reading
+        upload = Upload(self, operator, precision)
+        return await upload.solve(
+            drive,
+            analog_time=analog_time,
+            damping=damping,
+            noise=noise,
+            start=start,
+            window=window,
+            not_before=not_before,
+            timeout=timeout,
+        )
+
+    def upload(self, operator: Operator, *, precision: Precision | None = None) -> Upload:
+        """Begin to upload a program whose operator is known before the rest; the bytes go while the caller goes on.
+
+        The operator's tensors must stay as they are until the upload is over:
+
+            async with session.upload(operator) as upload:
+                ...
+                reading = await upload.solve(drive, analog_time=50.0, damping=0.01)
+
+        Args:
+            operator: F over N parameters.
+            precision: how its values travel, as in `program`.
+
+        Returns:
+            The upload. It lives as long as the session, and is abandoned where the block ends without `Upload.solve` or
+            `Upload.program`. Its errors are told by these.
+        """
+        upload = Upload(self, operator, precision)
+        upload.begin()
+        return upload
 
     async def advance(self, duration: float, *, timeout: float | None = None) -> float:
         """Move a stepped clock by `duration` τ; the new device time.
@@ -257,19 +283,6 @@ class Session:
         with suppress(DeviceUnavailable):
             await self._link.close_session(self._ref, timeout=self.spu.timeout)
 
-    async def _upload(
-        self, program: Program, reads: Sequence[ReadPlan], not_before: float | None, timeout: float | None
-    ) -> AsyncGenerator[Applied | Reading, None]:
-        if timeout is None:
-            last = max((read.after for read in reads), default=0.0)
-            timeout = self.spu.timeout + self._seconds_until((not_before or self.device_time) + last)
-        async with aclosing(self._link.program(self._ref, program, reads, not_before, timeout=timeout)) as events:
-            async for event in events:
-                if isinstance(event, Applied):
-                    self.uploaded_bytes += program.nbytes
-                self.device_time = max(self.device_time, event.time)
-                yield event
-
     def _seconds_until(self, at: float | None) -> float:
         """Wall time that the device's own evolution may take at most until device time `at`."""
         if at is None or self.spu.rate == 0 or not math.isfinite(at):
@@ -286,3 +299,130 @@ class Session:
                 continue  # the daemon may come back before the time to live is over
             except SpuError:
                 return
+
+
+class Upload:
+    """A program on its way to the device: the operator first, then the rest. Made by `Session.upload`.
+
+    One call of `program`, `solve` or `abandon` ends it.
+
+    Attributes:
+        operator: F.
+    """
+
+    def __init__(self, session: Session, operator: Operator, precision: Precision | None) -> None:
+        self.operator = operator
+        self._precision = precision
+        self._session = session
+        # A damped operator travels as what it damps.
+        inner = operator.operator if isinstance(operator, Damped) else operator
+        self._upload = session._link.upload(session._ref, inner, precision) if isinstance(inner, Operator) else None
+        self._beginning: asyncio.Task[None] | None = None
+        self._over = False
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes of tensors that have left so far."""
+        return self._upload.sent_bytes if self._upload else 0
+
+    def begin(self) -> None:
+        """Send the operator ahead."""
+        if self._upload is not None:
+            self._beginning = asyncio.create_task(self._upload.begin())
+
+    async def program(
+        self,
+        drive: ArrayLike,
+        *,
+        damping: float = 0.0,
+        noise: float = 0.0,
+        start: StartPolicy | ArrayLike = "keep",
+        not_before: float | None = None,
+        timeout: float | None = None,
+    ) -> Applied:
+        """Send the rest; returns when the program has taken hold. Arguments and errors as of `Session.program`."""
+        program = await self._program(drive, damping, noise, start)
+        async with aclosing(self._finish(program, [], not_before, timeout)) as events:
+            applied = await anext(events)
+        assert isinstance(applied, Applied)
+        return applied
+
+    async def solve(
+        self,
+        drive: ArrayLike,
+        *,
+        analog_time: float,
+        damping: float = 0.0,
+        noise: float = 0.0,
+        start: StartPolicy | ArrayLike = "keep",
+        window: float = 0.0,
+        not_before: float | None = None,
+        timeout: float | None = None,
+    ) -> Reading:
+        """Send the rest, let the device evolve, and read it. Arguments and errors as of `Session.solve`."""
+        session = self._session
+        program = await self._program(drive, damping, noise, start)
+        stepped = session.spu.clock == "stepped"
+        if stepped and not_before is not None and not_before > session.device_time:
+            await session.advance(not_before - session.device_time)
+        async with aclosing(self._finish(program, [ReadPlan(analog_time, window)], not_before, timeout)) as events:
+            await anext(events)
+            if stepped:
+                await session.advance(analog_time)
+            reading = await anext(events)
+        assert isinstance(reading, Reading)
+        return reading
+
+    async def abandon(self) -> None:
+        """Break off, unless it is over. Nothing is left behind, and the old program goes on."""
+        if self._over:
+            return
+        self._over = True
+        if self._beginning is not None:
+            self._beginning.cancel()
+            await asyncio.gather(self._beginning, return_exceptions=True)
+        if self._upload is not None:
+            await self._upload.abandon()
+
+    async def __aenter__(self) -> Self:
+        """The upload itself."""
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Abandon what has not been finished."""
+        await self.abandon()
+
+    async def _program(self, drive: ArrayLike, damping: float, noise: float, start: StartPolicy | ArrayLike) -> Program:
+        try:
+            return Program(
+                self.operator, drive, damping=damping, noise=noise, start=start, precision=self._precision
+            )
+        except SpuError:
+            await self.abandon()
+            raise
+
+    async def _finish(
+        self, program: Program, reads: Sequence[ReadPlan], not_before: float | None, timeout: float | None
+    ) -> AsyncGenerator[Applied | Reading, None]:
+        session = self._session
+        if self._over:
+            raise ProtocolError("this upload is over; begin another one", field="upload", found="over")
+        if timeout is None:
+            last = max((read.after for read in reads), default=0.0)
+            timeout = session.spu.timeout + session._seconds_until((not_before or session.device_time) + last)
+        upload = self._upload
+        assert upload is not None  # else there is no program
+        deadline = asyncio.get_running_loop().time() + timeout
+        try:
+            if self._beginning is not None:
+                await until(deadline, "program", self._beginning)
+            left = deadline - asyncio.get_running_loop().time()
+            async with aclosing(upload.finish(program, reads, not_before, timeout=left)) as events:
+                self._over = True
+                async for event in events:
+                    if isinstance(event, Applied):
+                        session.bytes_by_path[upload.path] += upload.sent_bytes
+                    session.device_time = max(session.device_time, event.time)
+                    yield event
+        finally:
+            await self.abandon()

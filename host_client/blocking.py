@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, Self, TypeVar
@@ -130,6 +130,11 @@ class Session:
         return self._session.uploaded_bytes
 
     @property
+    def bytes_by_path(self) -> Mapping[str, int]:
+        """Bytes of tensors uploaded so far, by how they went: ``"shared-memory"``, ``"grpc"``, ``"in-process"``."""
+        return self._session.bytes_by_path
+
+    @property
     def device_time(self) -> float:
         """Newest device time known from the device's answers, in τ."""
         return self._session.device_time
@@ -190,6 +195,14 @@ class Session:
             )
         )
 
+    def upload(self, operator: Operator, *, precision: Precision | None = None) -> Upload:
+        """Begin to upload a program whose operator is known before the rest. See `host_client.aio.Session.upload`."""
+
+        async def begin() -> aio.Upload:
+            return self._session.upload(operator, precision=precision)
+
+        return Upload(_wait(begin()))
+
     def advance(self, duration: float, *, timeout: float | None = None) -> float:
         """Move a stepped clock by `duration` τ; the new device time. See `host_client.aio.Session.advance`."""
         return _wait(self._session.advance(duration, timeout=timeout))
@@ -201,3 +214,78 @@ class Session:
     def close(self) -> None:
         """Give the device back."""
         _wait(self._session.close())
+
+
+class Upload:
+    """A program on its way: the operator first, then the rest. Made by `Session.upload`; see `host_client.aio.Upload`.
+
+    Bytes go in the background. One call of `program`, `solve` or `abandon` ends it, or the end of a ``with`` block.
+    """
+
+    def __init__(self, upload: aio.Upload) -> None:
+        self._upload = upload
+
+    @property
+    def operator(self) -> Operator:
+        """F."""
+        return self._upload.operator
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes of tensors that have left so far."""
+        return self._upload.sent_bytes
+
+    def program(
+        self,
+        drive: ArrayLike,
+        *,
+        damping: float = 0.0,
+        noise: float = 0.0,
+        start: StartPolicy | ArrayLike = "keep",
+        not_before: float | None = None,
+        timeout: float | None = None,
+    ) -> Applied:
+        """Send the rest; returns when the program has taken hold."""
+        return _wait(
+            self._upload.program(
+                drive, damping=damping, noise=noise, start=start, not_before=not_before, timeout=timeout
+            )
+        )
+
+    def solve(
+        self,
+        drive: ArrayLike,
+        *,
+        analog_time: float,
+        damping: float = 0.0,
+        noise: float = 0.0,
+        start: StartPolicy | ArrayLike = "keep",
+        window: float = 0.0,
+        not_before: float | None = None,
+        timeout: float | None = None,
+    ) -> Reading:
+        """Send the rest, let the device evolve for `analog_time` τ, and read it."""
+        return _wait(
+            self._upload.solve(
+                drive,
+                analog_time=analog_time,
+                damping=damping,
+                noise=noise,
+                start=start,
+                window=window,
+                not_before=not_before,
+                timeout=timeout,
+            )
+        )
+
+    def abandon(self) -> None:
+        """Break off; the old program goes on."""
+        _wait(self._upload.abandon())
+
+    def __enter__(self) -> Self:
+        """The upload itself."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Abandon what has not been finished."""
+        self.abandon()

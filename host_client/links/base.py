@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias, TypeVar
 
+from spu_link.errors import DeadlineExceeded
+from spu_link.operators import Operator
+from spu_link.precision import Precision
 from spu_link.program import Applied, Program, Reading
 from tngd.spu.v1 import spu_pb2 as pb
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,7 @@ class Info:
         session_holder: name of the session's holder; None without one.
         features: names of block kinds and optional abilities.
         longest_stall: longest time in the last 10 s that the daemon did not get to its calls, in seconds.
+        memory_address: where memory is shared with the daemon; empty where it cannot be.
     """
 
     driver: str
@@ -48,6 +55,7 @@ class Info:
     session_holder: str | None
     features: tuple[str, ...]
     longest_stall: float
+    memory_address: str = ""
 
     @classmethod
     def from_message(cls, message: pb.GetInfoResponse) -> Info:
@@ -68,6 +76,7 @@ class Info:
             session_holder=message.session_holder if message.session_held else None,
             features=tuple(message.features),
             longest_stall=message.longest_stall,
+            memory_address=message.memory_address,
         )
 
 
@@ -82,6 +91,59 @@ class ReadPlan:
 
     after: float
     window: float = 0.0
+
+
+def plans(reads: Sequence[ReadPlan], not_before: float | None) -> pb.ProgramHeader:
+    """Readings and earliest time as part of a header."""
+    header = pb.ProgramHeader(reads=[pb.ScheduledRead(after=read.after, window=read.window) for read in reads])
+    if not_before is not None:
+        header.not_before = not_before
+    return header
+
+
+Path: TypeAlias = Literal["shared-memory", "grpc", "in-process"]
+"""How bytes get to a device."""
+
+
+class Upload(ABC):
+    """One program on its way: the operator, ahead if there is time, and then the rest.
+
+    It ends with `finish` or `abandon`, either of which may be called after a `begin` that failed.
+
+    Attributes:
+        path: how the bytes go; known from the first of them on.
+        sent_bytes: bytes of tensors that have left so far.
+    """
+
+    path: Path
+    sent_bytes: int = 0
+
+    @abstractmethod
+    async def begin(self) -> None:
+        """Send the operator ahead."""
+
+    @abstractmethod
+    def finish(
+        self, program: Program, reads: Sequence[ReadPlan], not_before: float | None, *, timeout: float
+    ) -> AsyncGenerator[Applied | Reading, None]:
+        """Send the rest of a program with this operator: first when it took hold, then each reading, in time order."""
+
+    @abstractmethod
+    async def abandon(self) -> None:
+        """Break off. Nothing is left behind, and the old program goes on."""
+
+
+async def until(deadline: float, call: str, awaitable: Awaitable[T]) -> T:
+    """Await something that must come by `deadline`, in seconds of the loop's clock.
+
+    Raises:
+        DeadlineExceeded: when it does not.
+    """
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await awaitable
+    except TimeoutError:
+        raise DeadlineExceeded(f"{call}: the device did not answer within the deadline") from None
 
 
 class Link(ABC):
@@ -106,16 +168,8 @@ class Link(ABC):
         """Give the device back."""
 
     @abstractmethod
-    def program(
-        self,
-        session: pb.SessionRef,
-        program: Program,
-        reads: Sequence[ReadPlan],
-        not_before: float | None,
-        *,
-        timeout: float,
-    ) -> AsyncGenerator[Applied | Reading, None]:
-        """Upload a program: first when it took hold, then each reading, in the order of their times."""
+    def upload(self, session: pb.SessionRef, operator: Operator, precision: Precision | None) -> Upload:
+        """A program on its way to the device, its operator in a precision; nothing is sent yet."""
 
     @abstractmethod
     async def advance(self, session: pb.SessionRef, duration: float, *, timeout: float) -> float:

@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from typing import Literal, TypeVar
 
-from host_client.links.base import Info, Link, ReadPlan
+from host_client.links.base import Info, Link, ReadPlan, Upload, plans, until
 from spu_link import wire
-from spu_link.errors import DeadlineExceeded, DeviceUnavailable
+from spu_link.errors import DeviceUnavailable
+from spu_link.operators import Operator
+from spu_link.precision import Precision
 from spu_link.program import Applied, Program, Reading
 from spu_server.clock import FreeClock, SteppedClock
 from spu_server.device import Device
@@ -33,7 +35,12 @@ class InprocLink(Link):
         self._port = port
 
     @property
-    def _device(self) -> Device[bytearray]:
+    def device(self) -> Device[bytearray]:
+        """The device behind it.
+
+        Raises:
+            DeviceUnavailable: after `close`.
+        """
         if self._open is None:
             raise DeviceUnavailable(f"the connection to {self.address} is closed", field="address", found=self.address)
         return self._open
@@ -63,57 +70,35 @@ class InprocLink(Link):
 
     async def info(self, *, timeout: float) -> Info:
         """What the device is and how it stands."""
-        return Info.from_message(describe(self._device))
+        return Info.from_message(describe(self.device))
 
     async def open_session(self, holder: str, ttl: float, *, timeout: float) -> pb.SessionRef:
         """Take the device."""
-        return self._device.open_session(holder, ttl)
+        return self.device.open_session(holder, ttl)
 
     async def renew(self, session: pb.SessionRef, *, timeout: float) -> None:
         """Heartbeat."""
-        self._device.sessions.check(session)
+        self.device.sessions.check(session)
 
     async def close_session(self, session: pb.SessionRef, *, timeout: float) -> None:
         """Give the device back."""
-        self._device.close_session(session)
+        self.device.close_session(session)
 
-    async def program(
-        self,
-        session: pb.SessionRef,
-        program: Program,
-        reads: Sequence[ReadPlan],
-        not_before: float | None,
-        *,
-        timeout: float,
-    ) -> AsyncGenerator[Applied | Reading, None]:
-        """Upload a program: first when it took hold, then each reading, in the order of their times."""
-        deadline = asyncio.get_running_loop().time() + timeout
-        header, tensors = wire.header_of(program)
-        header.reads.extend(pb.ScheduledRead(after=read.after, window=read.window) for read in reads)
-        if not_before is not None:
-            header.not_before = not_before
-        self._device.admit(session, header)
-        payload = bytearray().join(wire.byte_views(tensors))
-        programmed = await _until(deadline, "program", self._device.program(session, header, payload))
-        try:
-            yield programmed.applied
-            for reading in programmed.readings:
-                yield await _until(deadline, "program", reading)
-        finally:
-            for reading in programmed.readings:
-                reading.cancel()
+    def upload(self, session: pb.SessionRef, operator: Operator, precision: Precision | None) -> Upload:
+        """A program on its way to the device."""
+        return _InprocUpload(self, session, operator, precision)
 
     async def advance(self, session: pb.SessionRef, duration: float, *, timeout: float) -> float:
         """Move a stepped clock; the new device time."""
-        return await _within(timeout, "advance", self._device.advance(session, duration))
+        return await _within(timeout, "advance", self.device.advance(session, duration))
 
     async def read(self, session: pb.SessionRef, at: float | None, window: float, *, timeout: float) -> Reading:
         """Take one reading."""
-        return await _within(timeout, "read", self._device.read(session, at, window))
+        return await _within(timeout, "read", self.device.read(session, at, window))
 
     async def halt(self, reason: str, *, timeout: float) -> float:
         """Stop the device; the device time of the halt."""
-        return await _within(timeout, "halt", self._device.halt(reason))
+        return await _within(timeout, "halt", self.device.halt(reason))
 
     async def close(self) -> None:
         """Stop the device and close the driver."""
@@ -123,13 +108,58 @@ class InprocLink(Link):
             await self._port.close()
 
 
+class _InprocUpload(Upload):
+    path = "in-process"
+
+    def __init__(
+        self, link: InprocLink, session: pb.SessionRef, operator: Operator, precision: Precision | None
+    ) -> None:
+        self._link = link
+        self._session = session
+        self._operator = operator
+        self._precision = precision
+        self._header: pb.ProgramHeader | None = None
+        self._payload = bytearray()
+
+    async def begin(self) -> None:
+        """Check and copy the operator, beside the event loop, which has the interpreter's other threads to wait for."""
+        header, tensors = wire.operator_header(self._operator, self._precision)
+        self._link.device.admit(self._session, header)
+        self._payload = await asyncio.to_thread(bytearray().join, wire.byte_views(tensors))
+        self.sent_bytes = len(self._payload)
+        self._header = header
+
+    async def finish(
+        self, program: Program, reads: Sequence[ReadPlan], not_before: float | None, *, timeout: float
+    ) -> AsyncGenerator[Applied | Reading, None]:
+        """Copy the rest and program the device."""
+        deadline = asyncio.get_running_loop().time() + timeout
+        device = self._link.device
+        late, tensors = wire.late_header(program)
+        if self._header is None:
+            header, operands = wire.operator_header(program.operator, program.precision)
+            tensors = operands + tensors
+        else:
+            header = self._header
+        header.MergeFrom(late)
+        header.MergeFrom(plans(reads, not_before))
+        device.admit(self._session, header)
+        payload, self._payload = self._payload, bytearray()
+        payload += b"".join(wire.byte_views(tensors))
+        self.sent_bytes = len(payload)
+        programmed = await until(deadline, "program", device.program(self._session, header, payload))
+        try:
+            yield programmed.applied
+            for reading in programmed.readings:
+                yield await until(deadline, "program", reading)
+        finally:
+            for reading in programmed.readings:
+                reading.cancel()
+
+    async def abandon(self) -> None:
+        """Forget the copy."""
+        self._payload = bytearray()
+
+
 async def _within(timeout: float, call: str, awaitable: Awaitable[T]) -> T:
-    return await _until(asyncio.get_running_loop().time() + timeout, call, awaitable)
-
-
-async def _until(deadline: float, call: str, awaitable: Awaitable[T]) -> T:
-    try:
-        async with asyncio.timeout_at(deadline):
-            return await awaitable
-    except TimeoutError:
-        raise DeadlineExceeded(f"{call}: the device did not answer within the deadline") from None
+    return await until(asyncio.get_running_loop().time() + timeout, call, awaitable)

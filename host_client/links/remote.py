@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TypeVar
-
-import google_crc32c
 import grpc
-from torch import Tensor
 
-from host_client.links.base import Info, Link, ReadPlan
-from spu_link import wire
-from spu_link.errors import DeviceUnavailable
-from spu_link.program import Applied, Program, Reading
-from spu_link.status import from_rpc_error
+from host_client.links.base import Info, Link, Upload
+from host_client.links.memory import SharedMemory
+from host_client.links.responses import errors, received
+from host_client.links.upload import SMALL_BYTES, RemoteUpload
+from spu_link.operators import Operator
+from spu_link.precision import Precision
+from spu_link.program import Reading
 from tngd.spu.v1 import spu_pb2 as pb
 from tngd.spu.v1 import spu_pb2_grpc
-
-Response = TypeVar("Response", pb.ProgramResponse, pb.ReadResponse)
-
-
-PAUSES = (0.0, 0.1, 1.0)
-"""Seconds between an upload's header and its bytes: first none, then long enough to hear why the header is refused."""
 
 
 class RemoteLink(Link):
@@ -36,125 +25,75 @@ class RemoteLink(Link):
     def __init__(self, address: str) -> None:
         self.address = address
         self._channel = grpc.aio.insecure_channel(address)
+        self._info: Info | None = None
+        self._memories: dict[str, SharedMemory] = {}  # by the session's id
         self._stub: spu_pb2_grpc.SpuServiceAsyncStub = spu_pb2_grpc.SpuServiceStub(self._channel)
 
     async def info(self, *, timeout: float) -> Info:
         """What the device is and how it stands."""
-        with self._errors("GetInfo"):
-            return Info.from_message(await self._stub.GetInfo(pb.GetInfoRequest(), timeout=timeout))
+        with errors(self.address, "GetInfo"):
+            self._info = Info.from_message(await self._stub.GetInfo(pb.GetInfoRequest(), timeout=timeout))
+            return self._info
 
     async def open_session(self, holder: str, ttl: float, *, timeout: float) -> pb.SessionRef:
         """Take the device."""
-        with self._errors("OpenSession"):
+        with errors(self.address, "OpenSession"):
             request = pb.OpenSessionRequest(holder=holder, ttl=ttl)
-            return (await self._stub.OpenSession(request, timeout=timeout)).session
+            session = (await self._stub.OpenSession(request, timeout=timeout)).session
+        if self._info is not None and self._info.memory_address:
+            self._memories[session.id] = SharedMemory(self._info.memory_address, session, self._info.max_upload_bytes)
+        return session
 
     async def renew(self, session: pb.SessionRef, *, timeout: float) -> None:
         """Heartbeat."""
-        with self._errors("RenewSession"):
+        with errors(self.address, "RenewSession"):
             await self._stub.RenewSession(pb.RenewSessionRequest(session=session), timeout=timeout)
 
     async def close_session(self, session: pb.SessionRef, *, timeout: float) -> None:
         """Give the device back."""
-        with self._errors("CloseSession"):
+        if memory := self._memories.pop(session.id, None):
+            memory.close()
+        with errors(self.address, "CloseSession"):
             await self._stub.CloseSession(pb.CloseSessionRequest(session=session), timeout=timeout)
 
-    async def program(
-        self,
-        session: pb.SessionRef,
-        program: Program,
-        reads: Sequence[ReadPlan],
-        not_before: float | None,
-        *,
-        timeout: float,
-    ) -> AsyncGenerator[Applied | Reading, None]:
-        """Upload a program: first when it took hold, then each reading, in the order of their times."""
-        header, tensors = wire.header_of(program)
-        header.session.CopyFrom(session)
-        header.reads.extend(pb.ScheduledRead(after=read.after, window=read.window) for read in reads)
-        if not_before is not None:
-            header.not_before = not_before
-        with self._errors("Program"):
-            for pause in PAUSES:
-                call = self._stub.Program(_upload(header, tensors, pause), timeout=timeout)
-                responses = aiter(call)
-                try:
-                    applied = (await self._next(responses)).applied
-                    break
-                except grpc.aio.AioRpcError as error:
-                    # A refusal that comes while grpc writes the next message is lost: it says no more than this. What
-                    # was refused left no trace and is refused again, this time while nothing is being written.
-                    if error.details() != "Internal error from Core" or pause == PAUSES[-1]:
-                        raise
-                except BaseException:
-                    call.cancel()
-                    raise
-            try:
-                yield Applied(applied.sequence, applied.time)
-                for _ in reads:
-                    yield await self._receive(responses)
-            finally:
-                call.cancel()  # no error where the call has ended
+    def upload(self, session: pb.SessionRef, operator: Operator, precision: Precision | None) -> Upload:
+        """A program on its way to the daemon."""
+        memory = self._memories.get(session.id)
+        return RemoteUpload(self._stub.Program, self.address, session, operator, precision, memory)
 
     async def advance(self, session: pb.SessionRef, duration: float, *, timeout: float) -> float:
         """Move a stepped clock; the new device time."""
-        with self._errors("Advance"):
+        with errors(self.address, "Advance"):
             request = pb.AdvanceRequest(session=session, duration=duration)
             return (await self._stub.Advance(request, timeout=timeout)).time
 
     async def read(self, session: pb.SessionRef, at: float | None, window: float, *, timeout: float) -> Reading:
         """Take one reading."""
-        with self._errors("Read"):
+        with errors(self.address, "Read"):
             request = pb.ReadRequest(session=session, at=at, window=window)
-            return await self._receive(aiter(self._stub.Read(request, timeout=timeout)))
+            memory = self._memories.get(session.id)
+            room = memory.reading_bytes if memory else 0
+            region = await memory.take(room) if memory and room > SMALL_BYTES else None
+            if region is None:
+                return await received(self._stub.Read(request, timeout=timeout).read, self.address, None)
+            assert memory is not None
+            request.into.CopyFrom(pb.Place(region=region.number, offset=0, nbytes=region.nbytes))
+            try:
+                reading = await received(self._stub.Read(request, timeout=timeout).read, self.address, region)
+            except BaseException:
+                await memory.drop(region)
+                raise
+            memory.give_back(region)
+            return reading
 
     async def halt(self, reason: str, *, timeout: float) -> float:
         """Stop the device; the device time of the halt."""
-        with self._errors("Halt"):
+        with errors(self.address, "Halt"):
             return (await self._stub.Halt(pb.HaltRequest(reason=reason), timeout=timeout)).time
 
     async def close(self) -> None:
         """Close the channel; calls under way are cancelled."""
+        for memory in self._memories.values():
+            memory.close()
+        self._memories.clear()
         await self._channel.close()
-
-    async def _receive(self, responses: AsyncIterator[Response]) -> Reading:
-        header = (await self._next(responses)).reading
-        buffer = bytearray(wire.nbytes_of(header.value))
-        assembler = wire.Assembler(len(buffer), wire.writer(buffer))
-        received = 0
-        while received < len(buffer):
-            chunk = (await self._next(responses)).chunk
-            assembler.add(chunk)
-            received += len(chunk.data)
-        assembler.finish(header.crc32c)
-        value = wire.tensor_from(header.value, memoryview(buffer))
-        return Reading(value, header.time, header.sequence, header.age, header.window, header.sent)
-
-    async def _next(self, responses: AsyncIterator[Response]) -> Response:
-        try:
-            return await anext(responses)
-        except StopAsyncIteration:
-            raise DeviceUnavailable(f"{self.address} ended the call before its answer was complete") from None
-
-    @contextmanager
-    def _errors(self, call: str) -> Iterator[None]:
-        """Raise what the daemon's status says."""
-        try:
-            yield
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error, call=call, address=self.address) from None
-        except grpc.aio.UsageError:
-            raise DeviceUnavailable(f"{call}: the connection to {self.address} is closed") from None
-
-
-async def _upload(
-    header: pb.ProgramHeader, tensors: Sequence[Tensor], pause: float
-) -> AsyncIterator[pb.ProgramRequest]:
-    yield pb.ProgramRequest(header=header)
-    if pause:
-        await asyncio.sleep(pause)
-    crc = 0
-    for chunk in wire.numbered(wire.chunks(wire.byte_views(tensors))):
-        crc = google_crc32c.extend(crc, chunk.data)
-        yield pb.ProgramRequest(chunk=chunk)
-    yield pb.ProgramRequest(trailer=pb.ProgramTrailer(crc32c=crc))

@@ -148,7 +148,7 @@ class DriverProcess(DriverPort[Payload]):
         self.on_fault(error)
 
     def _readable(self) -> None:
-        """An answer; or, with no call under way, the end of the process, to be told at once and not with the next call."""
+        """An answer; or, with no call under way, the end of the process: told at once, not with the next call."""
         if self._came is not None:
             if not self._came.done():
                 self._came.set_result(None)

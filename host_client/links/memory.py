@@ -1,0 +1,205 @@
+"""Memory that a client shares with a daemon on the same machine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import mmap
+import os
+import socket
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from google.rpc import error_details_pb2, status_pb2
+from torch import Tensor
+
+from spu_link import wire
+from spu_link.errors import SpuError
+from tngd.spu.v1 import spu_pb2 as pb
+
+if sys.platform == "linux":
+    import fcntl
+
+log = logging.getLogger(__name__)
+
+MAX_REGIONS = 4
+"""Most regions of one session; further uploads at the same time go over gRPC."""
+
+MAX_BYTES = 2 << 30
+"""Largest region: uploads beyond go over gRPC, rather than lie in memory a second time."""
+
+GRAIN = 1 << 20
+"""Sizes of regions are multiples of this."""
+
+INLINE_BYTES = 16 << 20
+"""Copies up to this size, 2 ms, are made on the event loop itself."""
+
+ANSWER_SECONDS = 5.0
+"""Longest wait for an answer of the memory socket."""
+
+PACKET_BYTES = 16384
+"""Longest answer."""
+
+
+class Region:
+    """One piece of memory, mapped here and known to the daemon.
+
+    Args:
+        memory: its mapping.
+        number: its name at the daemon.
+    """
+
+    def __init__(self, memory: mmap.mmap, number: int) -> None:
+        self.number = number
+        self._bytes = np.frombuffer(memory, dtype=np.uint8)
+
+    @property
+    def nbytes(self) -> int:
+        """Size."""
+        return len(self._bytes)
+
+    async def write(self, offset: int, tensors: Sequence[Tensor]) -> int:
+        """Store contiguous tensors on the CPU one after the other, without padding; the position after the last one."""
+        end = offset + sum(tensor.nbytes for tensor in tensors)
+        if end - offset <= INLINE_BYTES:
+            self._write(offset, tensors)
+        else:
+            await asyncio.to_thread(self._write, offset, tensors)
+        return end
+
+    def _write(self, offset: int, tensors: Sequence[Tensor]) -> None:
+        for view in wire.byte_views(tensors):
+            self._bytes[offset : offset + len(view)] = np.frombuffer(view, dtype=np.uint8)
+            offset += len(view)
+
+    async def read(self, spec: pb.TensorSpec, offset: int) -> Tensor:
+        """A copy of the tensor at `offset`."""
+        view = wire.tensor_from(spec, self._bytes.data, offset)
+        if view.nbytes <= INLINE_BYTES:
+            return torch.clone(view)
+        return await asyncio.to_thread(torch.clone, view)
+
+
+class SharedMemory:
+    """The regions of one session.
+
+    A call takes one and gives it back; the next call finds it warm, without a page fault. Whatever goes wrong with the
+    sharing is logged, and from then on there are no regions: the bytes then travel over gRPC.
+
+    Args:
+        address: of the daemon's memory socket, ``unix:PATH``.
+        session: the session.
+        max_bytes: most bytes of a region that the daemon takes.
+
+    Attributes:
+        reading_bytes: bytes of a reading under the last program; 0 before the first.
+    """
+
+    def __init__(self, address: str, session: pb.SessionRef, max_bytes: int) -> None:
+        self.reading_bytes = 0
+        self._address = address
+        self._session = session
+        self._max_bytes = min(max_bytes, MAX_BYTES)
+        self._free: list[Region] = []
+        self._taken: set[Region] = set()
+        self._socket: socket.socket | None = None
+        self._asking = asyncio.Lock()
+        self._broken = not hasattr(os, "memfd_create")
+
+    async def take(self, nbytes: int) -> Region | None:
+        """A region of at least `nbytes` for one call, to be given back or dropped; None where there is none."""
+        if self._broken or nbytes > self._max_bytes:
+            return None
+        fitting = [region for region in self._free if region.nbytes >= nbytes]
+        if fitting:
+            region = min(fitting, key=lambda region: region.nbytes)
+            self._free.remove(region)
+        else:
+            grown = await self._grown(nbytes)
+            if grown is None:
+                return None
+            region = grown
+        self._taken.add(region)
+        return region
+
+    def give_back(self, region: Region) -> None:
+        """The call has ended, and the daemon has nothing more to do with its region."""
+        self._taken.discard(region)
+        if not self._broken:
+            self._free.append(region)
+
+    async def drop(self, region: Region) -> None:
+        """The call was broken off: the daemon may still read or write its region, so nobody may use it again."""
+        self._taken.discard(region)
+        await self._unregister(region)
+
+    def close(self) -> None:
+        """Let go of everything; the daemon forgets it with the connection."""
+        self._broken = True
+        self._free.clear()
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    async def _grown(self, nbytes: int) -> Region | None:
+        """A new region, with some room to spare; one that is too small makes way for it."""
+        if self._free:
+            await self._unregister(self._free.pop(0))
+        if len(self._free) + len(self._taken) >= MAX_REGIONS:
+            return None
+        nbytes = min(-(-(nbytes + nbytes // 4) // GRAIN) * GRAIN, self._max_bytes)
+        try:
+            return await self._register(nbytes)
+        except (OSError, TimeoutError, SpuError) as error:
+            log.warning("no shared memory with the daemon, so bytes travel over gRPC: %s", error)
+            self.close()
+            return None
+
+    async def _register(self, nbytes: int) -> Region:
+        descriptor = os.memfd_create("spu-shared", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(descriptor, nbytes)
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+            memory = mmap.mmap(descriptor, nbytes)
+            request = pb.MemoryRequest(session=self._session, register=pb.MemoryRequest.Register())
+            number = await self._ask(request, [descriptor])
+        finally:
+            os.close(descriptor)
+        log.debug("region %d of %d bytes shared with %s", number, nbytes, self._address)
+        return Region(memory, number)
+
+    async def _unregister(self, region: Region) -> None:
+        if self._broken:
+            return
+        try:
+            unregister = pb.MemoryRequest.Unregister(region=region.number)
+            await self._ask(pb.MemoryRequest(session=self._session, unregister=unregister), [])
+        except (OSError, TimeoutError, SpuError) as error:
+            log.warning("shared memory ends, bytes travel over gRPC: %s", error)
+            self.close()
+
+    async def _ask(self, request: pb.MemoryRequest, descriptors: list[int]) -> int:
+        loop = asyncio.get_running_loop()
+        async with self._asking, asyncio.timeout(ANSWER_SECONDS):
+            if self._socket is None:
+                self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                self._socket.setblocking(False)
+                await loop.sock_connect(self._socket, self._address.removeprefix("unix:"))
+            socket.send_fds(self._socket, [request.SerializeToString()], descriptors)
+            data = await loop.sock_recv(self._socket, PACKET_BYTES)
+        if not data:
+            raise ConnectionError("the daemon has closed its memory socket")
+        response = pb.MemoryResponse.FromString(data)
+        if response.status:
+            raise SpuError(_told(response.status))
+        return response.region
+
+
+def _told(status: bytes) -> str:
+    """Message and reason of a serialised status."""
+    told = status_pb2.Status.FromString(status)
+    info = error_details_pb2.ErrorInfo()
+    reason = info.reason if any(detail.Unpack(info) for detail in told.details) else ""
+    return f"{told.message} ({reason})"

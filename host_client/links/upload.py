@@ -1,0 +1,194 @@
+"""Programs on their way to a daemon: through shared memory, or in chunks over gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from typing import Any, TypeAlias
+
+import google_crc32c
+import grpc
+from torch import Tensor
+
+from host_client.links.base import Path, ReadPlan, Upload, plans, until
+from host_client.links.memory import Region, SharedMemory
+from host_client.links.responses import errors, next_of, received
+from spu_link import wire
+from spu_link.operators import Operator
+from spu_link.precision import Precision
+from spu_link.program import Applied, Program, Reading
+from tngd.spu.v1 import spu_pb2 as pb
+
+SMALL_BYTES = 1 << 15
+"""Uploads up to this size go along in the header's message: that costs less than to look after a region."""
+
+ALIGNMENT = 64
+"""Readings begin at multiples of this, in bytes."""
+
+Call: TypeAlias = "grpc.aio.StreamStreamCall[pb.ProgramRequest, pb.ProgramResponse]"
+
+
+class RemoteUpload(Upload):
+    """One call of Program.
+
+    Over shared memory `begin` only fills the region, and one message says everything when the rest is known. Over gRPC
+    the first chunk follows when the daemon has admitted the header: a refusal that comes while grpc writes is lost.
+
+    Args:
+        open_call: starts the call.
+        address: where it goes, for messages.
+        session: the session.
+        operator: F.
+        precision: how its values travel.
+        memory: shared with the daemon; None where that cannot be.
+    """
+
+    path: Path = "grpc"
+
+    def __init__(
+        self,
+        open_call: Callable[[], Call],
+        address: str,
+        session: pb.SessionRef,
+        operator: Operator,
+        precision: Precision | None,
+        memory: SharedMemory | None,
+    ) -> None:
+        self._open_call = open_call
+        self._address = address
+        self._session = session
+        self._operator = operator
+        self._precision = precision
+        self._memory = memory
+        self._region: Region | None = None
+        self._call: Call | None = None
+        self._begun: pb.ProgramHeader | None = None
+        self._clean = True  # nobody writes to or reads from the region
+        self._crc = 0
+
+    async def begin(self) -> None:
+        """Send the operator ahead; waits without a deadline of its own."""
+        header, tensors = wire.operator_header(self._operator, self._precision)
+        self._begun = header
+        with errors(self._address, "Program"):
+            if await self._take(_nbytes(tensors) + 3 * wire.WIDEST * self._operator.parameters):
+                await self._write(tensors)
+            else:
+                await self._send_header(header)
+                await self._send_chunks(tensors)
+
+    async def finish(
+        self, program: Program, reads: Sequence[ReadPlan], not_before: float | None, *, timeout: float
+    ) -> AsyncGenerator[Applied | Reading, None]:
+        """Send the rest; then what comes back."""
+        deadline = asyncio.get_running_loop().time() + timeout
+
+        def in_time(awaitable: Awaitable[Any]) -> Awaitable[Any]:
+            return until(deadline, "program", awaitable)
+
+        expected = len(reads)
+        try:
+            with errors(self._address, "Program"):
+                await in_time(self._send_rest(program, plans(reads, not_before)))
+                assert self._call is not None
+                applied = (await in_time(next_of(self._call.read, self._address))).applied
+                self._clean = not expected
+                yield Applied(applied.sequence, applied.time)
+                while expected:
+                    reading = await in_time(received(self._call.read, self._address, self._region))
+                    expected -= 1
+                    self._clean = not expected
+                    yield reading
+        finally:
+            await self.abandon()
+
+    async def abandon(self) -> None:
+        """Let go of call and region."""
+        if self._call is not None:
+            self._call.cancel()  # no error where it has ended
+        region, self._region = self._region, None
+        if region is not None:
+            assert self._memory is not None
+            if self._clean:
+                self._memory.give_back(region)
+            else:
+                await self._memory.drop(region)
+
+    async def _send_rest(self, program: Program, plan: pb.ProgramHeader) -> None:
+        late, tensors = wire.late_header(program)
+        late.MergeFrom(plan)
+        if self._memory is not None:
+            self._memory.reading_bytes = program.drive.nbytes
+        if self._begun is not None and self._region is None:
+            await self._send_chunks(tensors)
+            trailer = pb.ProgramTrailer(crc32c=self._crc, late=late)
+            await self._send(pb.ProgramRequest(trailer=trailer))
+            return
+        if self._begun is not None:
+            header = self._begun
+        else:
+            header, operands = wire.operator_header(self._operator, self._precision)
+            tensors = operands + tensors
+        header.MergeFrom(late)
+        nbytes = self.sent_bytes + _nbytes(tensors)
+        results = program.drive.nbytes * len(plan.reads)
+        if self._region is not None:
+            await self._write(tensors)
+        elif nbytes > SMALL_BYTES and await self._take(nbytes + ALIGNMENT + results):
+            await self._write(tensors)
+        if self._region is not None:
+            self._clean = False
+            header.upload.CopyFrom(pb.Place(region=self._region.number, offset=0, nbytes=nbytes))
+            place = -(-nbytes // ALIGNMENT) * ALIGNMENT
+            if plan.reads and place + results <= self._region.nbytes:
+                header.readings.CopyFrom(pb.Place(region=self._region.number, offset=place, nbytes=results))
+            await self._send_header(header, trailer=pb.ProgramTrailer())
+        elif nbytes <= wire.CHUNK_BYTES:
+            chunk = next(wire.numbered(wire.chunks(wire.byte_views(tensors))))
+            trailer = pb.ProgramTrailer(crc32c=google_crc32c.value(chunk.data))
+            await self._send_header(header, chunk=chunk, trailer=trailer)
+            self.sent_bytes = nbytes
+        else:
+            await self._send_header(header)
+            await self._send_chunks(tensors)
+            await self._send(pb.ProgramRequest(trailer=pb.ProgramTrailer(crc32c=self._crc)))
+
+    async def _take(self, nbytes: int) -> bool:
+        if self._memory is not None:
+            self._region = await self._memory.take(nbytes)
+        if self._region is not None:
+            self.path = "shared-memory"
+        return self._region is not None
+
+    async def _write(self, tensors: Sequence[Tensor]) -> None:
+        """Append to the region."""
+        assert self._region is not None
+        self._clean = False
+        self.sent_bytes = await self._region.write(self.sent_bytes, tensors)
+        self._clean = True
+
+    async def _send_header(
+        self, header: pb.ProgramHeader, chunk: pb.Chunk | None = None, trailer: pb.ProgramTrailer | None = None
+    ) -> None:
+        header.session.CopyFrom(self._session)
+        self._call = self._open_call()
+        await self._send(pb.ProgramRequest(header=header, chunk=chunk, trailer=trailer))
+        if trailer is None and not any(key == "admitted" for key, _ in await self._call.initial_metadata()):
+            await next_of(self._call.read, self._address)  # raises what the daemon's status says
+
+    async def _send_chunks(self, tensors: Iterable[Tensor]) -> None:
+        for data in wire.chunks(wire.byte_views(tensors)):
+            self._crc = google_crc32c.extend(self._crc, data)
+            await self._send(pb.ProgramRequest(chunk=pb.Chunk(offset=self.sent_bytes, data=data)))
+            self.sent_bytes += len(data)
+
+    async def _send(self, request: pb.ProgramRequest) -> None:
+        assert self._call is not None
+        try:
+            await self._call.write(request)
+        except asyncio.InvalidStateError:  # the daemon has ended the call; its status says why
+            await next_of(self._call.read, self._address)
+
+
+def _nbytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
