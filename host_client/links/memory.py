@@ -103,7 +103,7 @@ class SharedMemory:
         self._session = session
         self._max_bytes = min(max_bytes, MAX_BYTES)
         self._free: list[Region] = []
-        self._taken: set[Region] = set()
+        self._held = 0  # regions that the daemon knows, or soon will
         self._socket: socket.socket | None = None
         self._asking = asyncio.Lock()
         self._broken = not hasattr(os, "memfd_create")
@@ -121,18 +121,15 @@ class SharedMemory:
             if grown is None:
                 return None
             region = grown
-        self._taken.add(region)
         return region
 
     def give_back(self, region: Region) -> None:
         """The call has ended, and the daemon has nothing more to do with its region."""
-        self._taken.discard(region)
         if not self._broken:
             self._free.append(region)
 
     async def drop(self, region: Region) -> None:
         """The call was broken off: the daemon may still read or write its region, so nobody may use it again."""
-        self._taken.discard(region)
         await self._unregister(region)
 
     def close(self) -> None:
@@ -147,8 +144,9 @@ class SharedMemory:
         """A new region, with some room to spare; one that is too small makes way for it."""
         if self._free:
             await self._unregister(self._free.pop(0))
-        if len(self._free) + len(self._taken) >= MAX_REGIONS:
+        if self._broken or self._held >= MAX_REGIONS:
             return None
+        self._held += 1
         nbytes = min(-(-(nbytes + nbytes // 4) // GRAIN) * GRAIN, self._max_bytes)
         try:
             return await self._register(nbytes)
@@ -176,6 +174,7 @@ class SharedMemory:
         try:
             unregister = pb.MemoryRequest.Unregister(region=region.number)
             await self._ask(pb.MemoryRequest(session=self._session, unregister=unregister), [])
+            self._held -= 1
         except (OSError, TimeoutError, SpuError) as error:
             log.warning("shared memory ends, bytes travel over gRPC: %s", error)
             self.close()
