@@ -394,9 +394,7 @@ class Upload:
 
     async def _program(self, drive: ArrayLike, damping: float, noise: float, start: StartPolicy | ArrayLike) -> Program:
         try:
-            return Program(
-                self.operator, drive, damping=damping, noise=noise, start=start, precision=self._precision
-            )
+            return Program(self.operator, drive, damping=damping, noise=noise, start=start, precision=self._precision)
         except SpuError:
             await self.abandon()
             raise

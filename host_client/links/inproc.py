@@ -145,7 +145,10 @@ class _InprocUpload(Upload):
         header.MergeFrom(plans(reads, not_before))
         device.admit(self._session, header)
         payload, self._payload = self._payload, bytearray()
-        payload += b"".join(wire.byte_views(tensors))
+        if payload:
+            payload += b"".join(wire.byte_views(tensors))
+        else:
+            payload = bytearray().join(wire.byte_views(tensors))
         self.sent_bytes = len(payload)
         programmed = await until(deadline, "program", device.program(self._session, header, payload))
         try:

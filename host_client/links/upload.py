@@ -132,9 +132,7 @@ class RemoteUpload(Upload):
         header.MergeFrom(late)
         nbytes = self.sent_bytes + _nbytes(tensors)
         results = program.drive.nbytes * len(plan.reads)
-        if self._region is not None:
-            await self._write(tensors)
-        elif nbytes > SMALL_BYTES and await self._take(nbytes + ALIGNMENT + results):
+        if self._region is not None or (nbytes > SMALL_BYTES and await self._take(nbytes + ALIGNMENT + results)):
             await self._write(tensors)
         if self._region is not None:
             self._clean = False
