@@ -102,6 +102,17 @@ def test_the_same_seed_gives_the_same_run(stripes: Task) -> None:
     assert losses(1) == losses(1) != losses(2)
 
 
+def test_the_settings_precision_halves_what_travels_of_the_curvature(stripes: Task) -> None:
+    with connect("inproc:", clock="stepped") as spu:
+        uploads = []
+        for precision in ("float32", "bfloat16"):
+            settings = Settings(steps=2, batch_size=20, analog_time=5.0, precision=precision)
+            uploads.append(run(stripes, settings, spu, label=precision, console=quiet()).bytes_per_upload)
+    full, narrow = uploads
+    parameters = sum(p.numel() for p in stripes.build(0).parameters())
+    assert 2 * (narrow - 4 * parameters) == full - 4 * parameters
+
+
 def test_evaluations_come_when_asked_for_and_at_the_end(stripes: Task) -> None:
     settings = Settings(optimizer="adam", batch_size=20, steps=7)
     events = train(stripes, settings, evaluate_every=3, splits=("validation", "test"))

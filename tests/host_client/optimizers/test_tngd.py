@@ -66,6 +66,16 @@ def test_every_solve_can_start_from_the_drive(problem: Problem) -> None:
     assert [asked["start"] for asked in recorder.asked] == ["drive"] * 3
 
 
+def test_the_curvature_travels_in_16_bits_where_asked(problem: Problem, session: Session) -> None:
+    other, alike = copy.deepcopy(problem), {"analog_time": 5.0, "start": "drive"}
+    train(problem, _optimizer(problem, session, **alike), 3)
+    in_full = session.uploaded_bytes
+    train(other, _optimizer(other, session, precision="int16", **alike), 3)
+    vectors = 3 * sum(p.nbytes for p in problem.model.parameters() if p.requires_grad)
+    assert 2 * (session.uploaded_bytes - in_full - vectors) == in_full - vectors
+    torch.testing.assert_close(flat(problem.model), flat(other.model), rtol=1e-3, atol=1e-4)
+
+
 def test_a_program_takes_hold_no_sooner_than_the_delay_after_the_last_reading(problem: Problem) -> None:
     recorder = Recorder()
     train(problem, _optimizer(problem, recorder, analog_time=2.0, delay=0.5), 3)
@@ -151,6 +161,10 @@ def test_repr_lists_all_hyperparameters(problem: Problem) -> None:
         ({"delay": -1.0}, "Invalid delay: -1.0"),
         ({"noise": float("nan")}, "Invalid noise: nan"),
         ({"start": "zero"}, "Invalid start: 'zero'; it must be 'keep' or 'drive'"),
+        (
+            {"precision": "int8"},
+            "Invalid precision: 'int8'; it must be one of float32, float16, bfloat16, int16, or None",
+        ),
     ],
 )
 def test_hyperparameters_out_of_range(problem: Problem, options: dict[str, Any], message: str) -> None:
