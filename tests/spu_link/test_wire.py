@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from spu_link import wire
 from spu_link.errors import InvalidProgram, UploadCorrupt
 from spu_link.operators import Conv2dRows, Dense, EmbeddingRows, LayerRows, LinearRows, Rows
+from spu_link.precision import PRECISIONS
 from spu_link.program import Program
 from tngd.spu.v1 import spu_pb2 as pb
 
@@ -208,9 +209,11 @@ def test_missing_bytes_and_a_wrong_checksum_are_told_apart():
     program=programs(),
     data=st.data(),
 )
-def test_a_header_with_any_shape_is_accepted_or_refused_and_never_more(program, data):
+def test_a_header_with_any_shape_and_scales_is_accepted_or_refused_and_never_more(program, data):
+    program.precision = data.draw(st.sampled_from([None, *PRECISIONS]))
     header, _ = wire.header_of(program)
     spec = data.draw(st.sampled_from(list(header.tensors)))
+    spec.scales[:] = data.draw(st.one_of(st.just(list(spec.scales)), st.lists(st.floats(width=32), max_size=6)))
     extents = st.one_of(st.integers(0, 6), st.integers(0, 2**64 - 1))
     spec.shape[:] = data.draw(st.lists(extents, max_size=6))
     try:
