@@ -1,95 +1,123 @@
-"""The curvature of a training forward pass, captured by hooks while the ordinary loop runs."""
+"""The curvature of a loss, captured by hooks while the ordinary loop runs."""
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.overrides import _pop_mode, _push_mode
 from torch.utils.hooks import RemovableHandle
 
-from host_client.curvature.cotangents import backpropagate
-from host_client.curvature.criterion import check_criterion, check_targets
 from host_client.curvature.errors import UnsupportedLayer
-from host_client.curvature.layers import Layer, batch_norms, check_unmixed, trained_layers
-from host_client.curvature.losses.softmax import softmax_root
-from spu_link.operators import LayerRows
+from host_client.curvature.graph import Graph, graph_of
+from host_client.curvature.linearise import Linearise
+from host_client.curvature.losses import Kind, check_criterion, loss_root
+from host_client.curvature.mixing import path_of_batch_norm
+from host_client.curvature.recorder import Recorder, Recording
+from spu_link.operators import LayerRows, stack
 
 
-class Call(NamedTuple):
-    """What a layer's hook saw: its input, and where in the graph its output is.
+class GradScaler(Protocol):
+    """What is asked of a `torch.amp.GradScaler`."""
 
-    The edge, unlike the output tensor, still means the layer's own output after a ``ReLU(inplace=True)``.
-    """
-
-    inputs: Tensor
-    output: GradientEdge
-    elements: int
+    def get_scale(self) -> float:
+        """The factor that losses are multiplied with."""
+        ...
 
 
 class Capture:
-    """Hooks on a model that turn each of its training forward passes into the curvature of the loss.
+    """Hooks on a model and its criterion that turn each training loss into the curvature of that loss.
 
-    The curvature is the generalised Gauss–Newton matrix (for a softmax the Fisher matrix) of the trained parameters,
-    F = AᵀA with A = SᵀJ / √b, where J is the Jacobian of the logits and S Sᵀ = diag p − p pᵀ (see `softmax_root`). For
-    a criterion that sums over the batch the 1/√b is left out. It depends on the logits alone, so it is complete before
-    the loss is computed, and is exact: F is the Hessian of the loss but for the curvature of the model itself.
+    The curvature is a matrix F = AᵀA of the trained parameters, A = SᵀJ, where J is the Jacobian of the criterion's
+    input z and the columns S are those of `loss_root`: by default S Sᵀ is the Hessian of the criterion with respect to
+    z, and F the generalised Gauss–Newton matrix, exactly. It is complete when the criterion has been called, before
+    any backward pass.
 
     A forward pass counts as training when the model is in training mode and gradients are enabled; others pass
-    untouched. The operator shares memory with the layers' inputs: do not overwrite a batch before its step is done.
+    untouched. What happens between the model's output and the criterion is free. The operator shares memory with the
+    layers' inputs: do not overwrite a batch before its step is done.
 
     Args:
-        model: its trained layers are Linear and Conv2d, each called once a forward pass, and used in no other way; what
-            lies between them is free, so long as samples do not mix. Its output, logits of shape (b, d), is what the
-            criterion takes. Which parameters are trained is looked at once, here.
-        criterion: ``nn.CrossEntropyLoss`` with default options but for ``reduction``; targets are class indices, or
-            probabilities that sum to one.
+        model: its forward pass may use its trained parameters in any differentiable way, so long as samples do not mix.
+            Functions without a rule in `host_client.curvature.rules` cost a backward pass a row (`CurvatureFallback`).
+            Which parameters are trained is looked at once, here. The number of samples b is the leading extent of the
+            model's output (of its first tensor), or of its input if it gives out no tensor.
+        criterion: one of torch's losses that `check_criterion` knows. The module itself has to be called.
+        curvature: ``"exact"``; ``"mc"``, the Fisher matrix from labels drawn from the model's own distribution; or
+            ``"empirical"``, from the labels given.
+        samples: for ``"mc"``, how many labels are drawn for each sample.
+        generator: for ``"mc"``, what draws them; None for torch's own.
+        on_operator: called with each operator as soon as it is complete, inside the call of the criterion.
+        grad_scaler: the scaler that multiplies the losses; only needed when the gradients of several backward passes
+            are added up.
 
     Raises:
-        UnsupportedLayer: for a layer or a use of it that is not known here; also later, in the forward pass.
-        UnsupportedCriterion: for another criterion or option; also later, for targets that the criterion ignores.
+        UnsupportedLayer: later, in the forward pass or at the criterion, for a model that mixes samples.
+        UnsupportedCriterion: for a loss whose curvature is not known; also later, for targets that do not fit.
         ValueError: when no parameter requires grad.
-
-    Attributes:
-        layers: the trained layers, in the order of ``model.parameters()``.
 
     Note:
         The model does not keep its capture alive: with the last reference to it (that of the optimizer, say) the hooks
         are gone. Copies of the model are not captured.
     """
 
-    def __init__(self, model: nn.Module, criterion: nn.Module) -> None:
-        self.model = model
-        self.criterion = check_criterion(criterion)
-        self.layers = trained_layers(model)
-        self._by_module: dict[nn.Module, Layer] = {layer.module: layer for layer in self.layers}
-        self._batch_norms = batch_norms(model)
-        self._calls: dict[str, Call] | None = None
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: nn.Module,
+        *,
+        curvature: Kind = "exact",
+        samples: int = 1,
+        generator: torch.Generator | None = None,
+        on_operator: Callable[[LayerRows], None] | None = None,
+        grad_scaler: GradScaler | None = None,
+    ) -> None:
+        check_criterion(criterion)
+        if curvature not in ("exact", "mc", "empirical"):
+            raise ValueError(f"Invalid curvature: {curvature!r}; it must be 'exact', 'mc' or 'empirical'")
+        if samples < 1:
+            raise ValueError(f"Invalid samples: {samples}; at least one label must be drawn")
+        self.model, self.criterion = model, criterion
+        self._kind, self._draws, self._generator = curvature, samples, generator
+        self._on_operator, self._grad_scaler = on_operator, grad_scaler
+        self._parameters = trained_parameters(model)
+        self._recorder = Recorder([p for _, p in self._parameters], partial(_refuse, model))
+        self._entered = False
+        self._linearise = Linearise(self._parameters)
+        self._passes: list[_Pass] = []
+        self._seen = False
         self._operator: LayerRows | None = None
-        self._differentiated: list[LayerRows] = []
-        # A model that is itself a layer has both forward hooks: the layer's comes first.
-        record = _WeakHook(self._record)
-        handles = [layer.module.register_forward_hook(record, with_kwargs=True) for layer in self.layers]
-        handles.append(model.register_forward_pre_hook(_WeakHook(self._begin)))
-        handles.append(model.register_forward_hook(_WeakHook(self._finish)))
-        handles.append(criterion.register_forward_pre_hook(_check_targets, with_kwargs=True))
+        self._differentiated: list[_Differentiated] = []
+        handles = [
+            model.register_forward_pre_hook(_WeakHook(self._begin), with_kwargs=True, prepend=True),
+            model.register_forward_hook(_WeakHook(self._finish), with_kwargs=True, always_call=True),
+            criterion.register_forward_hook(_WeakHook(self._criterion_called), with_kwargs=True),
+        ]
         self._remove_hooks = weakref.finalize(self, _remove, handles)
 
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
         """The trained parameters with their dotted paths, in the order of the operator's columns."""
-        return [named for layer in self.layers for named in layer.parameters()]
+        return list(self._parameters)
 
     @property
     def operator(self) -> LayerRows:
-        """The curvature at the last training forward pass: b·(d − 1) rows.
+        """The curvature of the last loss of a training forward pass: c rows a sample.
 
         Raises:
             RuntimeError: when there was none.
         """
         if self._operator is None:
+            if self._seen:
+                raise RuntimeError(
+                    "a training forward pass was seen, but no loss of it: call the criterion that the optimizer was "
+                    "given (the module itself, not its function), on what the model has computed, with gradients "
+                    "enabled"
+                )
             raise RuntimeError(
                 "no training forward pass has been captured: call the model in training mode (model.train()) with "
                 "gradients enabled, after the optimizer has been made"
@@ -97,23 +125,39 @@ class Capture:
         return self._operator
 
     def operator_of_gradients(self) -> LayerRows:
-        """The curvature at the forward pass that the parameters' gradients came back through.
+        """The curvature of the losses whose gradients the parameters hold.
+
+        With one backward pass since `forget_gradients` it is the curvature of that loss, whatever factor the loss was
+        multiplied with before it was differentiated (by a `GradScaler`, say). With several it is the sum over the
+        passes of factor times curvature, factors being seen relative to the scale of the `grad_scaler`: with
+        ``(loss / k).backward()`` for each of k micro-batches, the mean.
 
         Raises:
-            RuntimeError: when there was no backward pass through a captured forward pass since `forget_gradients`, or
-                when there was more than one.
+            RuntimeError: when there was no backward pass through a captured loss since then; or when one of several
+                had a factor above 1.
         """
-        if len(self._differentiated) > 1:
-            raise RuntimeError(
-                f"the gradients of {len(self._differentiated)} backward passes have accumulated, and only that of one "
-                "has a curvature here: step after each one, or drop gradients with the optimizer's zero_grad()"
-            )
         if not self._differentiated:
-            self.operator  # noqa: B018 - says so if there was no forward pass either
+            self.operator  # noqa: B018 - says so if there was no forward pass or loss either
             raise RuntimeError(
-                "no backward pass through the model since the last step: call loss.backward() before step()"
+                "no backward pass through a captured loss since the last step: call loss.backward() before step(), "
+                "with a loss of the criterion that the optimizer was given"
             )
-        return self._differentiated[0]
+        if len(self._differentiated) == 1:
+            return self._differentiated[0].operator
+        scale = 1.0 if self._grad_scaler is None else self._grad_scaler.get_scale()
+        weights = [float(one.factor) / scale for one in self._differentiated]
+        if max(weights) > 1.0 + 1e-6 or min(weights) < 0.0:
+            raise RuntimeError(
+                f"the losses of {len(weights)} backward passes were differentiated with factors {weights}; give the "
+                "optimizer the grad_scaler that multiplies them, and divide each loss by the number of passes"
+            )
+        columns = {one.columns for one in self._differentiated}
+        if len(columns) > 1:
+            raise RuntimeError(
+                f"the losses of {len(weights)} backward passes have {sorted(columns)} rows a sample; only passes with "
+                "equally many can be added up: use curvature='mc' or 'empirical', or step after each one"
+            )
+        return stack([one.operator for one in self._differentiated], weights, columns.pop())
 
     def forget_gradients(self) -> None:
         """Start over: the parameters' gradients have been used, or set to zero."""
@@ -122,79 +166,121 @@ class Capture:
     def close(self) -> None:
         """Remove the hooks and let go of the last operator. The model is as it was."""
         self._remove_hooks()
-        self._calls = self._operator = None
+        self._leave()
+        self._operator, self._seen = None, False
+        self._passes.clear()
         self._differentiated.clear()
 
-    def _begin(self, model: nn.Module, args: tuple[Any, ...]) -> None:
-        self._calls = None
+    def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._leave()  # only entered still if a forward pass was interrupted from the keyboard
         if not (model.training and torch.is_grad_enabled()):
             return
-        for path, norm in self._batch_norms:
-            check_unmixed(path, norm)
-        self._operator = None
-        self._calls = {}
+        self._passes = [one for one in self._passes if one.alive()]
+        self._operator, self._seen = None, False
+        self._recorder.start()
+        self._recorder.__enter__()
+        self._entered = True
 
-    def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        if self._calls is None:
+    def _finish(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
+        if not self._entered:
             return
-        layer = self._by_module[module]
-        if layer.path in self._calls:
-            raise UnsupportedLayer(
-                layer.path, "was called twice in one forward pass; use a layer of its own for each call"
-            )
-        inputs: Tensor = args[0] if args else kwargs["input"]
-        layer.check_input(inputs)
-        if not output.requires_grad:
-            raise UnsupportedLayer(
-                layer.path,
-                "was called without gradients, or frozen since the optimizer was made; replace that by a new one",
-            )
-        self._calls[layer.path] = Call(inputs.detach(), get_gradient_edge(output), output.numel())
-
-    def _finish(self, model: nn.Module, args: tuple[Any, ...], logits: Tensor) -> None:
-        # Taken first, so that no edge keeps the graph alive, whatever happens below.
-        calls, self._calls = self._calls, None
-        if calls is None:
+        self._leave()
+        recording = self._recorder.finish()
+        if output is None:  # the forward pass has failed
             return
-        self._operator = operator = self._linearise(logits, calls)
-        # The operator lives on with the graph of this pass, until a backward pass makes it that of the gradients.
-        logits.register_hook(lambda _: self._differentiated.append(operator))
+        outputs = list(_tensors(output))
+        leading = next((len(t) for t in (*outputs, *_tensors(args), *_tensors(kwargs)) if t.dim()), 0)
+        recording.samples = leading
+        self._passes.append(_Pass(recording, outputs, self))
+        self._seen = True
 
-    def _linearise(self, logits: Tensor, calls: dict[str, Call]) -> LayerRows:
-        _check_logits(logits)
-        for layer in self.layers:
-            if layer.path not in calls:
-                raise UnsupportedLayer(
-                    layer.path, "was not called in this forward pass; freeze it with requires_grad_(False)"
+    def _leave(self) -> None:
+        if not self._entered:
+            return
+        self._entered = False
+        above = []
+        while (mode := _pop_mode()) is not self._recorder:
+            above.append(mode)
+        for mode in reversed(above):
+            _push_mode(mode)
+
+    def _criterion_called(
+        self, criterion: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Tensor
+    ) -> None:
+        z = args[0] if args else kwargs["input"]
+        if not (self._passes and torch.is_grad_enabled() and z.grad_fn is not None):
+            return
+        graph = graph_of(z)
+        passes = [one for one in self._passes if one.within(graph)]
+        if not passes:
+            return
+        target = args[1] if len(args) > 1 else kwargs["target"]
+        root = partial(loss_root, criterion, z, target, kind=self._kind, draws=self._draws, generator=self._generator)
+        try:
+            # Under autocast the factors would be rounded, and the backward pass is not made for it.
+            with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+                operator, columns = self._linearise(
+                    z, [one.recording for one in passes], graph, lambda samples: root(samples=samples)
                 )
-            rows = len(calls[layer.path].inputs)
-            if rows != len(logits):
-                raise UnsupportedLayer(
-                    layer.path, f"was given {rows} rows for {len(logits)} samples; give it one row a sample"
-                )
-        columns = softmax_root(logits.detach())
-        if self.criterion.reduction == "mean":
-            columns /= len(logits) ** 0.5
-        ordered = [calls[layer.path] for layer in self.layers]
-        forms = [
-            layer.form(call.inputs, len(columns), call.elements)
-            for layer, call in zip(self.layers, ordered, strict=True)
-        ]
-        kept = backpropagate(
-            logits,
-            columns,
-            [call.output for call in ordered],
-            [form.keep for form in forms],
-            widest=max(call.elements for call in ordered),
+        finally:
+            for one in passes:
+                one.used = True
+            self._forget_dead()
+        self._operator = operator
+        loss.register_hook(partial(_note, self._differentiated, self._parameters[0][1], operator, columns))
+        if self._on_operator is not None:
+            self._on_operator(operator)
+
+    def _forget_dead(self) -> None:
+        """Let go of passes whose losses have been computed and whose outputs are gone, and with them of their graphs."""
+        self._passes = [one for one in self._passes if not one.used or one.alive()]
+
+
+class _Pass:
+    """A recorded forward pass, and whether anyone can still compute a loss from it."""
+
+    def __init__(self, recording: Recording, outputs: Sequence[Tensor], capture: Capture) -> None:
+        self.recording = recording
+        self.used = False
+        owner = weakref.ref(capture)
+
+        def gone(_: object) -> None:
+            capture = owner()
+            if capture is not None:
+                capture._forget_dead()
+
+        self._outputs = [weakref.ref(t, gone) for t in outputs]
+
+    def alive(self) -> bool:
+        """Whether an output still exists."""
+        return any(t() is not None for t in self._outputs)
+
+    def within(self, graph: Graph) -> bool:
+        """Whether the graph goes through this pass."""
+        recording = self.recording
+        return any(use.node in graph.nodes for use in recording.uses) or any(
+            node in graph.nodes for _, _, node in recording.unruled
         )
-        blocks = []
-        for layer, form, cotangents in zip(self.layers, forms, kept, strict=True):
-            if cotangents is None:
-                raise UnsupportedLayer(
-                    layer.path, "does not influence the model's output; freeze it with requires_grad_(False)"
-                )
-            blocks.append(form.rows(cotangents))
-        return LayerRows(blocks)
+
+
+class _Differentiated(NamedTuple):
+    """A backward pass through a captured loss: with which factor the loss was multiplied, and in which engine run."""
+
+    operator: LayerRows
+    columns: int
+    factor: Tensor
+    run: int
+
+
+def _note(
+    differentiated: list[_Differentiated], parameter: nn.Parameter, operator: LayerRows, columns: int, factor: Tensor
+) -> None:
+    """Hook on a loss: its gradients are on their way."""
+    run: int = torch._C._current_graph_task_id()
+    if parameter.grad is None:
+        # What earlier runs had added up has been dropped since.
+        differentiated[:] = [one for one in differentiated if one.run == run]
+    differentiated.append(_Differentiated(operator, columns, factor.detach(), run))
 
 
 class _WeakHook:
@@ -212,22 +298,40 @@ class _WeakHook:
         return _WeakHook, (None,)
 
 
+def trained_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The parameters that require grad with their dotted paths, each once, in the order of ``model.parameters()``.
+
+    Raises:
+        ValueError: when there is none.
+    """
+    found = [(path, parameter) for path, parameter in model.named_parameters() if parameter.requires_grad]
+    if not found:
+        raise ValueError("the model has no parameter that requires grad")
+    return found
+
+
 def _remove(handles: list[RemovableHandle]) -> None:
     for handle in handles:
         handle.remove()
 
 
-def _check_targets(criterion: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if torch.is_grad_enabled():
-        check_targets(args[1] if len(args) > 1 else kwargs["target"])
+def _refuse(model: nn.Module, state: Sequence[Tensor]) -> NoReturn:
+    path, kind = path_of_batch_norm(model, state)
+    raise UnsupportedLayer(
+        path,
+        f"({kind}) takes its statistics from the batch, so samples are not independent; put it in eval mode or replace "
+        "it with GroupNorm",
+    )
 
 
-def _check_logits(logits: object) -> None:
-    if not isinstance(logits, Tensor):
-        raise UnsupportedLayer("", f"returns {type(logits).__name__}; it must return the logits, of shape (b, d)")
-    if logits.dim() != 2 or logits.shape[1] < 2:
-        raise UnsupportedLayer(
-            "", f"returns logits of shape {tuple(logits.shape)}; only (b, d) with at least two classes is supported"
-        )
-    if not logits.requires_grad:
-        raise UnsupportedLayer("", "returns logits that are cut off from its parameters; do not detach them")
+def _tensors(values: object) -> Iterator[Tensor]:
+    """The tensors in nested sequences, mappings and data classes, in their order."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, Mapping):
+        yield from _tensors(tuple(values.values()))
+    elif isinstance(values, (tuple, list)):
+        for value in values:
+            yield from _tensors(value)
+    elif dataclasses.is_dataclass(values):
+        yield from _tensors(tuple(vars(values).values()))

@@ -2,64 +2,87 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 PASS_ELEMENTS = 1 << 18
-"""Elements (1 MiB in float32) that the largest layer output may take in one backward pass.
+"""Elements (1 MiB in float32) that the largest output may take in one backward pass.
 
 Wide layers go column by column, so that a pass stays in the processor's cache; narrow ones all together, so that the
 engine's overhead is paid once.
 """
 
 
+@dataclass(frozen=True)
+class Taker:
+    """Something that keeps a part of the cotangents that arrive.
+
+    Attributes:
+        outputs: the numbers of the outputs whose cotangents it takes.
+        keep: from those, each of shape (k, *output), to what is kept, (k, …).
+    """
+
+    outputs: Sequence[int]
+    keep: Callable[[Sequence[Tensor]], Tensor]
+
+
 def backpropagate(
-    logits: Tensor,
+    z: Tensor,
     columns: Tensor,
-    outputs: Sequence[GradientEdge],
-    keep: Sequence[Callable[[Tensor], Tensor]],
-    *,
-    widest: int,
-) -> list[Tensor | None]:
-    """What is kept of the cotangents of layer outputs, for c cotangents of the logits.
+    edges: Sequence[GradientEdge],
+    shapes: Sequence[torch.Size],
+    takers: Sequence[Taker],
+) -> list[Tensor]:
+    """What is kept of the cotangents of outputs, for c cotangents of z.
 
     The graph stays for the loss's own backward pass. Gradients with respect to parameters are not computed.
 
     Args:
-        logits: shape (b, d), with its graph.
-        columns: cotangents of the logits, shape (c, b, d).
-        outputs: where in that graph the layers' outputs are, of shape (b, …).
-        keep: for each output, what is kept of some of its cotangents: from shape (k, b, …), again (k, b, …).
-        widest: elements of the largest of the outputs.
+        z: with its graph.
+        columns: cotangents of z, shape (c, *z.shape).
+        edges: where in that graph the outputs are.
+        shapes: of the outputs.
+        takers: what is kept of some of the columns, as they come.
 
     Returns:
-        For each output what was kept of all, shape (c, b, …), contiguous, or None where the logits do not depend on it.
+        For each taker what was kept of all columns, shape (c, …), contiguous.
     """
-    step = max(1, PASS_ELEMENTS // widest)
-    results: list[Tensor | None] = [None] * len(outputs)
+    widest = max((shape.numel() for shape in shapes), default=1)
+    step = max(1, PASS_ELEMENTS // max(1, widest))
+    results: list[Tensor] = []
     for start in range(0, len(columns), step):
-        for i, cotangents in enumerate(_backward(logits, outputs, columns[start : start + step])):
-            if cotangents is None:
-                continue
-            part = keep[i](cotangents)
+        some = columns[start : start + step]
+        cotangents = [
+            z.new_zeros(len(some), *shape) if one is None else one
+            for one, shape in zip(gradients(z, edges, some), shapes, strict=True)
+        ]
+        for i, taker in enumerate(takers):
+            part = taker.keep([cotangents[o] for o in taker.outputs])
             if step >= len(columns):
-                results[i] = part.contiguous()
+                results.append(part.contiguous())
                 continue
-            whole = results[i]
-            if whole is None:
-                whole = results[i] = part.new_empty(len(columns), *part.shape[1:])
-            whole[start : start + step] = part
+            if not start:
+                results.append(part.new_empty(len(columns), *part.shape[1:]))
+            results[i][start : start + step] = part
     return results
 
 
-def _backward(logits: Tensor, outputs: Sequence[GradientEdge], columns: Tensor) -> tuple[Tensor | None, ...]:
-    if len(columns) > 1:
-        return torch.autograd.grad(
-            logits, outputs, columns, retain_graph=True, allow_unused=True, is_grads_batched=True
-        )
+def gradients(z: Tensor, inputs: Sequence[Tensor | GradientEdge], cotangents: Tensor) -> Sequence[Tensor | None]:
+    """Gradients of `z` for several cotangents (k, *z.shape): for each input shape (k, *input), or None if unused."""
+    if not inputs:
+        return ()
+    if len(cotangents) > 1:
+        with warnings.catch_warnings():
+            # Where an operation has no batching rule, torch goes through the columns one by one, as it would without.
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            return torch.autograd.grad(
+                z, inputs, cotangents, retain_graph=True, allow_unused=True, is_grads_batched=True
+            )
     # One column needs no vmap, and any operation differentiates without it.
-    parts = torch.autograd.grad(logits, outputs, columns[0], retain_graph=True, allow_unused=True)
+    parts = torch.autograd.grad(z, inputs, cotangents[0], retain_graph=True, allow_unused=True)
     return tuple(None if part is None else part[None] for part in parts)

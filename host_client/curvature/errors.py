@@ -42,3 +42,7 @@ class CurvatureTooLarge(ValueError):
     def __init__(self, message: str, estimate: Estimate) -> None:
         super().__init__(message)
         self.estimate = estimate
+
+
+class CurvatureFallback(UserWarning):
+    """A parameter is used by a function that no Jacobian rows are known for; they come at a higher cost."""

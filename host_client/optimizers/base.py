@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, overload
+from typing import Any, TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
 
-from host_client.curvature import Capture
-from spu_link.operators import LayerRows
+from host_client.curvature import Capture, GradScaler, Kind, trained_parameters
+from spu_link.operators import Operator
+
+Curvature: TypeAlias = Kind | Callable[[], Operator]
+"""Which curvature is captured, or what gives one."""
 
 
 class NaturalGradient(torch.optim.Optimizer, ABC):
     """θ ← θ − η g̃ with g̃ a solution of (F + λI) g̃ = ∇ℓ, or an estimate of it; how it is found is up to the subclass.
 
-    F is the curvature at the training forward pass that the gradients came through (see `Capture`, whose restrictions
-    on model and criterion hold here). The loop is the ordinary one, with or without a closure. There is one parameter
-    group, because F is one matrix: the parameters of `model` that require grad when the optimizer is made. If `step`
-    raises, parameters, momentum and gradients are as they were, and it can be called again.
+    F is the curvature of the losses that the gradients are those of (see `Capture`, whose restrictions on model and
+    criterion hold here). The loop is the ordinary one, with or without a closure; gradients of several backward passes
+    may be added up before a step. There is one parameter group, because F is one matrix: the parameters of `model`
+    that require grad when the optimizer is made. If `step` raises, parameters, momentum and gradients are as they
+    were, and it can be called again.
 
     Args:
         model: what is trained.
@@ -27,6 +31,10 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         lr: learning rate η ≥ 0.
         damping: λ ≥ 0, with F the curvature of the mean (or sum) loss over the batch.
         momentum: β in [0, 1), as in `torch.optim.SGD`, applied to g̃: u ← β u + g̃, θ ← θ − η u.
+        curvature: ``"exact"``, ``"mc"`` or ``"empirical"``, see `Capture`; or a function that is called at each step
+            and gives F itself, an operator of the N trained parameters in their order: then nothing is captured.
+        samples: labels drawn for each sample when the curvature is ``"mc"``.
+        grad_scaler: the scaler of the losses, if the gradients of several backward passes are added up under one.
         hyperparameters: further ones of the subclass, for the parameter group.
 
     Raises:
@@ -34,7 +42,8 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         ValueError: for a hyperparameter out of its range.
 
     Attributes:
-        capture: the hooks on the model; ``capture.close()`` removes them when training is over.
+        capture: the hooks on model and criterion; ``capture.close()`` removes them when training is over. None when
+            the curvature is given.
     """
 
     def __init__(
@@ -45,18 +54,26 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         lr: float,
         damping: float,
         momentum: float,
+        curvature: Curvature = "exact",
+        samples: int = 1,
+        grad_scaler: GradScaler | None = None,
         **hyperparameters: Any,
     ) -> None:
         at_least_zero("learning rate", lr)
         at_least_zero("damping", damping)
         if not 0.0 <= momentum < 1.0:
             raise ValueError(f"Invalid momentum: {momentum}; it must be at least 0 and less than 1")
-        self.capture = Capture(model, criterion)
+        self._parameters = trained_parameters(model)
+        self.capture: Capture | None = None
+        if callable(curvature):
+            self._given = curvature
+        else:
+            self.capture = Capture(model, criterion, curvature=curvature, samples=samples, grad_scaler=grad_scaler)
         defaults = {"lr": lr, "damping": damping, "momentum": momentum, **hyperparameters}
-        super().__init__([parameter for _, parameter in self.capture.parameters()], defaults)
+        super().__init__([parameter for _, parameter in self._parameters], defaults)
 
     @abstractmethod
-    def _solve(self, operator: LayerRows, drive: Tensor) -> Tensor:
+    def _solve(self, operator: Operator, drive: Tensor) -> Tensor:
         """g̃ of shape (N,) for F = `operator` and ∇ℓ = `drive`."""
 
     @property
@@ -75,9 +92,10 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         super().add_param_group(param_group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop the gradients, and with them the record of which forward pass they came through."""
+        """Drop the gradients, and with them the record of which losses they are those of."""
         super().zero_grad(set_to_none)
-        self.capture.forget_gradients()
+        if self.capture is not None:
+            self.capture.forget_gradients()
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -96,22 +114,23 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
             The closure's loss.
 
         Raises:
-            RuntimeError: when there was no training forward pass with a backward pass through it since the last step,
-                or more than one, or when a parameter has no gradient.
+            RuntimeError: when there was no training forward pass with a loss and a backward pass through it since the
+                last step, or when a parameter has no gradient.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        operator = self.capture.operator_of_gradients()
+        operator = self._given() if self.capture is None else self.capture.operator_of_gradients()
         drive = self._drive()
         self._descend(self._solve(operator, drive).to(drive))
-        self.capture.forget_gradients()
+        if self.capture is not None:
+            self.capture.forget_gradients()
         return loss
 
     def _drive(self) -> Tensor:
         gradients = []
-        for path, parameter in self.capture.parameters():
+        for path, parameter in self._parameters:
             if parameter.grad is None:
                 raise RuntimeError(f"parameter {path!r} has no gradient: call loss.backward() before step()")
             gradients.append(parameter.grad.flatten())

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from host_client.optimizers.base import NaturalGradient
+from host_client.curvature import GradScaler
+from host_client.optimizers.base import Curvature, NaturalGradient
 from host_client.optimizers.solvers.checks import check_damping, check_size
 from host_client.optimizers.solvers.dense import solve_dense
-from spu_link.operators import LayerRows
+from spu_link.operators import Operator
 
 
 class NGD(NaturalGradient):
@@ -19,6 +20,7 @@ class NGD(NaturalGradient):
         lr: learning rate η ≥ 0.
         damping: λ > 0; F has fewer samples than parameters and cannot be inverted without.
         momentum: β in [0, 1), as in `torch.optim.SGD`, applied to g̃.
+        curvature, samples, grad_scaler: see `NaturalGradient`.
 
     Raises:
         UnsupportedLayer, UnsupportedCriterion: for a model or loss whose curvature is not known.
@@ -26,11 +28,29 @@ class NGD(NaturalGradient):
     """
 
     def __init__(
-        self, model: nn.Module, criterion: nn.Module, *, lr: float, damping: float, momentum: float = 0.0
+        self,
+        model: nn.Module,
+        criterion: nn.Module,
+        *,
+        lr: float,
+        damping: float,
+        momentum: float = 0.0,
+        curvature: Curvature = "exact",
+        samples: int = 1,
+        grad_scaler: GradScaler | None = None,
     ) -> None:
         check_size(sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad))
         check_damping(damping)
-        super().__init__(model, criterion, lr=lr, damping=damping, momentum=momentum)
+        super().__init__(
+            model,
+            criterion,
+            lr=lr,
+            damping=damping,
+            momentum=momentum,
+            curvature=curvature,
+            samples=samples,
+            grad_scaler=grad_scaler,
+        )
 
-    def _solve(self, operator: LayerRows, drive: Tensor) -> Tensor:
+    def _solve(self, operator: Operator, drive: Tensor) -> Tensor:
         return solve_dense(operator, drive, self.hyperparameters["damping"])

@@ -7,8 +7,9 @@ from typing import Any, Protocol, get_args
 import torch
 from torch import Tensor, nn
 
-from host_client.optimizers.base import NaturalGradient, at_least_zero
-from spu_link.operators import LayerRows, Operator
+from host_client.curvature import GradScaler
+from host_client.optimizers.base import Curvature, NaturalGradient, at_least_zero
+from spu_link.operators import Operator
 from spu_link.precision import PRECISIONS, Precision
 from spu_link.program import Reading, StartPolicy
 
@@ -53,6 +54,7 @@ class TNGD(NaturalGradient):
             paper; or ``"drive"``, always from ∇ℓ.
         precision: how the curvature travels to the device: ``"float32"``, ``"float16"``, ``"bfloat16"``, ``"int16"``,
             or None, as it is. 16 bits halve the upload; ``"int16"`` is the most accurate of them.
+        curvature, samples, grad_scaler: see `NaturalGradient`.
 
     Raises:
         UnsupportedLayer, UnsupportedCriterion: for a model or loss whose curvature is not known.
@@ -80,6 +82,9 @@ class TNGD(NaturalGradient):
         momentum: float = 0.0,
         start: StartPolicy = "keep",
         precision: Precision | None = None,
+        curvature: Curvature = "exact",
+        samples: int = 1,
+        grad_scaler: GradScaler | None = None,
     ) -> None:
         at_least_zero("analog time", analog_time)
         at_least_zero("delay", delay)
@@ -99,6 +104,9 @@ class TNGD(NaturalGradient):
             momentum=momentum,
             start=start,
             precision=precision,
+            curvature=curvature,
+            samples=samples,
+            grad_scaler=grad_scaler,
         )
         self.session = session
 
@@ -117,7 +125,7 @@ class TNGD(NaturalGradient):
         super().load_state_dict(state_dict)
         self.last_reading = None
 
-    def _solve(self, operator: LayerRows, drive: Tensor) -> Tensor:
+    def _solve(self, operator: Operator, drive: Tensor) -> Tensor:
         group = self.hyperparameters
         last = self.last_reading
         reading = self.session.solve(

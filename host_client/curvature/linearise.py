@@ -1,0 +1,215 @@
+"""From a recorded forward pass and cotangents of what came out of it to the factor of a curvature."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
+
+from host_client.curvature.blocks import Batch, Block, belong_together, blocks_of, claims_of
+from host_client.curvature.cotangents import Taker, backpropagate
+from host_client.curvature.errors import CurvatureFallback, UnsupportedLayer
+from host_client.curvature.fallback import rows_by_autograd
+from host_client.curvature.graph import Graph
+from host_client.curvature.layouts import Layout, Trace, candidates, probes, traces
+from host_client.curvature.recorder import Recording, Use
+from host_client.curvature.rules.broadcast import Broadcast
+from host_client.curvature.rules.embedding import Embedding
+from host_client.curvature.settle import settle
+from spu_link.operators import LayerRows, Rows
+from spu_link.operators.base import BlockFactor
+
+Site = tuple[int, tuple[tuple[str, int], ...], int]
+"""A place in the model's code: number of the use, parameters by role, dimensions of the output."""
+
+
+class Linearise:
+    """Makes factors of one model's passes, and remembers where samples lie in it.
+
+    Args:
+        parameters: the trained ones with their dotted paths, in the order of the columns.
+    """
+
+    def __init__(self, parameters: Sequence[tuple[str, nn.Parameter]]) -> None:
+        self._paths = [path for path, _ in parameters]
+        self._parameters = [parameter for _, parameter in parameters]
+        self._dtype = torch.float64 if self._parameters[0].dtype == torch.float64 else torch.float32
+        self._known: dict[Site, tuple[int, str] | None] = {}
+        self._announced: set[int] = set()
+
+    def __call__(
+        self, z: Tensor, recordings: Sequence[Recording], graph: Graph, root: Callable[[int], Tensor]
+    ) -> tuple[LayerRows, int]:
+        """The factor A = SᵀJ of the trained parameters.
+
+        Args:
+            z: what the criterion was given, with its graph.
+            recordings: of the forward passes in that graph.
+            graph: the graph.
+            root: gives the columns S, shape (c, *z.shape), from the number of samples.
+
+        Returns:
+            The factor, with rows in the order (column, sample), and the number of columns c.
+
+        Raises:
+            UnsupportedLayer: for parameters that are not used, and for layers where samples mix.
+        """
+        samples = self._samples(z, recordings)
+        uses, unruled = settle(recordings, graph, self._parameters)
+        uses, layouts = self._layouts(z, uses, unruled, samples)
+        columns = root(samples)
+        batch = Batch(len(columns), samples, self._dtype)
+        blocks = self._blocks(uses, layouts, unruled, batch)
+        edges = [GradientEdge(use.node, use.output_nr) for use in uses]
+        shapes = [use.shape for use in uses]
+        takers = [block.taker for block in blocks if isinstance(block, Block)]
+        kept = iter(backpropagate(z, columns, edges, shapes, takers))
+        others: dict[int, Tensor] = {}
+        if unruled:
+            self._announce(unruled, batch)
+            widest = max((shape.numel() for shape in [*shapes, z.shape]))
+            parameters = [self._parameters[index] for index in unruled]
+            rows = rows_by_autograd(z, columns, parameters, samples=samples, widest=widest)
+            others = dict(zip(unruled, rows, strict=True))
+        factors: list[BlockFactor] = []
+        for block in blocks:
+            factors.append(block.rows(next(kept)) if isinstance(block, Block) else Rows(others[block].to(self._dtype)))
+        return LayerRows(factors), len(columns)
+
+    def _samples(self, z: Tensor, recordings: Sequence[Recording]) -> int:
+        found = {recording.samples for recording in recordings}
+        if len(found) > 1:
+            raise UnsupportedLayer(
+                "", f"was called with {sorted(found)} samples for one loss; give each call equally many"
+            )
+        samples = found.pop()
+        if samples == 0 or z.dim() == 0 or len(z) % samples:
+            raise UnsupportedLayer(
+                "",
+                f"gave out {samples} samples, and the criterion was given an input of shape {tuple(z.shape)}; its "
+                "first dimension must hold all samples, or all their positions, sample by sample",
+            )
+        return samples
+
+    def _layouts(
+        self, z: Tensor, uses: Sequence[Use], unruled: dict[int, str], samples: int
+    ) -> tuple[list[Use], list[Layout]]:
+        """Where the samples lie in each use's output; the parameters of uses where they cannot be told are unruled."""
+        found: list[Layout | None] = []
+        sites: list[Site] = []
+        choices: list[list[Layout]] = []
+        unknown: list[int] = []
+        for number, use in enumerate(uses):
+            site = (number, tuple((role, s.parameter) for role, s in use.sources.items()), len(use.shape))
+            possible = candidates(use.shape, _sample_dims(use), samples)
+            known = self._known.get(site)
+            layout = next((one for one in possible if (one.dim, one.order) == known), None)
+            if layout is None and samples == 1:
+                layout = possible[0]
+            if layout is None and possible and not (site in self._known and known is None):
+                unknown.append(number)
+            found.append(layout)
+            sites.append(site)
+            choices.append(possible)
+        if unknown:
+            for number, layout, certain in self._probed(z, uses, choices, unknown, samples):
+                found[number] = layout
+                if certain:
+                    self._known[sites[number]] = layout and (layout.dim, layout.order)
+        for use, layout in zip(uses, found, strict=True):
+            if layout is None:
+                for source in use.sources.values():
+                    unruled.setdefault(source.parameter, f"{use.function} for all samples together")
+        placed = [
+            (use, layout)
+            for use, layout in zip(uses, found, strict=True)
+            if layout is not None and any(source.parameter not in unruled for source in use.sources.values())
+        ]
+        return [use for use, _ in placed], [layout for _, layout in placed]
+
+    def _probed(
+        self, z: Tensor, uses: Sequence[Use], choices: Sequence[Sequence[Layout]], numbers: Sequence[int], samples: int
+    ) -> list[tuple[int, Layout | None, bool]]:
+        """For each of the uses numbered, where the samples lie, and whether that is certain."""
+        dims = [_sample_dims(uses[number]) for number in numbers]
+        arrived = backpropagate(
+            z,
+            probes(z, samples),
+            [GradientEdge(uses[number].node, uses[number].output_nr) for number in numbers],
+            [uses[number].shape for number in numbers],
+            [Taker([i], lambda given, kept=kept: traces(given[0], kept)) for i, kept in enumerate(dims)],
+        )
+        result: list[tuple[int, Layout | None, bool]] = []
+        for number, kept, one in zip(numbers, dims, arrived, strict=True):
+            trace, use, possible = Trace.of(one), uses[number], choices[number]
+            fitting = [layout for layout in possible if trace.fits(layout, kept)]
+            if trace.mixed or not fitting:
+                if not isinstance(use.operation, (Broadcast, Embedding)) and use.shape[0] == samples:
+                    self._refuse_mixing(use)
+                result.append((number, None, True))
+            else:
+                # Where nothing arrived, any layout is right for once; it is looked at again the next time.
+                certain = len(possible) == 1 or (len(fitting) == 1 and bool(trace.arrived.any()))
+                result.append((number, fitting[0], certain))
+        return result
+
+    def _refuse_mixing(self, use: Use) -> None:
+        path = self._paths[next(iter(use.sources.values())).parameter].rpartition(".")[0]
+        raise UnsupportedLayer(
+            path,
+            f"({use.function}) has an output in which samples mix: what one sample leaves there reaches the loss of "
+            "another, so they have no Jacobian rows of their own; keep samples apart between it and the criterion",
+        )
+
+    def _blocks(
+        self, uses: Sequence[Use], layouts: Sequence[Layout], unruled: dict[int, str], batch: Batch
+    ) -> list[Block | int]:
+        """The blocks in the order of the parameters; for one that no rule serves, its index."""
+        claims = claims_of(uses, layouts, unruled)
+        sizes = [parameter.numel() for parameter in self._parameters]
+        blocks: list[Block | int] = []
+        index = 0
+        while index < len(sizes):
+            if index in unruled:
+                blocks.append(index)
+            elif index not in claims:
+                self._refuse_unused(index)
+            else:
+                weight, bias = claims[index], claims.get(index + 1, [])
+                pair = sizes[index], sizes[index + 1] if bias else 0
+                if not belong_together(weight, bias, pair):
+                    bias = []
+                blocks += blocks_of(weight, bias, pair, batch)
+                index += bool(bias)
+            index += 1
+        return blocks
+
+    def _refuse_unused(self, index: int) -> None:
+        path, _, name = self._paths[index].rpartition(".")
+        reason = (
+            "does not influence what the criterion was given, or was used without gradients; freeze it with "
+            "requires_grad_(False)"
+            if self._parameters[index].requires_grad
+            else "has been frozen since the optimizer was made; replace that by a new one"
+        )
+        raise UnsupportedLayer(path, f"has a trained parameter {name!r} that {reason}")
+
+    def _announce(self, unruled: dict[int, str], batch: Batch) -> None:
+        for index, function in unruled.items():
+            if index not in self._announced:
+                self._announced.add(index)
+                warnings.warn(
+                    CurvatureFallback(
+                        f"parameter {self._paths[index]!r} is used by {function}, which has no rule here: its rows "
+                        f"cost a backward pass through the model for each of {batch.columns} columns and "
+                        f"{batch.samples} samples, at each step; freeze it to avoid that"
+                    ),
+                    stacklevel=2,
+                )
+
+
+def _sample_dims(use: Use) -> tuple[int, ...]:
+    return tuple(use.operation.sample_dims(use.shape, use.sources.keys()))
