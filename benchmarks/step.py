@@ -71,9 +71,9 @@ def _first_batch(task: Task) -> tuple[Tensor, Tensor]:
 
 
 def _upload_bytes(task: Task) -> int:
-    model, (inputs, _) = task.build(0), _first_batch(task)
+    model, (inputs, targets) = task.build(0), _first_batch(task)
     capture = Capture(model, task.criterion)
-    model(inputs)
+    task.criterion(model(inputs), targets)
     return capture.operator.nbytes + 4 * capture.operator.parameters
 
 
@@ -90,7 +90,7 @@ def _plain() -> Subjects:
         task.criterion(plain(inputs), targets).backward()
 
     def captures() -> None:
-        captured(inputs)
+        task.criterion(captured(inputs), targets)
         assert capture.operator.parameters
 
     return {

@@ -47,12 +47,16 @@ class Block:
     """The way from cotangents to the rows of one parameter, or of a weight and its bias.
 
     Attributes:
+        parameter: index of the (first) parameter.
+        parameters: number of its columns.
         taker: what is kept of the cotangents of which uses.
         rows: the factor, from what has been kept of all columns, shape (c, b, …).
         fixed: elements held whatever the number of columns.
         per_column: elements held for each column.
     """
 
+    parameter: int
+    parameters: int
     taker: Taker
     rows: Callable[[Tensor], BlockFactor]
     fixed: int
@@ -178,7 +182,10 @@ def _linear(claims: Sequence[Claim], batch: Batch, *, bias: bool) -> Block:
         parts = [delta(one) for delta, one in zip(deltas, cotangents, strict=True)]
         return (parts[0] if len(parts) == 1 else torch.cat([_positions(d, 3) for d in parts], 2)).to(batch.dtype)
 
+    source = claims[0].source
     return Block(
+        source.parameter,
+        source.numel + (claims[0].use.shape[-1] if bias else 0),
         Taker([claim.number for claim in claims], keep),
         lambda kept: LinearRows(inputs, kept, bias=bias),
         inputs.numel(),
@@ -193,6 +200,8 @@ def _linear_swapped(claim: Claim, batch: Batch) -> Block:
     inputs = operation.factors(claim.layout).to(batch.dtype)
     delta = operation.cotangents(claim.layout)
     return Block(
+        claim.source.parameter,
+        claim.source.numel,
         Taker([claim.number], lambda cotangents: delta(cotangents[0]).to(batch.dtype)),
         lambda kept: LinearRows(kept[0], inputs[None], bias=False),
         inputs.numel(),
@@ -229,7 +238,9 @@ def _convolution(claim: Claim, convolution: Convolution, batch: Batch, *, bias: 
             bias=bias,
         )
 
-    return Block(Taker([claim.number], keep), rows, inputs.numel(), claim.use.shape.numel())
+    parameters = claim.source.numel + (claim.use.shape[1] if bias else 0)
+    taker = Taker([claim.number], keep)
+    return Block(claim.source.parameter, parameters, taker, rows, inputs.numel(), claim.use.shape.numel())
 
 
 def _embedding(claims: Sequence[Claim], batch: Batch) -> Block:
@@ -239,7 +250,7 @@ def _embedding(claims: Sequence[Claim], batch: Batch) -> Block:
         assert isinstance(operation, Embedding)
         looked_up.append(operation.looked_up(claim.layout))
         deltas.append(operation.cotangents(claim.layout))
-    embeddings, d = operation.table
+        embeddings, d = operation.table
     indices = torch.cat(looked_up, 1).contiguous()
 
     def keep(cotangents: Sequence[Tensor]) -> Tensor:
@@ -247,6 +258,8 @@ def _embedding(claims: Sequence[Claim], batch: Batch) -> Block:
         return (parts[0] if len(parts) == 1 else torch.cat(parts, 2)).to(batch.dtype)
 
     return Block(
+        claims[0].source.parameter,
+        embeddings * d,
         Taker([claim.number for claim in claims], keep),
         lambda kept: EmbeddingRows(indices, kept, embeddings=embeddings),
         indices.numel() * (indices.element_size() // batch.dtype.itemsize or 1),
@@ -272,11 +285,14 @@ def _explicit(parameters: Sequence[Sequence[Claim]], sizes: Sequence[int], batch
             parts.append(rows[0] if len(rows) == 1 else torch.stack(rows).sum(0))
         return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
 
+    columns = sum(size for _, size in zip(parameters, sizes, strict=False))
     return Block(
+        parameters[0][0].source.parameter,
+        columns,
         Taker(numbers, keep),
         lambda kept: Rows(kept.flatten(0, 1)),
         0,
-        batch.samples * sum(size for _, size in zip(parameters, sizes, strict=False)),
+        batch.samples * columns,
     )
 
 

@@ -10,13 +10,12 @@ from typing import Any, NamedTuple, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import _pop_mode, _push_mode
 from torch.utils.hooks import RemovableHandle
 
 from host_client.curvature.errors import UnsupportedLayer
 from host_client.curvature.graph import Graph, graph_of
 from host_client.curvature.linearise import Linearise
-from host_client.curvature.losses import Kind, check_criterion, loss_root
+from host_client.curvature.losses import Kind, check_criterion
 from host_client.curvature.mixing import path_of_batch_norm
 from host_client.curvature.recorder import Recorder, Recording
 from spu_link.operators import LayerRows, stack
@@ -59,6 +58,7 @@ class Capture:
     Raises:
         UnsupportedLayer: later, in the forward pass or at the criterion, for a model that mixes samples.
         UnsupportedCriterion: for a loss whose curvature is not known; also later, for targets that do not fit.
+        CurvatureTooLarge: later, at the criterion, for more than there is memory for.
         ValueError: when no parameter requires grad.
 
     Note:
@@ -83,12 +83,10 @@ class Capture:
         if samples < 1:
             raise ValueError(f"Invalid samples: {samples}; at least one label must be drawn")
         self.model, self.criterion = model, criterion
-        self._kind, self._draws, self._generator = curvature, samples, generator
         self._on_operator, self._grad_scaler = on_operator, grad_scaler
         self._parameters = trained_parameters(model)
         self._recorder = Recorder([p for _, p in self._parameters], partial(_refuse, model))
-        self._entered = False
-        self._linearise = Linearise(self._parameters)
+        self._linearise = Linearise(self._parameters, kind=curvature, draws=samples, generator=generator)
         self._passes: list[_Pass] = []
         self._seen = False
         self._operator: LayerRows | None = None
@@ -98,7 +96,7 @@ class Capture:
             model.register_forward_hook(_WeakHook(self._finish), with_kwargs=True, always_call=True),
             criterion.register_forward_hook(_WeakHook(self._criterion_called), with_kwargs=True),
         ]
-        self._remove_hooks = weakref.finalize(self, _remove, handles)
+        self._remove_hooks = weakref.finalize(self, _remove, handles, self._recorder)
 
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
         """The trained parameters with their dotted paths, in the order of the operator's columns."""
@@ -166,43 +164,27 @@ class Capture:
     def close(self) -> None:
         """Remove the hooks and let go of the last operator. The model is as it was."""
         self._remove_hooks()
-        self._leave()
         self._operator, self._seen = None, False
         self._passes.clear()
         self._differentiated.clear()
 
     def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._leave()  # only entered still if a forward pass was interrupted from the keyboard
+        self._recorder.leave()  # only entered still if a forward pass was interrupted from the keyboard
         if not (model.training and torch.is_grad_enabled()):
             return
         self._passes = [one for one in self._passes if one.alive()]
         self._operator, self._seen = None, False
-        self._recorder.start()
-        self._recorder.__enter__()
-        self._entered = True
+        self._recorder.enter()
 
     def _finish(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
-        if not self._entered:
-            return
-        self._leave()
-        recording = self._recorder.finish()
-        if output is None:  # the forward pass has failed
+        recording = self._recorder.leave()
+        if recording is None or output is None:  # not a training pass, or one that has failed
             return
         outputs = list(_tensors(output))
         leading = next((len(t) for t in (*outputs, *_tensors(args), *_tensors(kwargs)) if t.dim()), 0)
         recording.samples = leading
         self._passes.append(_Pass(recording, outputs, self))
         self._seen = True
-
-    def _leave(self) -> None:
-        if not self._entered:
-            return
-        self._entered = False
-        above = []
-        while (mode := _pop_mode()) is not self._recorder:
-            above.append(mode)
-        for mode in reversed(above):
-            _push_mode(mode)
 
     def _criterion_called(
         self, criterion: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Tensor
@@ -215,13 +197,10 @@ class Capture:
         if not passes:
             return
         target = args[1] if len(args) > 1 else kwargs["target"]
-        root = partial(loss_root, criterion, z, target, kind=self._kind, draws=self._draws, generator=self._generator)
         try:
             # Under autocast the factors would be rounded, and the backward pass is not made for it.
             with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
-                operator, columns = self._linearise(
-                    z, [one.recording for one in passes], graph, lambda samples: root(samples=samples)
-                )
+                operator, columns = self._linearise(criterion, z, target, [one.recording for one in passes], graph)
         finally:
             for one in passes:
                 one.used = True
@@ -232,7 +211,7 @@ class Capture:
             self._on_operator(operator)
 
     def _forget_dead(self) -> None:
-        """Let go of passes whose losses have been computed and whose outputs are gone, and with them of their graphs."""
+        """Let go of passes that have had their loss and whose outputs are gone, and so of their graphs."""
         self._passes = [one for one in self._passes if not one.used or one.alive()]
 
 
@@ -310,9 +289,10 @@ def trained_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return found
 
 
-def _remove(handles: list[RemovableHandle]) -> None:
+def _remove(handles: list[RemovableHandle], recorder: Recorder) -> None:
     for handle in handles:
         handle.remove()
+    recorder.leave()
 
 
 def _refuse(model: nn.Module, state: Sequence[Tensor]) -> NoReturn:

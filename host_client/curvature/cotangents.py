@@ -72,7 +72,9 @@ def backpropagate(
     return results
 
 
-def gradients(z: Tensor, inputs: Sequence[Tensor | GradientEdge], cotangents: Tensor) -> Sequence[Tensor | None]:
+def gradients(
+    z: Tensor, inputs: Sequence[Tensor] | Sequence[GradientEdge], cotangents: Tensor
+) -> Sequence[Tensor | None]:
     """Gradients of `z` for several cotangents (k, *z.shape): for each input shape (k, *input), or None if unused."""
     if not inputs:
         return ()

@@ -41,5 +41,5 @@ def rows_by_autograd(
         cotangents[torch.arange(len(number), device=z.device), sample] = whole[column, sample]
         for kept, gradient in zip(rows, gradients(z, parameters, cotangents.flatten(1, 2)), strict=True):
             if gradient is not None:
-                kept[start : start + chunk] = gradient.flatten(1)
+                kept[start : start + chunk] = gradient.reshape(len(number), -1)
     return rows

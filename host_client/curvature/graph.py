@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
 Place = tuple[Node, int] | int
 """Where a gradient arrives: a node and the number of its output, or the id of a leaf."""
+
+
+PICKING = {
+    "GatherBackward0",
+    "IndexBackward0",
+    "IndexPutBackward0",
+    "IndexSelectBackward0",
+    "MaskedScatterBackward0",
+    "MaskedSelectBackward0",
+    "ScatterBackward0",
+    "TakeBackward0",
+}
+"""Functions of which values decide what goes where."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +38,17 @@ class Graph:
 
     nodes: set[Node]
     arrivals: Counter[Place]
+
+    def scrambles(self, harmless: Collection[Node]) -> bool:
+        """Whether the values of a batch may decide where its samples go; waits for an accelerator if one must look.
+
+        Args:
+            harmless: nodes of functions of parameters alone.
+        """
+        return any(
+            type(node).__name__ in PICKING and node not in harmless and not _picks_within_samples(node)
+            for node in self.nodes
+        )
 
 
 def graph_of(z: Tensor) -> Graph:
@@ -43,6 +69,15 @@ def graph_of(z: Tensor) -> Graph:
                 nodes.add(node)
                 todo.append(node)
     return Graph(nodes, arrivals)
+
+
+def _picks_within_samples(node: Node) -> bool:
+    """Whether it is ``x[torch.arange(b), …]``: something of each sample, in the order of the samples."""
+    indices = getattr(node, "_saved_indices", None)
+    if not indices or indices[0] is None or indices[0].dtype == torch.bool:
+        return False
+    first = indices[0].flatten()
+    return torch.equal(first, torch.arange(len(first), device=first.device, dtype=first.dtype))
 
 
 def place_of(tensor: Tensor) -> Place:

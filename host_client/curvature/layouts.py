@@ -48,7 +48,7 @@ class Layout:
         return tensor if dim == lead else tensor.movedim(dim, lead)
 
     def by_position(self, tensor: Tensor, lead: int) -> Tensor:
-        """As `by_sample`, with all dimensions but the last flattened: (*lead, b, p, d), or without p if there is none."""
+        """As `by_sample`, with all dimensions but the last flattened: (*lead, b, p, d), or (*lead, b, d)."""
         tensor = self.by_sample(tensor, lead)
         return tensor.flatten(lead + 1, -2) if tensor.dim() > lead + 3 else tensor
 
@@ -86,9 +86,10 @@ def probes(z: Tensor, samples: int) -> Tensor:
     number = torch.arange(samples, device=z.device)
     bits = torch.stack([(number >> t) & 1 for t in range((samples - 1).bit_length())]).bool()
     halves = torch.cat([bits, ~bits]).repeat_interleave(len(z) // samples, dim=1)
-    return torch.randn(len(halves), *z.shape, dtype=z.dtype, device=z.device) * halves.view(
-        *halves.shape, *[1] * (z.dim() - 1)
-    )
+    # A generator of its own: the random numbers of the training are those without a capture.
+    generator = torch.Generator(z.device).manual_seed(0)
+    noise = torch.randn(len(halves), *z.shape, dtype=z.dtype, device=z.device, generator=generator)
+    return noise * halves.view(*halves.shape, *[1] * (z.dim() - 1))
 
 
 def traces(cotangents: Tensor, dims: Sequence[int]) -> Tensor:

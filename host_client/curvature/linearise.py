@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,9 @@ from host_client.curvature.cotangents import Taker, backpropagate
 from host_client.curvature.errors import CurvatureFallback, UnsupportedLayer
 from host_client.curvature.fallback import rows_by_autograd
 from host_client.curvature.graph import Graph
-from host_client.curvature.layouts import Layout, Trace, candidates, probes, traces
+from host_client.curvature.layouts import Layout, Order, Trace, candidates, probes, traces
+from host_client.curvature.losses import Kind, loss_columns, loss_root
+from host_client.curvature.memory import Size, check_memory
 from host_client.curvature.recorder import Recording, Use
 from host_client.curvature.rules.broadcast import Broadcast
 from host_client.curvature.rules.embedding import Embedding
@@ -22,8 +25,11 @@ from host_client.curvature.settle import settle
 from spu_link.operators import LayerRows, Rows
 from spu_link.operators.base import BlockFactor
 
-Site = tuple[int, tuple[tuple[str, int], ...], int]
-"""A place in the model's code: number of the use, parameters by role, dimensions of the output."""
+Site = tuple[tuple[int, ...], int, int]
+"""A use of the model's parameters: paths of the passes, number of the use, dimensions of the output."""
+
+MOST_SITES = 1 << 16
+"""Sites that are remembered; a model that takes another path each time would fill the memory with them."""
 
 
 class Linearise:
@@ -31,38 +37,58 @@ class Linearise:
 
     Args:
         parameters: the trained ones with their dotted paths, in the order of the columns.
+        kind, draws, generator: of the curvature, see `loss_root`.
     """
 
-    def __init__(self, parameters: Sequence[tuple[str, nn.Parameter]]) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[tuple[str, nn.Parameter]],
+        *,
+        kind: Kind,
+        draws: int,
+        generator: torch.Generator | None,
+    ) -> None:
+        self._kind: Kind = kind
+        self._draws, self._generator = draws, generator
         self._paths = [path for path, _ in parameters]
         self._parameters = [parameter for _, parameter in parameters]
         self._dtype = torch.float64 if self._parameters[0].dtype == torch.float64 else torch.float32
-        self._known: dict[Site, tuple[int, str] | None] = {}
+        self._known: dict[Site, tuple[int, Order] | None] = {}
         self._announced: set[int] = set()
 
     def __call__(
-        self, z: Tensor, recordings: Sequence[Recording], graph: Graph, root: Callable[[int], Tensor]
+        self, criterion: nn.Module, z: Tensor, target: Tensor, recordings: Sequence[Recording], graph: Graph
     ) -> tuple[LayerRows, int]:
         """The factor A = SᵀJ of the trained parameters.
 
         Args:
-            z: what the criterion was given, with its graph.
+            criterion: the loss.
+            z: what it was given, with its graph.
+            target: its target.
             recordings: of the forward passes in that graph.
             graph: the graph.
-            root: gives the columns S, shape (c, *z.shape), from the number of samples.
 
         Returns:
             The factor, with rows in the order (column, sample), and the number of columns c.
 
         Raises:
             UnsupportedLayer: for parameters that are not used, and for layers where samples mix.
+            UnsupportedCriterion: for targets that do not fit.
+            CurvatureTooLarge: for more than there is memory for.
         """
         samples = self._samples(z, recordings)
         uses, unruled = settle(recordings, graph, self._parameters)
-        uses, layouts = self._layouts(z, uses, unruled, samples)
-        columns = root(samples)
-        batch = Batch(len(columns), samples, self._dtype)
+        paths: tuple[int, ...] | None = tuple(recording.path for recording in recordings)
+        if graph.scrambles({node for recording in recordings for _, _, node in recording.unruled}):
+            paths = None
+        uses, layouts = self._layouts(z, uses, unruled, samples, paths)
+        c = loss_columns(criterion, z, target, samples=samples, kind=self._kind, draws=self._draws)
+        batch = Batch(c, samples, self._dtype)
         blocks = self._blocks(uses, layouts, unruled, batch)
+        self._check_memory(blocks, batch, z)
+        columns = loss_root(
+            criterion, z, target, samples=samples, kind=self._kind, draws=self._draws, generator=self._generator
+        )
         edges = [GradientEdge(use.node, use.output_nr) for use in uses]
         shapes = [use.shape for use in uses]
         takers = [block.taker for block in blocks if isinstance(block, Block)]
@@ -70,14 +96,35 @@ class Linearise:
         others: dict[int, Tensor] = {}
         if unruled:
             self._announce(unruled, batch)
-            widest = max((shape.numel() for shape in [*shapes, z.shape]))
+            widest = max(shape.numel() for shape in [*shapes, z.shape])
             parameters = [self._parameters[index] for index in unruled]
             rows = rows_by_autograd(z, columns, parameters, samples=samples, widest=widest)
             others = dict(zip(unruled, rows, strict=True))
-        factors: list[BlockFactor] = []
+        factors: list[BlockFactor] = [
+            block.rows(next(kept)) if isinstance(block, Block) else Rows(others[block].to(self._dtype))
+            for block in blocks
+        ]
+        return LayerRows(factors), c
+
+    def _check_memory(self, blocks: Sequence[Block | int], batch: Batch, z: Tensor) -> None:
+        sizes = []
         for block in blocks:
-            factors.append(block.rows(next(kept)) if isinstance(block, Block) else Rows(others[block].to(self._dtype)))
-        return LayerRows(factors), len(columns)
+            if isinstance(block, Block):
+                fixed, per_column = block.fixed, block.per_column
+                index, parameters = block.parameter, block.parameters
+            else:
+                index, parameters = block, self._parameters[block].numel()
+                fixed, per_column = 0, batch.samples * parameters
+            path = self._paths[index].rpartition(".")[0] or self._paths[index]
+            sizes.append(Size(path, fixed, per_column, self._dtype.itemsize, parameters))
+        check_memory(
+            sizes,
+            batch.columns,
+            samples=batch.samples,
+            parameters=sum(parameter.numel() for parameter in self._parameters),
+            outputs=z.numel(),
+            place=z.device,
+        )
 
     def _samples(self, z: Tensor, recordings: Sequence[Recording]) -> int:
         found = {recording.samples for recording in recordings}
@@ -95,17 +142,20 @@ class Linearise:
         return samples
 
     def _layouts(
-        self, z: Tensor, uses: Sequence[Use], unruled: dict[int, str], samples: int
+        self, z: Tensor, uses: Sequence[Use], unruled: dict[int, str], samples: int, paths: tuple[int, ...] | None
     ) -> tuple[list[Use], list[Layout]]:
-        """Where the samples lie in each use's output; the parameters of uses where they cannot be told are unruled."""
+        """Where the samples lie in each use's output; the parameters of uses where they cannot be told are unruled.
+
+        Without `paths` nothing is remembered.
+        """
         found: list[Layout | None] = []
-        sites: list[Site] = []
+        sites: list[Site | None] = []
         choices: list[list[Layout]] = []
         unknown: list[int] = []
         for number, use in enumerate(uses):
-            site = (number, tuple((role, s.parameter) for role, s in use.sources.items()), len(use.shape))
+            site = None if paths is None else (paths, number, len(use.shape))
             possible = candidates(use.shape, _sample_dims(use), samples)
-            known = self._known.get(site)
+            known = None if site is None else self._known.get(site)
             layout = next((one for one in possible if (one.dim, one.order) == known), None)
             if layout is None and samples == 1:
                 layout = possible[0]
@@ -115,10 +165,13 @@ class Linearise:
             sites.append(site)
             choices.append(possible)
         if unknown:
+            if len(self._known) > MOST_SITES:
+                self._known.clear()
             for number, layout, certain in self._probed(z, uses, choices, unknown, samples):
                 found[number] = layout
-                if certain:
-                    self._known[sites[number]] = layout and (layout.dim, layout.order)
+                site = sites[number]
+                if certain and site is not None:
+                    self._known[site] = None if layout is None else (layout.dim, layout.order)
         for use, layout in zip(uses, found, strict=True):
             if layout is None:
                 for source in use.sources.values():
@@ -140,7 +193,7 @@ class Linearise:
             probes(z, samples),
             [GradientEdge(uses[number].node, uses[number].output_nr) for number in numbers],
             [uses[number].shape for number in numbers],
-            [Taker([i], lambda given, kept=kept: traces(given[0], kept)) for i, kept in enumerate(dims)],
+            [Taker([i], partial(_traces, kept)) for i, kept in enumerate(dims)],
         )
         result: list[tuple[int, Layout | None, bool]] = []
         for number, kept, one in zip(numbers, dims, arrived, strict=True):
@@ -209,6 +262,10 @@ class Linearise:
                     ),
                     stacklevel=2,
                 )
+
+
+def _traces(dims: Sequence[int], cotangents: Sequence[Tensor]) -> Tensor:
+    return traces(cotangents[0], dims)
 
 
 def _sample_dims(use: Use) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 
 from host_client.curvature.graph import Place, place_of
 from host_client.curvature.mixing import MIXING
@@ -21,6 +21,10 @@ from host_client.curvature.sources import Source, source_of, source_of_view
 
 _inside: Callable[..., Any] | None = getattr(torch._C, "_skip_one_hop_torch_function", None)
 """Runs a function that is written in Python with the functions that it calls seen; older versions of torch lack it."""
+
+
+SMALL = 6
+"""Integers below this are seen as dimensions, not as extents."""
 
 
 @dataclass
@@ -67,6 +71,8 @@ class Recording:
         taken: for each argument with a source, its parameter, where its gradients arrive, and the node of the function
             that took it.
         unruled: calls that no rule covers: parameter, name of the function, node.
+        path: a hash of the functions called, trained parameters or not, and of the small integers (dimensions, most
+            often) that they were given: two passes of one path have gone through the same code.
         tables: what became of the outputs of embeddings that serve all samples, by the number of their use.
         samples: b; 0 until the pass is over.
     """
@@ -75,6 +81,7 @@ class Recording:
     taken: list[tuple[int, Place, Node]] = field(default_factory=list)
     unruled: list[tuple[int, str, Node]] = field(default_factory=list)
     tables: dict[int, Table] = field(default_factory=dict)
+    path: int = 0
     samples: int = 0
 
 
@@ -90,29 +97,46 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self._parameters = {id(p): source_of(i, p) for i, p in enumerate(parameters)}
         self._refuse = refuse
-        self.start()
+        self._entered = False
+        self._start()
 
-    def start(self) -> Recording:
+    def enter(self) -> None:
         """Begin a new recording."""
+        self._start()
+        _push_mode(self)
+        self._entered = True
+
+    def leave(self) -> Recording | None:
+        """End the recording, if there is one; no tensor of the pass is kept but what the uses need."""
+        if not self._entered:
+            return None
+        self._entered = False
+        above = []
+        while (mode := _pop_mode()) is not self:
+            above.append(mode)
+        for mode in reversed(above):
+            _push_mode(mode)
+        recording: Recording = self.recording
+        recording.path = hash(tuple(self._path))
+        self._start()
+        return recording
+
+    def _start(self) -> None:
         self.recording = Recording()
+        self._path: list[object] = []
         self._sources: dict[int, Source] = dict(self._parameters)
         # Outputs of embeddings that may serve all samples: which use they are of, and where their gradients arrive.
         self._tables: dict[int, int] = {}
         # So that no other tensor gets the id of a view while that is looked up.
         self._alive: list[Tensor] = []
-        return self.recording
-
-    def finish(self) -> Recording:
-        """End the recording; no tensor of the pass is kept but what the uses need."""
-        recording = self.recording
-        self.start()
-        return recording
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Call the function, and record it if it has to do with a trained parameter."""
         kwargs = kwargs or {}
+        self._path.append(func)
+        self._path += [a for a in args if type(a) is int and -SMALL < a < SMALL]
         mixing = MIXING.get(func)
         if mixing is not None and (state := mixing(*args, **kwargs)) is not None:
             self._refuse(state)
@@ -127,7 +151,7 @@ class Recorder(TorchFunctionMode):
                 return _inside(func, types, args, kwargs)
         output = func(*args, **kwargs)
         outputs = [output] if isinstance(output, Tensor) else output if isinstance(output, (tuple, list)) else ()
-        outputs = [o for o in outputs if isinstance(o, Tensor) and o.requires_grad]
+        outputs = [o for o in outputs if isinstance(o, Tensor) and o.grad_fn is not None]
         # A function that had nothing to do, such as ``to``, gives back what it was given.
         if outputs and not any(o is t for o in outputs for t in given):
             operation = rule(outputs[0].shape, *args, **kwargs) if rule is not None else None

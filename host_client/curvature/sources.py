@@ -78,4 +78,4 @@ def source_of_view(source: Source, base: Tensor, view: Tensor) -> Source | None:
     if base.stride() != source.stride:
         return None
     start = source.start + view.storage_offset() - base.storage_offset()
-    return Source(source.parameter, view.shape, start, view.stride())
+    return Source(source.parameter, view.shape, int(start), view.stride())

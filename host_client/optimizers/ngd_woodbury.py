@@ -8,7 +8,7 @@ from host_client.curvature import GradScaler
 from host_client.optimizers.base import Curvature, NaturalGradient
 from host_client.optimizers.solvers.checks import check_damping
 from host_client.optimizers.solvers.woodbury import solve_woodbury
-from spu_link.operators import Operator
+from spu_link.operators import FactorOperator, Operator
 
 
 class NGDWoodbury(NaturalGradient):
@@ -52,4 +52,9 @@ class NGDWoodbury(NaturalGradient):
         )
 
     def _solve(self, operator: Operator, drive: Tensor) -> Tensor:
+        if not isinstance(operator, FactorOperator):
+            raise TypeError(
+                f"the curvature given is {type(operator).__name__}, and the Woodbury identity needs a factor A of it; "
+                "give Rows, LayerRows or another factor, or use NGD"
+            )
         return solve_woodbury(operator, drive, self.hyperparameters["damping"])

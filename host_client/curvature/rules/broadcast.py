@@ -56,7 +56,7 @@ class Broadcast(Operation):
                 delta = delta * factor
             if summed:
                 delta = delta.sum(summed)
-            return (delta if term.scale == 1.0 else delta * term.scale).flatten(2)
+            return (delta if term.scale == 1.0 else delta * term.scale).reshape(*delta.shape[:2], -1)
 
         return rows
 

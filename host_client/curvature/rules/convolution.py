@@ -100,7 +100,8 @@ class TransposedConvolution(Operation):
                 0, delta.shape[:3]
             )  # (k, b, r, groups, out / g · kernel, places)
             patches = patches.movedim(2, 4).reshape(*delta.shape[:2], groups, -1, delta.shape[2] * places)
-            return (inputs @ patches.mT).flatten(2)
+            rows: Tensor = inputs @ patches.mT
+            return rows.flatten(2)
 
         return weight
 

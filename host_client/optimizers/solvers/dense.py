@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from host_client.optimizers.solvers.checks import check_damping, check_size
-from spu_link.operators.base import FactorOperator
+from spu_link.operators import FactorOperator, Operator
 
 
-def solve_dense(operator: FactorOperator, drive: Tensor, damping: float) -> Tensor:
-    """Solution x = (AᵀA + λI)⁻¹ b by Cholesky factorisation of the matrix in full.
+def solve_dense(operator: Operator, drive: Tensor, damping: float) -> Tensor:
+    """Solution x = (F + λI)⁻¹ b by Cholesky factorisation of the matrix in full.
 
     Args:
-        operator: A, of shape (m, N).
+        operator: F, or a factor A of F = AᵀA; N columns.
         drive: b, shape (N,).
         damping: λ > 0.
 
@@ -25,7 +25,7 @@ def solve_dense(operator: FactorOperator, drive: Tensor, damping: float) -> Tens
     """
     check_damping(damping)
     check_size(operator.parameters)
-    a = operator.map(lambda operand: operand.double()).dense()
-    matrix = a.T @ a
+    given = operator.map(lambda operand: operand.double()).dense()
+    matrix = given.T @ given if isinstance(operator, FactorOperator) else given.clone()
     matrix.diagonal().add_(damping)
     return torch.cholesky_solve(drive.double()[:, None], torch.linalg.cholesky(matrix))[:, 0]
