@@ -12,59 +12,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
 
-from host_client.curvature import Capture
-from spu_link.operators import Conv2dRows, LinearRows, Rows
-from tests.cases import Case
+from host_client.curvature import Capture, Kind
+from spu_link.operators import Conv2dRows, LayerRows, LinearRows, Rows
 from tests.host_client.curvature.oracle import factor
 
+TARGETS = torch.tensor([0, 1, 2, 0])
+
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_rows_are_those_of_the_dense_jacobian(case: Case, dtype: torch.dtype, tolerance: float) -> None:
-    problem = case.problem(dtype)
-    capture = Capture(problem.model, problem.criterion)
-    logits = problem.model(problem.inputs)
-    expected = factor(logits, problem.trained, reduction=case.reduction)
-    found = capture.operator.dense()
-    assert found.dtype == dtype
-    torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
-def test_curvature_is_the_generalised_gauss_newton_matrix(case: Case) -> None:
-    curvlinops = pytest.importorskip("curvlinops")
-    problem = case.problem()
-    capture = Capture(problem.model, problem.criterion)
-    problem.model(problem.inputs)
-    operator = capture.operator
-    capture.close()
-    ggn = curvlinops.GGNLinearOperator(
-        problem.model,
-        problem.criterion,
-        problem.trained,
-        [(problem.inputs, problem.targets)],
-        check_deterministic=False,
-    )
-    identity = torch.eye(operator.parameters, dtype=torch.float64)
-    torch.testing.assert_close(operator.curvature(identity), ggn @ identity, rtol=1e-10, atol=1e-12)
-
-
-def test_columns_are_the_trained_parameters_in_order(case: Case) -> None:
-    problem = case.problem()
-    capture = Capture(problem.model, problem.criterion)
-    expected = [(path, p) for path, p in problem.model.named_parameters() if p.requires_grad]
-    found = capture.parameters()
-    assert [path for path, _ in found] == [path for path, _ in expected]
-    assert all(a is b for (_, a), (_, b) in zip(found, expected, strict=True))
-
-
-def test_no_cotangent_row_is_sent_that_vanishes(case: Case) -> None:
-    problem = case.problem()
-    capture = Capture(problem.model, problem.criterion)
-    problem.model(problem.inputs)
-    assert capture.operator.shape == (case.batch * (case.classes - 1), sum(p.numel() for p in problem.trained))
 
 
 @st.composite
@@ -99,6 +55,7 @@ def test_any_convolution_has_the_rows_of_its_dense_jacobian(
     model = nn.Sequential(convolution, nn.Tanh(), nn.Flatten(), nn.Linear(features, 3)).double()
     capture = Capture(model, nn.CrossEntropyLoss())
     logits = model(torch.randn(b, *image, dtype=torch.float64))
+    capture.criterion(logits, torch.zeros(b, dtype=torch.long))
     expected = factor(logits, list(model.parameters()))
     torch.testing.assert_close(capture.operator.dense(), expected, rtol=1e-10, atol=1e-12)
 
@@ -114,19 +71,18 @@ def test_any_stack_of_linear_layers_has_the_rows_of_its_dense_jacobian(
     model = nn.Sequential(*layers).double()
     capture = Capture(model, nn.CrossEntropyLoss())
     logits = model(torch.randn(b, widths[0], dtype=torch.float64))
+    capture.criterion(logits, torch.zeros(b, dtype=torch.long))
     expected = factor(logits, list(model.parameters()))
     torch.testing.assert_close(capture.operator.dense(), expected, rtol=1e-10, atol=1e-12)
 
 
-def test_wide_layers_are_passed_column_by_column_with_the_same_result(
-    case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    problem = case.problem()
-    capture = Capture(problem.model, problem.criterion)
-    problem.model(problem.inputs)
+def test_wide_layers_are_passed_column_by_column_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4)).double()
+    capture, images = Capture(model, nn.CrossEntropyLoss()), torch.randn(4, 2, 6, 6, dtype=torch.float64)
+    capture.criterion(model(images), TARGETS)
     together = capture.operator.dense()
     monkeypatch.setattr("host_client.curvature.cotangents.PASS_ELEMENTS", 1)
-    problem.model(problem.inputs)
+    capture.criterion(model(images), TARGETS)
     torch.testing.assert_close(capture.operator.dense(), together, rtol=1e-12, atol=1e-14)
 
 
@@ -134,6 +90,7 @@ def test_dropout_is_captured_as_it_fell() -> None:
     model = nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.5), nn.Linear(8, 3)).double()
     capture = Capture(model, nn.CrossEntropyLoss())
     logits = model(torch.randn(4, 5, dtype=torch.float64))
+    capture.criterion(logits, TARGETS)
     torch.testing.assert_close(capture.operator.dense(), factor(logits, list(model.parameters())))
 
 
@@ -147,26 +104,21 @@ def test_each_layer_goes_in_the_form_with_the_fewest_bytes() -> None:
         nn.Linear(16 * 49, 10),
     )
     capture = Capture(model, nn.CrossEntropyLoss())
-    model(torch.randn(8, 1, 28, 28))
+    capture.criterion(model(torch.randn(8, 1, 28, 28)), torch.arange(8))
     operator = capture.operator
     assert [type(layer) for layer in operator.layers] == [Rows, Conv2dRows, LinearRows]
     in_full = operator.shape[0] * operator.shape[1] * 4
     assert operator.nbytes < in_full / 7
 
 
-def test_gradients_are_those_without_capture(case: Case) -> None:
-    problem = case.problem()
-    loss = problem.criterion(problem.model(problem.inputs), problem.targets)
-    expected = torch.autograd.grad(loss, problem.trained)
-    capture = Capture(problem.model, problem.criterion)
-    problem.criterion(problem.model(problem.inputs), problem.targets).backward()
-    for parameter, gradient in zip(problem.trained, expected, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient, rtol=0, atol=0)
-    capture.close()
-
-
 def _mlp() -> nn.Sequential:
     return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3))
+
+
+def _loss(capture: Capture, b: int = 4) -> Tensor:
+    """One pass of a training loop, up to the loss."""
+    loss: Tensor = capture.criterion(capture.model(torch.randn(b, 5)), torch.arange(b) % 3)
+    return loss
 
 
 @pytest.mark.parametrize("mode", ["eval", "no_grad", "inference"])
@@ -175,7 +127,7 @@ def test_other_forward_passes_capture_nothing(mode: str) -> None:
     capture = Capture(model, nn.CrossEntropyLoss())
     with {"eval": torch.enable_grad, "no_grad": torch.no_grad, "inference": torch.inference_mode}[mode]():
         model.train(mode != "eval")
-        model(torch.randn(4, 5))
+        _loss(capture)
     with pytest.raises(RuntimeError, match=r"no training forward pass.*model\.train\(\)"):
         capture.operator  # noqa: B018
 
@@ -183,7 +135,7 @@ def test_other_forward_passes_capture_nothing(mode: str) -> None:
 def test_evaluation_between_leaves_the_captured_operator() -> None:
     model = _mlp()
     capture = Capture(model, nn.CrossEntropyLoss())
-    model(torch.randn(4, 5))
+    _loss(capture)
     operator = capture.operator
     with torch.no_grad():
         model(torch.randn(7, 5))
@@ -195,7 +147,7 @@ def test_a_layer_called_on_its_own_is_not_captured() -> None:
     model = _mlp()
     capture = Capture(model, nn.CrossEntropyLoss())
     model[0](torch.randn(4, 5))
-    model(torch.randn(4, 5))
+    _loss(capture)
     assert capture.operator.shape[0] == 8
 
 
@@ -224,7 +176,7 @@ def test_the_model_does_not_keep_its_capture() -> None:
 def test_a_copy_of_the_model_is_not_captured(duplicate: Callable[[nn.Module], nn.Module]) -> None:
     model = _mlp()
     capture = Capture(model, nn.CrossEntropyLoss())
-    model(torch.randn(4, 5))
+    _loss(capture)
     operator = capture.operator
     duplicate(model)(torch.randn(9, 5))
     assert capture.operator is operator
@@ -257,14 +209,14 @@ class Marking(nn.Module):
         super().__init__()
         self.first, self.last = nn.Linear(5, 6), nn.Linear(6, 3)
         self.tokens: list[weakref.ref[Token]] = []
-        self.fails = False
+        self.error: BaseException | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         token = Token()
         self.tokens.append(weakref.ref(token))
         hidden = Marked.apply(self.first(x), token)
-        if self.fails:
-            raise ArithmeticError
+        if self.error is not None:
+            raise self.error
         return self.last(hidden)
 
     def alive(self) -> int:
@@ -277,7 +229,7 @@ def test_no_graph_outlives_its_logits() -> None:
     gc.disable()  # what is let go must go by itself
     try:
         for _ in range(3):
-            loss = criterion(model(torch.randn(4, 5)), torch.tensor([0, 1, 2, 0]))
+            loss = criterion(model(torch.randn(4, 5)), TARGETS)
             loss.backward()
             assert capture.operator_of_gradients() is capture.operator
             capture.forget_gradients()
@@ -291,11 +243,11 @@ def test_no_graph_outlives_its_logits() -> None:
 def test_a_forward_pass_that_fails_leaves_the_next_one_unharmed() -> None:
     model = Marking()
     capture = Capture(model, nn.CrossEntropyLoss())
-    model.fails = True
+    model.error = ArithmeticError()
     with pytest.raises(ArithmeticError):
         model(torch.randn(4, 5))
-    model.fails = False
-    model(torch.randn(4, 5))
+    model.error = None
+    _loss(capture)
     assert capture.operator.shape[0] == 8
     gc.collect()
     assert model.alive() == 0
@@ -304,28 +256,110 @@ def test_a_forward_pass_that_fails_leaves_the_next_one_unharmed() -> None:
 def test_old_operators_are_freed() -> None:
     model = _mlp()
     capture = Capture(model, nn.CrossEntropyLoss())
-    model(torch.randn(4, 5))
+    _loss(capture)
     old = weakref.ref(capture.operator)
     model(torch.randn(4, 5))
     assert old() is None
 
 
-def test_the_gradients_name_the_forward_pass_they_came_through() -> None:
+def test_the_gradients_name_the_loss_they_came_from() -> None:
     model, criterion = _mlp(), nn.CrossEntropyLoss()
     capture = Capture(model, criterion)
-    targets = torch.tensor([0, 1, 2, 0])
     with pytest.raises(RuntimeError, match="no training forward pass"):
         capture.operator_of_gradients()
-    first = model(torch.randn(4, 5))
+    a, b = model(torch.randn(4, 5)), model(torch.randn(4, 5))
+    with pytest.raises(RuntimeError, match="call the criterion that the optimizer was given"):
+        capture.operator_of_gradients()
+    first = criterion(a, TARGETS)
     operator = capture.operator
-    second = model(torch.randn(4, 5))
+    second = criterion(b, TARGETS)
     with pytest.raises(RuntimeError, match=r"loss\.backward\(\)"):
         capture.operator_of_gradients()
-    criterion(first, targets).backward()
+    first.backward()
     assert capture.operator_of_gradients() is operator
-    criterion(second, targets).backward()
-    with pytest.raises(RuntimeError, match=r"2 backward passes .* zero_grad\(\)"):
-        capture.operator_of_gradients()
+    second.backward()
+    both = capture.operator_of_gradients().dense()
+    expected = operator.dense().T @ operator.dense() + capture.operator.dense().T @ capture.operator.dense()
+    torch.testing.assert_close(both.T @ both, expected)
     capture.forget_gradients()
     with pytest.raises(RuntimeError, match=r"loss\.backward\(\)"):
         capture.operator_of_gradients()
+
+
+def test_another_criterion_leaves_no_operator() -> None:
+    model = _mlp()
+    capture = Capture(model, nn.CrossEntropyLoss())
+    nn.functional.cross_entropy(model(torch.randn(4, 5)), TARGETS).backward()
+    with pytest.raises(RuntimeError, match="call the criterion that the optimizer was given"):
+        capture.operator_of_gradients()
+
+
+def test_gradients_set_to_none_by_the_model_are_forgotten() -> None:
+    """As after a step that a GradScaler has skipped."""
+    model = _mlp()
+    capture = Capture(model, nn.CrossEntropyLoss())
+    _loss(capture).backward()
+    model.zero_grad()
+    _loss(capture).backward()
+    assert capture.operator_of_gradients() is capture.operator
+
+
+class Scaler:
+    """What a GradScaler tells."""
+
+    def get_scale(self) -> float:
+        """A scale."""
+        return 1024.0
+
+
+def test_factors_of_several_passes_are_seen_relative_to_the_scale() -> None:
+    model = _mlp()
+    capture = Capture(model, nn.CrossEntropyLoss(), grad_scaler=Scaler())
+    parts = []
+    for _ in range(2):
+        (_loss(capture) / 2 * 1024).backward()
+        parts.append(capture.operator.dense())
+    a = capture.operator_of_gradients().dense()
+    torch.testing.assert_close(a.T @ a, sum(part.T @ part for part in parts) / 2)
+    capture.close()
+    capture = Capture(model, nn.CrossEntropyLoss())
+    model.zero_grad()
+    for _ in range(2):
+        (_loss(capture) * 1024).backward()
+    with pytest.raises(RuntimeError, match=r"factors \[1024\.0, 1024\.0\]; give the optimizer the grad_scaler"):
+        capture.operator_of_gradients()
+
+
+def test_operators_are_handed_over_as_soon_as_they_are_complete() -> None:
+    early: list[LayerRows] = []
+    capture = Capture(_mlp(), nn.CrossEntropyLoss(), on_operator=early.append)
+    _loss(capture)
+    assert early == [capture.operator]
+
+
+def test_an_interrupted_pass_is_over_with_the_next_one() -> None:
+    model = Marking()
+    capture = Capture(model, nn.CrossEntropyLoss())
+    model.error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        model(torch.randn(4, 5))
+    model.error = None
+    _loss(capture)
+    assert capture.operator.shape[0] == 8
+    assert not _get_current_function_mode_stack()
+
+
+@pytest.mark.parametrize(("curvature", "rows"), [("exact", 8), ("mc", 12), ("empirical", 4)])
+def test_kinds_of_curvature(curvature: Kind, rows: int) -> None:
+    capture = Capture(_mlp(), nn.CrossEntropyLoss(), curvature=curvature, samples=3)
+    _loss(capture)
+    assert capture.operator.shape[0] == rows
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"curvature": "fisher"}, "Invalid curvature: 'fisher'"), ({"samples": 0}, "Invalid samples: 0")],
+)
+def test_options_that_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Capture(_mlp(), nn.CrossEntropyLoss(), **options)

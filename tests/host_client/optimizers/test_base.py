@@ -12,6 +12,7 @@ from torch import nn
 
 from host_client import NGDWoodbury
 from host_client.optimizers.solvers import solve_woodbury
+from spu_link.operators import Rows
 from tests.cases import Problem
 from tests.host_client.optimizers.training import flat, train
 
@@ -121,7 +122,10 @@ def test_a_step_needs_a_forward_pass(problem: Problem) -> None:
 
 def test_a_step_needs_a_backward_pass(problem: Problem) -> None:
     optimizer = _optimizer(problem)
-    problem.model(problem.inputs)
+    outputs = problem.model(problem.inputs)
+    with pytest.raises(RuntimeError, match="call the criterion that the optimizer was given"):
+        optimizer.step()
+    problem.criterion(outputs, problem.targets)
     with pytest.raises(RuntimeError, match=r"call loss\.backward\(\)"):
         optimizer.step()
     _backward(problem)
@@ -140,12 +144,29 @@ def test_a_step_needs_every_gradient(problem: Problem) -> None:
     torch.testing.assert_close(flat(problem.model), before, rtol=0, atol=0)
 
 
-def test_gradients_of_two_batches_are_refused(problem: Problem) -> None:
-    optimizer = _optimizer(problem)
+def test_gradients_of_two_batches_have_the_curvature_of_both(problem: Problem) -> None:
+    """Half a batch twice, each with half its loss, is the whole batch."""
+    other = copy.deepcopy(problem)
+    a, b = _optimizer(problem), _optimizer(other)
+    for inputs, targets in zip(problem.inputs.chunk(2), problem.targets.chunk(2), strict=True):
+        (problem.criterion(problem.model(inputs), targets) / 2).backward()
+    a.step()
+    _backward(other)
+    b.step()
+    torch.testing.assert_close(flat(problem.model), flat(other.model))
+
+
+def test_a_curvature_that_is_given_is_taken(problem: Problem) -> None:
+    other = copy.deepcopy(problem)
+    n = flat(problem.model).numel()
+    optimizer = _optimizer(problem, curvature=lambda: Rows(torch.zeros(1, n)))
+    assert not problem.model._forward_hooks
     _backward(problem)
-    _backward(problem)
-    with pytest.raises(RuntimeError, match="2 backward passes have accumulated"):
-        optimizer.step()
+    optimizer.step()
+    plain = torch.optim.SGD(other.model.parameters(), lr=0.1 / 0.1)
+    _backward(other)
+    plain.step()
+    torch.testing.assert_close(flat(problem.model), flat(other.model))
 
 
 def test_learning_rate_schedulers_work(problem: Problem) -> None:

@@ -16,7 +16,7 @@ from tests.host_client.optimizers.training import flat, train
 def test_parameter_space_and_sample_space_agree(case: Case, damping: float) -> None:
     problem = case.problem()
     capture = Capture(problem.model, problem.criterion)
-    problem.model(problem.inputs)
+    problem.criterion(problem.model(problem.inputs), problem.targets)
     drive = torch.randn(capture.operator.parameters, dtype=torch.float64)
     dense = solve_dense(capture.operator, drive, damping)
     difference = solve_woodbury(capture.operator, drive, damping) - dense
@@ -27,7 +27,7 @@ def test_parameter_space_and_sample_space_agree(case: Case, damping: float) -> N
 
 def test_float32_operators_are_solved_in_float64(problem: Problem) -> None:
     capture = Capture(problem.model, problem.criterion)
-    problem.model(problem.inputs)
+    problem.criterion(problem.model(problem.inputs), problem.targets)
     drive = torch.randn(capture.operator.parameters)
     found = solve_woodbury(capture.operator, drive, 1e-4)
     torch.testing.assert_close(found, solve_dense(capture.operator, drive, 1e-4), rtol=1e-8, atol=1e-8)
