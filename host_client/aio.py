@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, Self
 
-from host_client.links.base import Info, Link, ReadPlan, until
+from host_client.links.base import Capacity, Info, Link, ReadPlan, until
 from spu_link.errors import DeadlineExceeded, DeviceUnavailable, ProtocolError, SpuError
 from spu_link.operators import Damped, Operator
 from spu_link.operators.base import ArrayLike, mismatch
@@ -86,6 +86,12 @@ class Spu:
     def rate(self) -> float:
         """τ per second of wall time; 0 on a stepped clock."""
         return self._at_connect.rate
+
+    @property
+    def capacity(self) -> Capacity:
+        """What the device can hold."""
+        here = self.address.startswith(("unix:", "inproc:"))
+        return Capacity(self._at_connect.max_upload_bytes, self._at_connect.cells, here)
 
     async def info(self) -> Info:
         """What the device is and how it stands now."""

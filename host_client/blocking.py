@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any, Self, TypeVar
 
 from host_client import aio
-from host_client.links.base import Info
+from host_client.links.base import Capacity, Info
 from spu_link.operators import Operator
 from spu_link.operators.base import ArrayLike
 from spu_link.precision import Precision
@@ -123,6 +123,11 @@ class Session:
     def __init__(self, spu: Spu, session: aio.Session) -> None:
         self.spu = spu
         self._session = session
+
+    @property
+    def capacity(self) -> Capacity:
+        """What the device can hold."""
+        return self._session.spu.capacity
 
     @property
     def uploaded_bytes(self) -> int:

@@ -18,6 +18,7 @@ from host_client.curvature.linearise import Linearise
 from host_client.curvature.losses import Kind, check_criterion
 from host_client.curvature.mixing import path_of_batch_norm
 from host_client.curvature.recorder import Recorder, Recording
+from host_client.links.base import Capacity
 from spu_link.operators import LayerRows, stack
 
 
@@ -97,6 +98,15 @@ class Capture:
             criterion.register_forward_hook(_WeakHook(self._criterion_called), with_kwargs=True),
         ]
         self._remove_hooks = weakref.finalize(self, _remove, handles, self._recorder)
+
+    def bound_for(self, device: Capacity, *, itemsize: int | None = None) -> None:
+        """Refuse, from now on, operators that are too large for a device.
+
+        Args:
+            device: what it can hold.
+            itemsize: bytes of an element on the way there; None for those of the operator.
+        """
+        self._linearise.device, self._linearise.link_itemsize = device, itemsize
 
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
         """The trained parameters with their dotted paths, in the order of the operator's columns."""

@@ -22,6 +22,7 @@ from host_client.curvature.recorder import Recording, Use
 from host_client.curvature.rules.broadcast import Broadcast
 from host_client.curvature.rules.embedding import Embedding
 from host_client.curvature.settle import settle
+from host_client.links.base import Capacity
 from spu_link.operators import LayerRows, Rows
 from spu_link.operators.base import BlockFactor
 
@@ -38,6 +39,10 @@ class Linearise:
     Args:
         parameters: the trained ones with their dotted paths, in the order of the columns.
         kind, draws, generator: of the curvature, see `loss_root`.
+
+    Attributes:
+        device: what the device can hold that the factors are for; None if there is none.
+        link_itemsize: bytes of an element on the way there; None for those of the factors.
     """
 
     def __init__(
@@ -55,6 +60,8 @@ class Linearise:
         self._dtype = torch.float64 if self._parameters[0].dtype == torch.float64 else torch.float32
         self._known: dict[Site, tuple[int, Order] | None] = {}
         self._announced: set[int] = set()
+        self.device: Capacity | None = None
+        self.link_itemsize: int | None = None
 
     def __call__(
         self, criterion: nn.Module, z: Tensor, target: Tensor, recordings: Sequence[Recording], graph: Graph
@@ -124,6 +131,8 @@ class Linearise:
             parameters=sum(parameter.numel() for parameter in self._parameters),
             outputs=z.numel(),
             place=z.device,
+            device=self.device,
+            link_itemsize=self.link_itemsize,
         )
 
     def _samples(self, z: Tensor, recordings: Sequence[Recording]) -> int:

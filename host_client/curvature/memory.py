@@ -9,6 +9,7 @@ import torch
 
 from host_client.curvature.available import available_memory, available_on
 from host_client.curvature.errors import CurvatureTooLarge
+from host_client.links.base import Capacity
 
 NOT_WORTH_ASKING = 1 << 26
 """Bytes (64 MiB) up to which nobody is asked how much memory is left: asking costs a part of so small a step."""
@@ -48,7 +49,7 @@ class Estimate:
         host: in the host's memory: operands, cotangents of the criterion's input, drive and reading. For a model on an
             accelerator, pinned copies of the operands and the drive, and the reading.
         accelerator: in the accelerator's memory: operands, cotangents and drive; zero for a model on the CPU.
-        link: operands and drive, in the operands' own precision.
+        link: operands, in the precision they are sent in, and drive.
         device: operands, three m × m matrices (Gram matrix, eigenvectors, workspace) and ten vectors of length N in
             float64, as the emulator works.
     """
@@ -71,6 +72,7 @@ class Demand:
         outputs: elements of the criterion's input.
         place: where the model is.
         device_here: whether the device is emulated on this machine, so that its memory is the host's.
+        link_itemsize: bytes of an element on the link; None for those of the operands.
     """
 
     sizes: tuple[Size, ...]
@@ -80,6 +82,7 @@ class Demand:
     outputs: int
     place: torch.device
     device_here: bool
+    link_itemsize: int | None
 
     def on_host(self) -> int:
         """Bytes that the host's memory must have for it."""
@@ -89,6 +92,7 @@ class Demand:
     def estimate(self) -> Estimate:
         """Its bytes, counted."""
         operands = sum(size.nbytes(self.columns) for size in self.sizes)
+        sent = sum(s.nbytes(self.columns) // s.itemsize * (self.link_itemsize or s.itemsize) for s in self.sizes)
         itemsize = max((size.itemsize for size in self.sizes), default=0)
         vector = self.parameters * itemsize
         rows = self.columns * self.samples
@@ -97,7 +101,7 @@ class Demand:
         return Estimate(
             host=(computed if on_cpu else operands + vector) + vector,
             accelerator=0 if on_cpu else computed,
-            link=operands + vector,
+            link=sent + vector,
             device=operands + 8 * (3 * rows * rows + 10 * self.parameters),
         )
 
@@ -130,12 +134,11 @@ class Demand:
 
 @dataclass(frozen=True)
 class Limits:
-    """What may be taken: bytes, and cells of the device; None where no limit is known."""
+    """What may be taken: bytes, and what the device can hold; None where no limit is known, or none can matter."""
 
     host: int | None
     accelerator: int | None
-    device_bytes: int | None
-    device_cells: int | None
+    device: Capacity | None
 
     def exceeded(self, demand: Demand) -> list[str]:
         """What `demand` takes too much of, in words; nothing if it fits."""
@@ -146,10 +149,10 @@ class Limits:
             found.append(f"the host has {readable(self.host)} to spare{both}")
         if self.accelerator is not None and needed.accelerator > self.accelerator:
             found.append(f"the accelerator has {readable(self.accelerator)} to spare")
-        if self.device_bytes is not None and needed.link > self.device_bytes:
-            found.append(f"the device takes uploads of at most {readable(self.device_bytes)}")
-        if self.device_cells is not None and demand.parameters > self.device_cells:
-            found.append(f"the device has {self.device_cells:,} cells for {demand.parameters:,} parameters")
+        if self.device is not None and needed.link > self.device.upload_bytes:
+            found.append(f"the device takes uploads of at most {readable(self.device.upload_bytes)}")
+        if self.device is not None and demand.parameters > self.device.cells:
+            found.append(f"the device has {self.device.cells:,} cells for {demand.parameters:,} parameters")
         return found
 
 
@@ -159,11 +162,10 @@ def check_memory(
     *,
     samples: int,
     parameters: int,
-    device_bytes: int | None = None,
-    device_cells: int | None = None,
+    device: Capacity | None = None,
     outputs: int = 0,
     place: torch.device | None = None,
-    device_here: bool = False,
+    link_itemsize: int | None = None,
 ) -> Estimate:
     """Count what a curvature takes, and refuse it where there is not as much.
 
@@ -172,11 +174,10 @@ def check_memory(
         columns: c, of the cotangents.
         samples: b.
         parameters: N.
-        device_bytes: most bytes of an upload; None if unknown.
-        device_cells: most cells of the device; None if unknown.
+        device: what the device can hold; None if there is none.
         outputs: elements of the criterion's input, of which there are c cotangents.
         place: where the model is; the CPU if left out.
-        device_here: whether the device is emulated on this machine.
+        link_itemsize: bytes of an element on the link, where the operands are sent in another precision than their own.
 
     Returns:
         What it takes.
@@ -186,14 +187,16 @@ def check_memory(
             fit.
     """
     place = place or torch.device("cpu")
-    demand = Demand(tuple(sizes), columns, samples, parameters, outputs, place, device_here)
+    demand = Demand(
+        tuple(sizes), columns, samples, parameters, outputs, place, device is not None and device.here, link_itemsize
+    )
     estimate = demand.estimate()
     host = accelerator = None
     if demand.on_host() > NOT_WORTH_ASKING:
         host = int(SHARE * available_memory())
     if estimate.accelerator > NOT_WORTH_ASKING:
         accelerator = int(SHARE * available_on(place))
-    limits = Limits(host, accelerator, device_bytes, device_cells)
+    limits = Limits(host, accelerator, device)
     exceeded = limits.exceeded(demand)
     if exceeded:
         raise CurvatureTooLarge(_message(demand, exceeded, lambda other: not limits.exceeded(other)), estimate)
@@ -208,7 +211,7 @@ def _message(demand: Demand, exceeded: Sequence[str], fits: Callable[[Demand], b
     return (
         f"the curvature of {demand.parameters:,} parameters from {demand.samples:,} samples with {demand.columns:,} "
         f"columns each takes {readable(needed.host)} on the host{accelerator}, {readable(needed.link)} on the link and "
-        f"{readable(needed.device)} on the device, but {' and '.join(exceeded)}. Most is taken by {largest}. "
+        f"{readable(needed.device)} on the device, but {', and '.join(exceeded)}. Most is taken by {largest}. "
         + (f"What would fit: {'; or '.join(ways)}." if ways else "Nothing fits but a smaller model.")
     )
 

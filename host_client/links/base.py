@@ -81,6 +81,21 @@ class Info:
 
 
 @dataclass(frozen=True)
+class Capacity:
+    """What a device can hold.
+
+    Attributes:
+        upload_bytes: most bytes of one program's tensors.
+        cells: most cells a program may use.
+        here: whether it is emulated on this machine, and so in this machine's memory.
+    """
+
+    upload_bytes: int
+    cells: int
+    here: bool
+
+
+@dataclass(frozen=True)
 class ReadPlan:
     """A reading to take under a program that is being uploaded.
 

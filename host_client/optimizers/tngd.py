@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from host_client.curvature import GradScaler
+from host_client.links.base import Capacity
 from host_client.optimizers.base import Curvature, NaturalGradient, at_least_zero
 from spu_link.operators import Operator
 from spu_link.precision import PRECISIONS, Precision
@@ -16,6 +17,11 @@ from spu_link.program import Reading, StartPolicy
 
 class Solver(Protocol):
     """What `TNGD` asks of a session: one program, left to run, and a reading."""
+
+    @property
+    def capacity(self) -> Capacity:
+        """What the device can hold."""
+        ...
 
     def solve(
         self,
@@ -119,6 +125,10 @@ class TNGD(NaturalGradient):
     def session(self, session: Solver) -> None:
         self._session = session
         self.last_reading: Reading | None = None
+        if self.capture is not None:
+            precision = self.hyperparameters.get("precision")
+            itemsize = None if precision is None else PRECISIONS[precision].itemsize
+            self.capture.bound_for(session.capacity, itemsize=itemsize)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take hyperparameters, momentum and the last reading from a state dictionary of this class."""

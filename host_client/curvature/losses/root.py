@@ -123,7 +123,7 @@ def _loss_of(criterion: nn.Module) -> Loss:
     raise UnsupportedCriterion(
         "",
         f"is {type(criterion).__name__}, whose curvature is not known; use one of {known}, with a forward that is "
-        "torch's, or give a solver an operator of your own",
+        "torch's, or give the optimizer an operator of your own (curvature=a function that returns it)",
     )
 
 

@@ -12,6 +12,7 @@ from host_client.curvature import available, memory
 from host_client.curvature.available import available_memory, available_on
 from host_client.curvature.errors import CurvatureTooLarge
 from host_client.curvature.memory import NOT_WORTH_ASKING, SHARE, Estimate, Size, check_memory, readable
+from host_client.links.base import Capacity
 from spu_link.operators import LayerRows, LinearRows, Rows
 
 GIB = 1 << 30
@@ -71,21 +72,21 @@ def test_the_message_has_the_numbers_and_the_largest_layers() -> None:
 @pytest.mark.parametrize(
     ("limits", "reason"),
     [
-        ({"device_bytes": GIB}, r"the device takes uploads of at most 1 GiB"),
-        ({"device_cells": 10**6}, r"the device has 1,000,000 cells for 1,100,000 parameters"),
+        ((GIB, 1 << 40), r"the device takes uploads of at most 1 GiB"),
+        ((1 << 60, 10**6), r"the device has 1,000,000 cells for 1,100,000 parameters"),
         (
-            {"device_bytes": GIB, "device_cells": 10**6},
-            r"the device takes uploads of at most 1 GiB and the device has 1,000,000 cells for 1,100,000 parameters",
+            (GIB, 10**6),
+            r"the device takes uploads of at most 1 GiB, and the device has 1,000,000 cells for 1,100,000 parameters",
         ),
     ],
 )
-def test_each_limit_of_the_device(limits: dict[str, int], reason: str) -> None:
-    refused = _refusal(sizes=BIG, columns=8, samples=64, parameters=1_100_000, **limits)
+def test_each_limit_of_the_device(limits: tuple[int, int], reason: str) -> None:
+    refused = _refusal(sizes=BIG, columns=8, samples=64, parameters=1_100_000, device=Capacity(*limits, here=False))
     assert re.search(f", but {reason}. Most", str(refused))
 
 
 def test_too_many_cells_are_helped_by_freezing_alone() -> None:
-    refused = _refusal(sizes=BIG, columns=1, samples=64, parameters=1_100_000, device_cells=10**6)
+    refused = _refusal(sizes=BIG, columns=1, samples=64, parameters=1_100_000, device=Capacity(1 << 60, 10**6, False))
     assert str(refused).endswith("What would fit: freezing 'head' (requires_grad_(False)).")
 
 
@@ -98,7 +99,8 @@ def test_the_accelerators_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_device_on_the_same_machine_takes_from_the_same_memory() -> None:
     # A thousand bytes of operands, and 2 GiB for each m × m matrix.
-    options: dict[str, Any] = {"sizes": [Size("a", 0, 1, 4, 1)], "samples": 128, "parameters": 1, "device_here": True}
+    device = Capacity(1 << 60, 1 << 60, here=True)
+    options: dict[str, Any] = {"sizes": [Size("a", 0, 1, 4, 1)], "samples": 128, "parameters": 1, "device": device}
     check_memory(columns=128, **options)
     assert "9 GiB to spare, for itself and for the device emulated here" in str(_refusal(columns=256, **options))
 
@@ -113,7 +115,7 @@ def test_both_together_where_neither_is_enough() -> None:
 
 
 def test_a_model_that_no_setting_helps() -> None:
-    refused = _refusal(sizes=BIG, columns=1, samples=1, parameters=1_100_000, device_cells=1000)
+    refused = _refusal(sizes=BIG, columns=1, samples=1, parameters=1_100_000, device=Capacity(1 << 60, 1000, False))
     assert str(refused).endswith("Nothing fits but a smaller model.")
 
 
@@ -136,20 +138,17 @@ _SIZES = st.lists(
     _SIZES,
     st.integers(1, 2000),
     st.integers(1, 200),
-    st.none() | st.integers(1, 1 << 34),
-    st.none() | st.integers(1, 10**8),
-    st.booleans(),
+    st.none() | st.builds(Capacity, st.integers(1, 1 << 34), st.integers(1, 10**8), st.booleans()),
 )
 def test_what_it_says_would_fit_fits_and_no_more_does(
-    sizes: list[Size], columns: int, samples: int, device_bytes: int | None, device_cells: int | None, here: bool
+    sizes: list[Size], columns: int, samples: int, device: Capacity | None
 ) -> None:
-    limits = {"device_bytes": device_bytes, "device_cells": device_cells, "device_here": here}
     parameters = sum(size.parameters for size in sizes)
 
     def fits(sizes: list[Size], columns: int, samples: int) -> bool:
         n = sum(size.parameters for size in sizes)
         try:
-            check_memory(sizes, columns, samples=samples, parameters=n, **limits)  # type: ignore[arg-type]
+            check_memory(sizes, columns, samples=samples, parameters=n, device=device)
         except CurvatureTooLarge:
             return False
         return True
@@ -161,7 +160,7 @@ def test_what_it_says_would_fit_fits_and_no_more_does(
         ]
 
     try:
-        check_memory(sizes, columns, samples=samples, parameters=parameters, **limits)  # type: ignore[arg-type]
+        check_memory(sizes, columns, samples=samples, parameters=parameters, device=device)
     except CurvatureTooLarge as error:
         message = str(error)
     else:

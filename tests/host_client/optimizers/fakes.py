@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from host_client.links.base import Capacity
 from spu_link.errors import DeviceUnavailable
 from spu_link.operators import Operator
 from spu_link.program import Reading
@@ -18,11 +19,13 @@ class Recorder:
 
     Attributes:
         asked: options of each solve.
+        capacity: what it can hold.
         fails: whether the next one fails.
         time: device time, in τ.
     """
 
     asked: list[dict[str, Any]] = field(default_factory=list)
+    capacity: Capacity = field(default=Capacity(1 << 33, 200_000_000, False))
     fails: bool = False
     time: float = 0.0
 
