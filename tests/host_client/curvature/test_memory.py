@@ -8,12 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from host_client.curvature import available, memory
+from host_client.curvature import Capture, available, linearise, memory
 from host_client.curvature.available import available_memory, available_on
 from host_client.curvature.errors import CurvatureTooLarge
 from host_client.curvature.memory import NOT_WORTH_ASKING, SHARE, Estimate, Size, check_memory, readable
 from host_client.links.base import Capacity
 from spu_link.operators import LayerRows, LinearRows, Rows
+from tests.cases import Case
 
 GIB = 1 << 30
 
@@ -38,6 +39,17 @@ def test_the_estimate_counts_the_bytes_of_the_operator() -> None:
         link=operator.nbytes + drive.nbytes,
         device=operator.nbytes + 3 * torch.zeros(m, m, dtype=torch.float64).nbytes + 10 * 8 * n,
     )
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
+def test_what_is_counted_beforehand_is_what_the_capture_makes(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[Estimate] = []
+    monkeypatch.setattr(linearise, "check_memory", lambda *a, **k: counted.append(check_memory(*a, **k)))
+    problem = case.problem()
+    capture = Capture(problem.model, problem.criterion)
+    problem.criterion(problem.model(problem.inputs), problem.targets)
+    drive = sum(parameter.numel() for parameter in problem.trained) * capture.operator.dtype.itemsize
+    assert [one.link for one in counted] == [capture.operator.nbytes + drive]
 
 
 def test_on_an_accelerator_the_host_holds_the_pinned_copy() -> None:
