@@ -69,7 +69,7 @@ class Case:
         call: what the criterion is given, from the network and its inputs; by default the network's output.
         criterion: makes the loss; its tensors are made in the case's dtype.
         targets: draws them for given outputs.
-        unlike: oracles that do not cover the case: "curvlinops", where torch lacks forward derivatives or has wrong ones
+        unlike: oracles that do not cover the case: "curvlinops", where torch lacks forward derivatives, has wrong ones
             (padded embeddings), or where each pass is another.
     """
 

@@ -22,9 +22,7 @@ def _sizes(problem: Problem) -> list[int]:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)], ids=str)
-def test_curvature_is_that_of_dense_autograd_sample_by_sample(
-    case: Case, dtype: torch.dtype, tolerance: float
-) -> None:
+def test_curvature_is_that_of_dense_autograd_sample_by_sample(case: Case, dtype: torch.dtype, tolerance: float) -> None:
     problem = case.problem(dtype)
     capture = Capture(problem.model, problem.criterion)
     outputs = problem.outputs()
