@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from tests import public
 from tests.networks import (
@@ -350,6 +350,12 @@ CONVOLUTION = [
     Case("transposed without bias", _convolutional(nn.ConvTranspose2d, (4, 3, 2), bias=False), (4, 3, 2)),
     Case("transposed in 3d", _convolutional(nn.ConvTranspose3d, (2, 2, 1, 3), kernel_size=2), (2, 2, 1, 3)),
     Case(
+        "channels last in memory",
+        lambda: _convolutional()().to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+        IMAGE,
+        call=lambda model, x: model(x.contiguous(memory_format=torch.channels_last)),
+    ),
+    Case(
         "convolution twice",
         lambda: nn.Sequential(
             *(layer for layer in [nn.Conv2d(4, 4, 3, padding=1)] for _ in range(2)), nn.Flatten(), nn.Linear(168, 3)
@@ -444,6 +450,27 @@ PARAMETERS = [
         ),
         TOKENS,
     ),
+    Case(
+        "bias of tokens in place",
+        _with(body=lambda: nn.Linear(4, 3), bias=lambda: parameter(5, 1), shift=lambda: parameter(1))(
+            lambda m, x: (m.body(x).add_(m.bias) - m.shift).tanh().mean(1)
+        ),
+        TOKENS,
+    ),
+    Case(
+        "gate of a residual branch",
+        _with(body=lambda: nn.Linear(5, 5), gate=lambda: parameter(), head=lambda: nn.Linear(5, 3))(
+            lambda m, x: m.head(x + m.gate * m.body(x).tanh())
+        ),
+        (5,),
+    ),
+    Case(
+        "quotient and difference",
+        _with(body=lambda: nn.Linear(5, 3), a=lambda: parameter(3), b=lambda: parameter(1))(
+            lambda m, x: (1 - m.a) / (m.body(x).exp() + m.b.exp()) - x[:, :3] / m.a.exp()
+        ),
+        (5,),
+    ),
     Case("prelu", lambda: nn.Sequential(nn.Linear(5, 4), nn.PReLU(4), nn.Linear(4, 3), nn.PReLU()), (5,)),
 ]
 
@@ -459,6 +486,16 @@ ATTENTION = [
     ),
     Case("cross attention", lambda: Attention(batch_first=True, cross=True), TOKENS, batch=3),
     Case("cross attention, tokens first", lambda: Attention(batch_first=False, cross=True), TOKENS, batch=3),
+    Case(
+        "learnt queries",
+        _with(
+            queries=lambda: parameter(1, 2, 4),
+            attention=lambda: nn.MultiheadAttention(4, 2, batch_first=True),
+            head=lambda: nn.Linear(4, 3),
+        )(lambda m, x: m.head(m.attention(m.queries.expand(len(x), -1, -1), x, x)[0].tanh().mean(1))),
+        TOKENS,
+        batch=3,
+    ),
     Case("encoder", lambda: Encoder(norm_first=False), (5,), vocabulary=7, batch=3, unlike=("curvlinops",)),
     Case("encoder, norm first", lambda: Encoder(norm_first=True), (5,), vocabulary=7, batch=3, unlike=("curvlinops",)),
 ]
@@ -518,6 +555,19 @@ FALLBACK = [
         ),
         TOKENS,
     ),
+    Case(
+        "spectral norm",
+        lambda: nn.Sequential(spectral_norm(nn.Linear(5, 4)), nn.Tanh(), nn.Linear(4, 3)),
+        (5,),
+        unlike=("curvlinops",),
+    ),
+    Case(
+        "weight norm of a convolution",
+        lambda: nn.Sequential(weight_norm(nn.Conv1d(3, 2, 2)), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3)),
+        (3, 5),
+        unlike=("curvlinops",),
+    ),
+    Case("bags of embeddings", lambda: nn.EmbeddingBag(6, 3, mode="mean"), (3,), vocabulary=6),
     Case("weight norm", _parametrised, (5,), unlike=("curvlinops",)),
     Case(
         "masked weight",

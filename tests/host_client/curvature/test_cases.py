@@ -45,6 +45,16 @@ def test_curvature_is_that_of_dense_autograd_sample_by_sample(case: Case, dtype:
     assert_same_curvature(total, j.T @ h @ j, _sizes(problem), 1e-12)
 
 
+@pytest.mark.parametrize("batch", [1, 5], ids=["one sample", "as many samples as tokens"])
+def test_batches_of_other_sizes_are_captured_alike(case: Case, batch: int) -> None:
+    problem = case.problem(batch=batch)
+    capture = Capture(problem.model, problem.criterion)
+    outputs = problem.outputs()
+    problem.criterion(outputs, problem.targets)
+    a = capture.operator.dense()
+    assert_same_curvature(a.T @ a, curvature(problem, outputs), _sizes(problem), 1e-10)
+
+
 @pytest.mark.parametrize("case", [c for c in CASES if "curvlinops" not in c.unlike], ids=lambda case: case.name)
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
 def test_curvature_is_that_of_curvlinops(case: Case) -> None:
