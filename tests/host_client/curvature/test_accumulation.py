@@ -59,7 +59,7 @@ def test_two_halves_have_the_curvature_of_the_whole(varied: Case) -> None:
     a = _factor(capture)
     capture.close()
     expected = curvature(problem, problem.outputs())
-    assert_same_curvature(a.T @ a, expected, _sizes(problem), 1e-10)
+    assert_same_curvature(a.T @ a, expected, _sizes(problem), varied.tolerance)
     gradients = torch.autograd.grad(problem.loss(), problem.trained)
     for found, wanted in zip((p.grad for p in problem.trained), gradients, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)

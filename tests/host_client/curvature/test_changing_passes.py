@@ -90,7 +90,7 @@ def test_the_order_of_samples_and_tokens_may_change() -> None:
 
 
 def test_a_first_pass_that_tells_nothing_about_the_samples() -> None:
-    """All activations are dead in the first pass: no cotangent arrives, and the layout is known only from the second."""
+    """All activations are dead in the first pass: no cotangent arrives, so the layout is known only later."""
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).double()
     with torch.no_grad():
         model[0].bias.fill_(-1e3)
