@@ -58,7 +58,7 @@ def elementwise_scale(f: Tensor, sizes: Sequence[int]) -> Tensor:
     that have no influence at all (a key's bias in attention) have a scale of 1e-6 of the largest.
     """
     scales = torch.stack([block.max().clamp_min(0) for block in f.diagonal().split(list(sizes))]).sqrt()
-    scales = scales.clamp_min(1e-6 * scales.max())
+    scales = scales.clamp_min(1e-6 * scales.max()).clamp_min(1e-30)
     s = scales.repeat_interleave(torch.tensor(list(sizes)))
     return s[:, None] * s
 
