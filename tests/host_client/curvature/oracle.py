@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from host_client.curvature.losses.softmax import softmax_root
 from tests.cases import Problem
 
 
@@ -31,6 +32,14 @@ def hessian(criterion: nn.Module, outputs: Tensor, targets: Tensor) -> Tensor:
     forward = copy.deepcopy(criterion).double().forward
     h = torch.autograd.functional.hessian(lambda z: forward(z, targets), z)
     return h.reshape(z.numel(), z.numel())
+
+
+def factor(logits: Tensor, parameters: Sequence[Tensor], *, reduction: str = "mean") -> Tensor:
+    """A = SᵀJ / √b of shape ((d − 1)·b, N) for the plain cross-entropy of logits (b, d), row by row as it is captured."""
+    columns = softmax_root(logits.detach().double())
+    j = jacobian(logits, parameters).view(*logits.shape, -1)
+    rows = torch.einsum("cbi,bin->cbn", columns, j).flatten(0, 1)
+    return rows / len(logits) ** 0.5 if reduction == "mean" else rows
 
 
 def curvature(problem: Problem, outputs: Tensor) -> Tensor:
