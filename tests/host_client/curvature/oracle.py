@@ -35,7 +35,7 @@ def hessian(criterion: nn.Module, outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def factor(logits: Tensor, parameters: Sequence[Tensor], *, reduction: str = "mean") -> Tensor:
-    """A = SᵀJ / √b of shape ((d − 1)·b, N) for the plain cross-entropy of logits (b, d), row by row as it is captured."""
+    """A = SᵀJ / √b of shape ((d − 1)·b, N) for the plain cross-entropy of logits (b, d), as it is captured."""
     columns = softmax_root(logits.detach().double())
     j = jacobian(logits, parameters).view(*logits.shape, -1)
     rows = torch.einsum("cbi,bin->cbn", columns, j).flatten(0, 1)
