@@ -13,7 +13,7 @@ from tests.host_client.curvature.oracle import assert_same_curvature, curvature,
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Using padding='same' with even kernel:UserWarning",
     # Said of layers without a rule; that it is said once has a test of its own.
-    "ignore:.*vmap:UserWarning",
+    "ignore::host_client.curvature.errors.CurvatureFallback",
 )
 
 

@@ -37,7 +37,7 @@ NAMES = [
     "squared error",
 ]
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*vmap:UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::host_client.curvature.errors.CurvatureFallback")
 
 
 @pytest.fixture(params=NAMES)

@@ -47,7 +47,7 @@ def varied(request: pytest.FixtureRequest) -> Case:
     return next(case for case in CASES if case.name == request.param)
 
 
-@pytest.mark.filterwarnings("ignore:.*vmap:UserWarning")
+@pytest.mark.filterwarnings("ignore::host_client.curvature.errors.CurvatureFallback")
 def test_expectation_is_the_exact_curvature(varied: Case) -> None:
     """E vᵀAᵀAv = vᵀFv for ten v, half of them in one parameter each.
 
