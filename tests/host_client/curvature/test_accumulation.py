@@ -115,7 +115,7 @@ def test_steps_after_accumulation_are_those_of_the_whole_batch(scaled: bool) -> 
     parts, whole = CASES[2].problem(), CASES[2].problem()
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=scaled)
     options: dict[str, Any] = {"lr": 0.3, "damping": 0.1}
-    optimizer = NGDWoodbury(parts.model, parts.criterion, **options)
+    optimizer = NGDWoodbury(parts.model, parts.criterion, grad_scaler=scaler if scaled else None, **options)
     for _ in range(3):
         for samples in (slice(0, 2), slice(2, 4)):
             scaler.scale(parts.part(samples).loss() / 2).backward()
@@ -129,6 +129,15 @@ def test_steps_after_accumulation_are_those_of_the_whole_batch(scaled: bool) -> 
         optimizer.zero_grad()
     for p, q in zip(parts.trained, whole.trained, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-8, atol=1e-10)
+
+
+def test_a_scaler_that_nobody_told_of_is_noticed() -> None:
+    problem = CASES[2].problem()
+    capture = Capture(problem.model, problem.criterion)
+    for samples in (slice(0, 2), slice(2, 4)):
+        (problem.part(samples).loss() / 2 * 2.0**16).backward()
+    with pytest.raises(RuntimeError, match="grad_scaler"):
+        capture.operator_of_gradients()
 
 
 def test_a_device_takes_several_passes_as_one_program(session: Session) -> None:

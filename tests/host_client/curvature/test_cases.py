@@ -58,6 +58,7 @@ def test_batches_of_other_sizes_are_captured_alike(case: Case, batch: int) -> No
 
 @pytest.mark.parametrize("case", [c for c in CASES if "curvlinops" not in c.unlike], ids=lambda case: case.name)
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 def test_curvature_is_that_of_curvlinops(case: Case) -> None:
     curvlinops = pytest.importorskip("curvlinops")
     problem = case.problem()
