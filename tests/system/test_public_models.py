@@ -62,15 +62,17 @@ def _train(
     *,
     steps: int,
     batch: int,
+    autocast: bool = False,
     **options: Any,
 ) -> list[float]:
     """The ordinary loop; the losses."""
     criterion = nn.CrossEntropyLoss()
-    optimizer = TNGD(model, criterion, session, **{"damping": 0.1, "analog_time": 20.0, **options})
+    optimizer = TNGD(model, criterion, session, lr=0.2, damping=0.3, analog_time=20.0, **options)
     losses = []
     for _ in range(steps):
         inputs, labels = batches(batch)
-        loss = criterion(model(inputs).logits, labels)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            loss = criterion(model(inputs).logits, labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -101,7 +103,7 @@ def _resnet() -> nn.Module:
 def test_a_resnet_is_refused_while_its_batch_norms_mix_samples(session: Session) -> None:
     before = session.uploaded_bytes
     with pytest.raises(UnsupportedLayer, match=r"BatchNorm2d.*batch.*eval"):
-        _train(_resnet(), session, _pictures, steps=1, batch=6, lr=0.1)
+        _train(_resnet(), session, _pictures, steps=1, batch=6)
     assert session.uploaded_bytes == before
 
 
@@ -111,32 +113,31 @@ def test_a_resnet_learns(session: Session, options: dict[str, Any]) -> None:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
-    _assert_learnt(_train(model, session, _pictures, steps=25, batch=12, lr=0.3, **options), 0.5)
+    _assert_learnt(_train(model, session, _pictures, steps=25, batch=12, **options), 0.5)
 
 
 @CURVATURES
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_an_encoder_learns(session: Session, attention: str, options: dict[str, Any]) -> None:
-    model = public.bert(attention, hidden_size=16, intermediate_size=32, initializer_range=0.1)
-    _assert_learnt(_train(model, session, _sentences, steps=30, batch=12, lr=0.3, **options), 0.5)
+    model = public.bert(attention, hidden_size=16, intermediate_size=32, initializer_range=0.2)
+    _assert_learnt(_train(model, session, _sentences, steps=30, batch=12, **options), 0.5)
 
 
-@CURVATURES
+@pytest.mark.parametrize("options", [{"curvature": "exact"}, {"curvature": "mc", "samples": 4}], ids=["exact", "mc"])
 def test_adapters_of_a_frozen_encoder_learn(session: Session, options: dict[str, Any]) -> None:
     model = public.lora("sdpa", hidden_size=16, intermediate_size=32)
     frozen = {path: p.clone() for path, p in model.named_parameters() if not p.requires_grad}
     assert sum(p.numel() for p in frozen.values()) > sum(p.numel() for p in model.parameters() if p.requires_grad)
-    _assert_learnt(_train(model, session, _sentences, steps=30, batch=12, lr=0.3, **options), 0.8)
+    _assert_learnt(_train(model, session, _sentences, steps=40, batch=12, **options), 0.7)
     for path, p in model.named_parameters():
         if path in frozen:
             torch.testing.assert_close(p, frozen[path], rtol=0, atol=0)
 
 
 def test_an_encoder_with_dropout_learns_under_autocast(session: Session) -> None:
-    model = public.bert("sdpa", hidden_size=16, hidden_dropout_prob=0.1, initializer_range=0.1)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses = _train(model, session, _sentences, steps=30, batch=12, lr=0.3, curvature="mc")
-    _assert_learnt(losses, 0.7)
+    model = public.bert("sdpa", hidden_size=16, intermediate_size=32, hidden_dropout_prob=0.1, initializer_range=0.2)
+    losses = _train(model, session, _sentences, steps=30, batch=24, autocast=True, curvature="mc")
+    _assert_learnt(losses, 0.5)
 
 
 def test_a_loss_that_the_model_computes_itself_is_refused_with_a_way_out(session: Session) -> None:
