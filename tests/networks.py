@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,13 +18,13 @@ class Function(nn.Module):
         parts: submodules and parameters by name.
     """
 
-    def __init__(self, forward: Callable[[Function, Tensor], Tensor], **parts: nn.Module | nn.Parameter) -> None:
+    def __init__(self, forward: Callable[[Function, Any], Any], **parts: nn.Module | nn.Parameter) -> None:
         super().__init__()
         self.function = forward
         for name, part in parts.items():
             setattr(self, name, part)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Any) -> Any:
         """The function of itself and the input."""
         return self.function(self, x)
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from host_client.curvature import Capture
-from host_client.curvature.errors import CurvatureFallback
+from host_client.curvature.errors import CurvatureFallback, UnsupportedLayer
 from tests.cases import CASES, Problem, labels
 from tests.host_client.curvature.oracle import assert_same_curvature, curvature
 from tests.networks import Function
@@ -89,6 +92,77 @@ def test_the_order_of_samples_and_tokens_may_change() -> None:
         _assert_exact(
             capture, Problem(model, criterion, torch.randn(3, 3, 4, dtype=torch.float64), torch.tensor([0, 1, 2]))
         )
+
+
+def test_rows_picked_by_a_mask_that_changes() -> None:
+    """As a masked language model picks its tokens: two of each sample, then three of one and one of the other."""
+    case = next(case for case in CASES if case.name == "sequence, mean")
+    problem = case.problem(batch=2)
+    capture = Capture(problem.model, problem.criterion)
+    masks = torch.tensor([[[1, 0, 1, 0, 0], [0, 0, 1, 1, 0]], [[1, 0, 1, 0, 1], [0, 0, 0, 1, 0]]]).bool()
+    for mask in masks:
+        picked = Problem(
+            problem.model, problem.criterion, problem.inputs, torch.tensor([0, 1, 2, 0]), lambda m, x, k=mask: m(x)[k]
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CurvatureFallback)  # rows of two samples at once have no rule
+            try:
+                _assert_exact(capture, picked)
+            except UnsupportedLayer as refused:
+                assert "samples mix" in str(refused)  # noqa: PT017 - either is well
+
+
+def test_two_losses_of_one_pass_add_up() -> None:
+    """An auxiliary head, weighed by 0.3."""
+    model = Function(
+        lambda m, x: (m.head(m.body(x).tanh()), m.head(m.body(x).square())),  # type: ignore[operator]
+        body=nn.Linear(5, 4),
+        head=nn.Linear(4, 3),
+    ).double()
+    criterion = nn.CrossEntropyLoss()
+    capture = Capture(model, criterion)
+    x, y = torch.randn(4, 5, dtype=torch.float64), torch.tensor([0, 1, 2, 0])
+    expected = torch.zeros(sum(p.numel() for p in model.parameters()), dtype=torch.float64)
+    expected = torch.diag(expected)
+    total: Tensor | float = 0.0
+    outputs = model(x)
+    for z, weight in zip(outputs, (1.0, 0.3), strict=True):
+        total = total + weight * criterion(z, y)
+        expected = expected + weight * curvature(Problem(model, criterion, x, y), z)
+    assert isinstance(total, Tensor)
+    total.backward()
+    a = capture.operator_of_gradients().dense()
+    assert_same_curvature(a.T @ a, expected, [p.numel() for p in model.parameters()], 1e-10)
+
+
+def test_activations_that_are_computed_again_in_the_backward_pass() -> None:
+    model = Function(
+        lambda m, x: m.head(checkpoint(lambda y: m.body(y).tanh(), m.first(x), use_reentrant=False)),  # type: ignore[operator]
+        first=nn.Linear(5, 4),
+        body=nn.Linear(4, 4),
+        head=nn.Linear(4, 3),
+    ).double()
+    criterion = nn.CrossEntropyLoss()
+    problem = Problem(model, criterion, torch.randn(4, 5, dtype=torch.float64), torch.tensor([0, 1, 2, 0]))
+    capture = Capture(model, criterion)
+    for _ in range(2):
+        _assert_exact(capture, problem)
+        problem.loss().backward()
+
+
+@pytest.mark.parametrize(
+    "out", [lambda z: z, lambda z: (z,), lambda z: {"loss": z.sum(), "logits": z}], ids=["", "tuple", "dict"]
+)
+def test_models_may_take_and_give_whatever_they_like(out: Callable[[Tensor], Any]) -> None:
+    model = Function(lambda m, batch: out(m.body(batch["x"])), body=nn.Linear(5, 3)).double()  # type: ignore[operator, index]
+
+    def call(m: nn.Module, x: Tensor) -> Tensor:
+        given = m({"x": x})
+        return given if isinstance(given, Tensor) else given["logits"] if isinstance(given, dict) else given[0]
+
+    criterion = nn.CrossEntropyLoss()
+    inputs, targets = torch.randn(4, 5, dtype=torch.float64), torch.tensor([0, 1, 2, 0])
+    _assert_exact(Capture(model, criterion), Problem(model, criterion, inputs, targets, call))
 
 
 def test_a_first_pass_that_tells_nothing_about_the_samples() -> None:
