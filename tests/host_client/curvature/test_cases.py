@@ -56,6 +56,17 @@ def test_batches_of_other_sizes_are_captured_alike(case: Case, batch: int) -> No
     assert_same_curvature(a.T @ a, curvature(problem, outputs), _sizes(problem), case.tolerance)
 
 
+def test_passes_of_one_column_at_a_time_give_the_same(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("host_client.curvature.cotangents.PASS_ELEMENTS", 1)
+    monkeypatch.setattr("host_client.curvature.fallback.CHUNK_BYTES", 1)
+    problem = case.problem()
+    capture = Capture(problem.model, problem.criterion)
+    outputs = problem.outputs()
+    problem.criterion(outputs, problem.targets)
+    a = capture.operator.dense()
+    assert_same_curvature(a.T @ a, curvature(problem, outputs), _sizes(problem), case.tolerance)
+
+
 @pytest.mark.parametrize("case", [c for c in CASES if "curvlinops" not in c.unlike], ids=lambda case: case.name)
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")

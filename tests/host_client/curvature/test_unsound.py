@@ -153,7 +153,9 @@ class Interrupted(nn.Module):
 
 
 @pytest.mark.parametrize("error", [ArithmeticError("of its own"), KeyboardInterrupt(), SystemExit()], ids=repr)
-def test_a_forward_pass_that_is_interrupted_leaves_nothing_behind(error: BaseException) -> None:
+@pytest.mark.parametrize("then", ["train", "evaluate"])
+def test_a_forward_pass_that_is_interrupted_leaves_nothing_behind(error: BaseException, then: str) -> None:
+    """After an error at once; after an interrupt from the keyboard, of which torch tells no hook, with the next pass."""
     model = Interrupted().double()
     problem = Problem(model, nn.CrossEntropyLoss(), *_batch())
     capture = Capture(model, problem.criterion)
@@ -162,25 +164,30 @@ def test_a_forward_pass_that_is_interrupted_leaves_nothing_behind(error: BaseExc
         with pytest.raises(type(error)) as raised:
             problem.outputs()
         assert raised.value is error
-        assert not _get_current_function_mode_stack()
-        # The very same functions are recorded by nobody now.
-        torch.randn(2, 5, dtype=torch.float64) @ model.first.weight.T
+        if isinstance(error, Exception):
+            assert not _get_current_function_mode_stack()
+        # What is computed meanwhile belongs to no pass.
+        (torch.randn(2, 5, dtype=torch.float64) @ model.first.weight.T).sum().backward()
         model.error = None
+        if then == "evaluate":
+            with torch.no_grad():
+                problem.outputs()
+            assert not _get_current_function_mode_stack()
         _assert_exact(capture, problem)
+        assert not _get_current_function_mode_stack()
 
 
-def test_an_interrupted_pass_of_a_capture_that_is_gone_leaves_nothing_behind() -> None:
+@pytest.mark.parametrize("closed", [False, True], ids=["let go", "closed"])
+def test_an_interrupted_pass_of_a_capture_that_is_gone_leaves_nothing_behind(closed: bool) -> None:
     model = Interrupted().double()
     capture = Capture(model, nn.CrossEntropyLoss())
     model.error = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         model(_batch()[0])
-    capture.close()
+    if closed:
+        capture.close()
     del capture
     gc.collect()
-    assert not _get_current_function_mode_stack()
-    model.error = None
-    model(_batch()[0])
     assert not _get_current_function_mode_stack()
 
 
