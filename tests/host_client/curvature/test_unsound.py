@@ -155,7 +155,7 @@ class Interrupted(nn.Module):
 @pytest.mark.parametrize("error", [ArithmeticError("of its own"), KeyboardInterrupt(), SystemExit()], ids=repr)
 @pytest.mark.parametrize("then", ["train", "evaluate"])
 def test_a_forward_pass_that_is_interrupted_leaves_nothing_behind(error: BaseException, then: str) -> None:
-    """After an error at once; after an interrupt from the keyboard, of which torch tells no hook, with the next pass."""
+    """After an error at once; after an interrupt from the keyboard, of which torch tells no hook, with the next one."""
     model = Interrupted().double()
     problem = Problem(model, nn.CrossEntropyLoss(), *_batch())
     capture = Capture(model, problem.criterion)
