@@ -15,7 +15,7 @@ from host_client.curvature import Capture
 from host_client.curvature.errors import CurvatureFallback, UnsupportedLayer
 from tests.cases import CASES, Problem, labels
 from tests.host_client.curvature.oracle import assert_same_curvature, curvature
-from tests.networks import Function
+from tests.networks import Function, parameter
 
 LENGTHS = [(4, 5), (4, 4), (2, 4), (4, 2), (1, 3), (3, 1), (1, 1), (2, 2), (6, 3), (3, 6)]
 """Samples and tokens."""
@@ -223,3 +223,55 @@ def test_inputs_changed_in_place_after_the_step_leave_the_next_one_alone() -> No
     for _ in range(3):
         _assert_exact(capture, problem)
         problem.inputs.normal_()  # a buffer that a loader fills again
+
+
+@pytest.mark.parametrize("name", ["mlp", "attention", "bert, sdpa"])
+def test_several_captures_see_the_same_pass(name: str) -> None:
+    problem = next(case for case in CASES if case.name == name).problem()
+    captures = [Capture(problem.model, problem.criterion) for _ in range(3)]
+    outputs = problem.outputs()
+    problem.criterion(outputs, problem.targets)
+    expected = curvature(problem, outputs)
+    for capture in captures:
+        a = capture.operator.dense()
+        assert_same_curvature(a.T @ a, expected, [p.numel() for p in problem.trained], 1e-10)
+
+
+def test_a_captured_model_may_be_a_part_of_another_one() -> None:
+    """As a generator is of its pair with a discriminator."""
+    part = nn.Sequential(nn.Linear(5, 4), nn.Tanh()).double()
+    whole = nn.Sequential(part, nn.Linear(4, 3)).double()
+    criterion = nn.CrossEntropyLoss()
+    inputs, targets = torch.randn(4, 5, dtype=torch.float64), torch.tensor([0, 1, 2, 0])
+    captures = {model: Capture(model, criterion) for model in (whole, part)}
+    outputs = whole(inputs)
+    criterion(outputs, targets)
+    for model, capture in captures.items():
+        a = capture.operator.dense()
+        expected = curvature(Problem(model, criterion, inputs, targets), outputs)
+        assert_same_curvature(a.T @ a, expected, [p.numel() for p in model.parameters()], 1e-10)
+
+
+def test_a_function_that_torch_does_not_dispatch_is_noticed() -> None:
+    class Product(torch.autograd.Function):
+        """x Wᵀ."""
+
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+            ctx.save_for_backward(x, w)
+            return x @ w.T
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+            x, w = ctx.saved_tensors
+            return gradient @ w, gradient.T @ x
+
+    model = Function(
+        lambda m, x: m.head((Product.apply(x, m.w) + x @ m.w.T).tanh()),  # type: ignore[operator]
+        w=parameter(4, 5),
+        head=nn.Linear(4, 3),
+    ).double()
+    criterion = nn.CrossEntropyLoss()
+    problem = Problem(model, criterion, torch.randn(4, 5, dtype=torch.float64), torch.tensor([0, 1, 2, 0]))
+    with pytest.warns(CurvatureFallback, match="'w'"):
+        _assert_exact(Capture(model, criterion), problem)
