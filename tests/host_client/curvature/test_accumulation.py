@@ -10,7 +10,7 @@ import torch
 from host_client import Session
 from host_client.curvature import Capture
 from host_client.optimizers import TNGD, NGDWoodbury
-from tests.cases import CASES, Case, Problem
+from tests.cases import Case, Problem, named
 from tests.host_client.curvature.oracle import assert_same_curvature, curvature
 
 NAMES = [
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::host_client.curvature.errors.Cu
 @pytest.fixture(params=NAMES)
 def varied(request: pytest.FixtureRequest) -> Case:
     """Cases whose mean is over as many terms in each half of the batch."""
-    return next(case for case in CASES if case.name == request.param)
+    return named(request.param)
 
 
 def _sizes(problem: Problem) -> list[int]:
@@ -66,7 +66,7 @@ def test_two_halves_have_the_curvature_of_the_whole(varied: Case) -> None:
 
 
 def test_uneven_parts_weigh_as_much_as_their_losses() -> None:
-    problem = CASES[2].problem()
+    problem = named("mlp").problem()
     capture = Capture(problem.model, problem.criterion)
     parts = [(slice(0, 1), 0.25), (slice(1, 4), 0.75)]
     for samples, weight in parts:
@@ -77,7 +77,7 @@ def test_uneven_parts_weigh_as_much_as_their_losses() -> None:
 
 
 def test_losses_that_sum_over_the_batch_add_up() -> None:
-    problem = next(case for case in CASES if case.name == "sum over the batch").problem()
+    problem = named("sum over the batch").problem()
     capture = Capture(problem.model, problem.criterion)
     for samples in (slice(0, 2), slice(2, 4)):
         problem.part(samples).loss().backward()
@@ -87,7 +87,7 @@ def test_losses_that_sum_over_the_batch_add_up() -> None:
 
 
 def test_two_losses_differentiated_at_once_add_up() -> None:
-    problem = CASES[2].problem()
+    problem = named("mlp").problem()
     capture = Capture(problem.model, problem.criterion)
     losses = [problem.part(samples).loss() / 2 for samples in (slice(0, 2), slice(2, 4))]
     torch.stack(losses).sum().backward()
@@ -97,7 +97,7 @@ def test_two_losses_differentiated_at_once_add_up() -> None:
 
 
 def test_monte_carlo_rows_add_up() -> None:
-    problem = CASES[2].problem()
+    problem = named("mlp").problem()
     capture = Capture(problem.model, problem.criterion, curvature="mc", samples=3)
     factors = []
     for samples in (slice(0, 2), slice(2, 4)):
@@ -112,7 +112,7 @@ def test_monte_carlo_rows_add_up() -> None:
 
 @pytest.mark.parametrize("scaled", [False, True], ids=["", "scaled"])
 def test_steps_after_accumulation_are_those_of_the_whole_batch(scaled: bool) -> None:
-    parts, whole = CASES[2].problem(), CASES[2].problem()
+    parts, whole = named("mlp").problem(), named("mlp").problem()
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=scaled)
     options: dict[str, Any] = {"lr": 0.3, "damping": 0.1}
     optimizer = NGDWoodbury(parts.model, parts.criterion, grad_scaler=scaler if scaled else None, **options)
@@ -132,7 +132,7 @@ def test_steps_after_accumulation_are_those_of_the_whole_batch(scaled: bool) -> 
 
 
 def test_a_scaler_that_nobody_told_of_is_noticed() -> None:
-    problem = CASES[2].problem()
+    problem = named("mlp").problem()
     capture = Capture(problem.model, problem.criterion)
     for samples in (slice(0, 2), slice(2, 4)):
         (problem.part(samples).loss() / 2 * 2.0**16).backward()
@@ -141,7 +141,7 @@ def test_a_scaler_that_nobody_told_of_is_noticed() -> None:
 
 
 def test_a_device_takes_several_passes_as_one_program(session: Session) -> None:
-    parts, whole = CASES[2].problem(torch.float32), CASES[2].problem(torch.float32)
+    parts, whole = named("mlp").problem(torch.float32), named("mlp").problem(torch.float32)
     options: dict[str, Any] = {"lr": 0.3, "damping": 0.1, "analog_time": 20.0, "start": "drive"}
     optimizer = TNGD(parts.model, parts.criterion, session, **options)
     for samples in (slice(0, 2), slice(2, 4)):
@@ -157,7 +157,7 @@ def test_a_device_takes_several_passes_as_one_program(session: Session) -> None:
 
 
 def test_gradients_dropped_take_their_curvature_along() -> None:
-    problem = CASES[2].problem()
+    problem = named("mlp").problem()
     capture = Capture(problem.model, problem.criterion)
     problem.part(slice(0, 2)).loss().backward()
     capture.forget_gradients()

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from host_client.curvature import Capture
-from tests.cases import Problem, labels
+from tests.cases import Problem
+from tests.cases.targets import labels
 from tests.host_client.curvature.oracle import assert_same_curvature, curvature
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from host_client.curvature import Capture
-from tests.cases import CASES, Case, Problem
+from host_client.curvature.errors import CurvatureFallback
+from tests.cases import CASES, Case, Problem, named
 from tests.host_client.curvature.oracle import assert_same_curvature, curvature, hessian, jacobian, sample_gradients
 
 pytestmark = pytest.mark.filterwarnings(
@@ -153,6 +156,16 @@ def test_curvature_is_that_of_backpack(case: Case) -> None:
     assert_same_curvature(found.T @ found, v.T @ v, _sizes(problem), case.tolerance)
 
 
+def test_functions_without_a_rule_are_announced_and_no_others(case: Case) -> None:
+    problem = case.problem()
+    capture = Capture(problem.model, problem.criterion)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        problem.loss()
+    assert capture.operator.parameters == sum(_sizes(problem))
+    assert any(one.category is CurvatureFallback for one in said) == case.fallback
+
+
 def test_columns_are_the_trained_parameters_in_order(case: Case) -> None:
     problem = case.problem()
     capture = Capture(problem.model, problem.criterion)
@@ -222,7 +235,7 @@ class _Outputs(nn.Module):
 
 
 def test_dense_curvature_of_a_linear_model_is_the_hessian_of_the_loss() -> None:
-    problem = next(c for c in CASES if c.name == "linear layer as the model").problem()
+    problem = named("linear layer as the model").problem()
     expected = curvature(problem, problem.outputs())
     gradients = torch.autograd.grad(problem.loss(), problem.trained, create_graph=True)
     flat = torch.cat([g.flatten() for g in gradients])

@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from host_client.curvature import Capture
 from host_client.curvature.errors import CurvatureFallback, UnsupportedLayer
-from tests.cases import CASES, Problem, labels
+from tests.cases import Problem, named
+from tests.cases.targets import labels
 from tests.host_client.curvature.oracle import assert_same_curvature, curvature
 from tests.networks import Function, parameter
 
@@ -49,7 +50,7 @@ def _assert_exact(capture: Capture, problem: Problem) -> None:
 @pytest.mark.parametrize("name", ANY_LENGTH)
 @pytest.mark.filterwarnings("ignore::host_client.curvature.errors.CurvatureFallback")
 def test_batches_and_lengths(name: str) -> None:
-    problem = next(case for case in CASES if case.name == name).problem()
+    problem = named(name).problem()
     capture = Capture(problem.model, problem.criterion)
     for samples, tokens in LENGTHS:
         inputs = torch.randn(samples, tokens, problem.inputs.shape[-1], dtype=torch.float64)
@@ -96,7 +97,7 @@ def test_the_order_of_samples_and_tokens_may_change() -> None:
 
 def test_rows_picked_by_a_mask_that_changes() -> None:
     """As a masked language model picks its tokens: two of each sample, then three of one and one of the other."""
-    case = next(case for case in CASES if case.name == "sequence, mean")
+    case = named("sequence, mean")
     problem = case.problem(batch=2)
     capture = Capture(problem.model, problem.criterion)
     masks = torch.tensor([[[1, 0, 1, 0, 0], [0, 0, 1, 1, 0]], [[1, 0, 1, 0, 1], [0, 0, 0, 1, 0]]]).bool()
@@ -180,7 +181,7 @@ def test_a_first_pass_that_tells_nothing_about_the_samples() -> None:
 
 
 def test_targets_by_keyword() -> None:
-    problem = CASES[2].problem()
+    problem = named("mlp").problem()
     capture = Capture(problem.model, problem.criterion)
     outputs = problem.outputs()
     problem.criterion(input=outputs, target=problem.targets)
@@ -190,7 +191,7 @@ def test_targets_by_keyword() -> None:
 
 
 def test_a_layer_without_a_rule_is_announced_once() -> None:
-    problem = next(case for case in CASES if case.name == "bilinear").problem()
+    problem = named("bilinear").problem()
     capture = Capture(problem.model, problem.criterion)
     with pytest.warns(CurvatureFallback) as said:
         _assert_exact(capture, problem)
@@ -201,24 +202,8 @@ def test_a_layer_without_a_rule_is_announced_once() -> None:
         _assert_exact(capture, problem)
 
 
-def test_layers_with_rules_are_not_announced() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for name in (
-            "mlp",
-            "attention",
-            "attention, tokens first",
-            "encoder",
-            "bert, sdpa",
-            "gpt2, eager",
-            "vit, sdpa",
-        ):
-            problem = next(case for case in CASES if case.name == name).problem()
-            _assert_exact(Capture(problem.model, problem.criterion), problem)
-
-
 def test_inputs_changed_in_place_after_the_step_leave_the_next_one_alone() -> None:
-    problem = CASES[2].problem()
+    problem = named("mlp").problem()
     capture = Capture(problem.model, problem.criterion)
     for _ in range(3):
         _assert_exact(capture, problem)
@@ -227,7 +212,7 @@ def test_inputs_changed_in_place_after_the_step_leave_the_next_one_alone() -> No
 
 @pytest.mark.parametrize("name", ["mlp", "attention", "bert, sdpa"])
 def test_several_captures_see_the_same_pass(name: str) -> None:
-    problem = next(case for case in CASES if case.name == name).problem()
+    problem = named(name).problem()
     captures = [Capture(problem.model, problem.criterion) for _ in range(3)]
     outputs = problem.outputs()
     problem.criterion(outputs, problem.targets)

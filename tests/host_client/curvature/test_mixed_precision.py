@@ -11,7 +11,7 @@ from torch import nn
 from host_client import Session
 from host_client.curvature import Capture
 from host_client.optimizers import TNGD
-from tests.cases import CASES, Case, Problem
+from tests.cases import Case, Problem, named
 from tests.host_client.optimizers.fakes import Recorder
 
 BFLOAT16_EPSILON = 2.0**-8
@@ -43,7 +43,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::host_client.curvature.errors.Cu
 @pytest.fixture(params=NAMES)
 def varied(request: pytest.FixtureRequest) -> Case:
     """Some of the shared cases."""
-    return next(case for case in CASES if case.name == request.param)
+    return named(request.param)
 
 
 def _curvature(problem: Problem, *, autocast: bool, **options: Any) -> torch.Tensor:
@@ -69,20 +69,20 @@ def test_curvature_under_autocast_is_that_of_full_precision_to_its_rounding(vari
 
 
 def test_autocast_of_the_criterion_alone_is_left_out() -> None:
-    problem = CASES[2].problem(torch.float32)
+    problem = named("mlp").problem(torch.float32)
     capture = Capture(problem.model, problem.criterion)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         outputs = problem.outputs()
     assert outputs.dtype == torch.bfloat16
     problem.criterion(outputs.float(), problem.targets).backward()
     a = capture.operator.dense().double()
-    full = _curvature(CASES[2].problem(torch.float32), autocast=False)
+    full = _curvature(named("mlp").problem(torch.float32), autocast=False)
     assert torch.linalg.matrix_norm(a.T @ a - full) < 25 * BFLOAT16_EPSILON * torch.linalg.matrix_norm(full)
 
 
 def test_a_model_in_bfloat16_is_captured_in_float32() -> None:
-    full = _curvature(CASES[2].problem(torch.float32), autocast=False)
-    problem = CASES[2].problem(torch.float32)
+    full = _curvature(named("mlp").problem(torch.float32), autocast=False)
+    problem = named("mlp").problem(torch.float32)
     problem = Problem(problem.model.bfloat16(), problem.criterion, problem.inputs.bfloat16(), problem.targets)
     half = _curvature(problem, autocast=False)
     assert torch.linalg.matrix_norm(half - full) < 25 * BFLOAT16_EPSILON * torch.linalg.matrix_norm(full)
@@ -99,7 +99,7 @@ def _flat(problem: Problem) -> torch.Tensor:
 
 
 def test_training_under_autocast_brings_the_loss_down(session: Session) -> None:
-    problem = next(case for case in CASES if case.name == "pooling, residual, in place").problem(torch.float32)
+    problem = named("pooling, residual, in place").problem(torch.float32)
     optimizer = _optimizer(problem, session)
     losses = []
     for _ in range(15):
@@ -114,7 +114,7 @@ def test_training_under_autocast_brings_the_loss_down(session: Session) -> None:
 
 @pytest.mark.parametrize("unscale", [False, True], ids=["", "unscaled by hand"])
 def test_a_scaler_of_gradients_changes_nothing(session: Session, unscale: bool) -> None:
-    scaled, plain = CASES[2].problem(torch.float32), CASES[2].problem(torch.float32)
+    scaled, plain = named("mlp").problem(torch.float32), named("mlp").problem(torch.float32)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     optimizer = _optimizer(scaled, session, start="drive")
     for _ in range(4):
@@ -135,7 +135,7 @@ def test_a_scaler_of_gradients_changes_nothing(session: Session, unscale: bool) 
 
 
 def test_a_step_that_the_scaler_skips_does_not_reach_the_device() -> None:
-    problem = CASES[2].problem(torch.float32)
+    problem = named("mlp").problem(torch.float32)
     recorder = Recorder()
     optimizer = _optimizer(problem, recorder)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4)

@@ -10,7 +10,7 @@ from scipy import stats
 from torch import nn
 
 from host_client.curvature import Capture
-from tests.cases import CASES, Case
+from tests.cases import Case, named
 from tests.host_client.curvature.oracle import curvature
 from tests.statistics import FALSE_ALARM
 
@@ -44,7 +44,7 @@ NAMES = [
 @pytest.fixture(params=NAMES)
 def varied(request: pytest.FixtureRequest) -> Case:
     """One case for every loss and for every way in which rows are made."""
-    return next(case for case in CASES if case.name == request.param)
+    return named(request.param)
 
 
 @pytest.mark.filterwarnings("ignore::host_client.curvature.errors.CurvatureFallback")
@@ -109,7 +109,7 @@ def test_samples_are_drawn_independently() -> None:
 
 
 def test_every_pass_draws_anew_and_the_seed_of_torch_decides() -> None:
-    problem = CASES[2].problem()
+    problem = named("mlp").problem()
     capture = Capture(problem.model, problem.criterion, curvature="mc", samples=8)
 
     def factor() -> torch.Tensor:
@@ -126,7 +126,7 @@ def test_every_pass_draws_anew_and_the_seed_of_torch_decides() -> None:
 
 
 def test_one_sample_is_the_default() -> None:
-    problem = CASES[2].problem()
+    problem = named("mlp").problem()
     capture = Capture(problem.model, problem.criterion, curvature="mc")
     problem.loss()
     assert capture.operator.shape[0] == len(problem.inputs)

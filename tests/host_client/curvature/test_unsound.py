@@ -14,13 +14,13 @@ from torch.overrides import _get_current_function_mode_stack
 
 from host_client.curvature import Capture, UnsupportedCriterion, UnsupportedLayer
 from spu_link.operators import LayerRows
-from tests.cases import CASES, Problem
+from tests.cases import Problem, named
 from tests.host_client.curvature.oracle import assert_same_curvature, curvature
 from tests.networks import Function, parameter
 
 
 def _problem(name: str = "mlp") -> Problem:
-    return next(case for case in CASES if case.name == name).problem()
+    return named(name).problem()
 
 
 def _operator_at(capture: Capture, problem: Problem, outputs: Tensor) -> LayerRows:

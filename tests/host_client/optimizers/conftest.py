@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tests.cases import CASES, Problem
+from tests.cases import Problem, named
 
 
 @pytest.fixture(autouse=True)
@@ -22,4 +22,4 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture
 def problem() -> Problem:
     """Convolution, in-place ReLU, pooling and a linear layer, in float32."""
-    return next(case for case in CASES if case.name == "pooling, residual, in place").problem(torch.float32)
+    return named("pooling, residual, in place").problem(torch.float32)
