@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format protos bench compose-test clean
+.PHONY: help install demo test lint format protos bench performance compose-test clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,9 +35,13 @@ format: install  ## Format the code
 protos: install  ## Regenerate the stubs beside their sources
 	$(BIN)/python tools/generate_stubs.py
 
-bench: install  ## Time one training step and its parts; ratios go to results/bench
-	@mkdir -p results/bench
-	$(BIN)/tngd bench step --json results/bench/step.json
+bench: install  ## Run all benchmarks; ratios go to results/bench (about 15 minutes on 2 cores)
+	@failed=; for name in $$($(BIN)/tngd bench list); do \
+		$(BIN)/tngd bench $$name --json results/bench/$$name.json || failed="$$failed $$name"; \
+	done; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
+
+performance: bench  ## Run all benchmarks and render docs/performance.md from them
+	$(BIN)/tngd performance results/bench --out docs/performance.md
 
 compose-test: install  ## Run docker compose for real, where an engine is present
 	deploy/compose-test.sh

@@ -29,11 +29,11 @@ def run(rows: int = 640, cells: int = 1_000_000) -> dict[str, Any]:
     drive = torch.randn(cells)
     with local_daemon(clock="stepped") as address, connect(address, timeout=300.0) as spu:
         processes = _family(address)
-        idle = sum(_peak(process) for process in processes)
+        idle = sum(peak_bytes(process) for process in processes)
         with spu.session(ttl=60.0) as session:
             reading = session.solve(operator, drive, damping=0.1, noise=1e-6, analog_time=5.0, start="drive")
         assert reading.value.shape == (cells,)
-        peak = sum(_peak(process) for process in processes)
+        peak = sum(peak_bytes(process) for process in processes)
     operands = operator.nbytes + drive.nbytes
     bound = operands + VECTORS * 8 * cells + GIB
     return {
@@ -52,8 +52,8 @@ def _family(address: str) -> list[int]:
     raise LookupError(f"no child of this process listens on {address}")
 
 
-def _peak(pid: int) -> int:
-    """Most bytes ever resident in a process."""
+def peak_bytes(pid: int | str) -> int:
+    """Most bytes ever resident in a process, given by its number or as ``"self"``."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024

@@ -1,15 +1,28 @@
-"""One training step on the reference network: its parts, over gRPC and in this process, beside a step of Adam.
+"""One training step on five networks: TNGD through a daemon and in this process, beside a step of Adam.
+
+A step is forward pass, backward pass and update. TNGD's cells start at the drive, which keeps all steps alike; the
+settings are λ = 0.01, t = 50 τ, a free-running device, lr = 1e-4 so that the networks stay where they are. The networks
+are those of `benchmarks.networks`; all but the reference network see random numbers of the right shapes. "Exact" has
+b·(d − 1) rows, Monte-Carlo one row a sample.
 
 Ratios:
-    step_exact_vs_adam: a whole TNGD step through a daemon (exact GGN, start from the drive), over a whole step of Adam.
-    step_keep_vs_adam: the same with the default start, from where the cells stand: the emulator then also works out how
-        they went on under the old program while the host was busy.
-    step_grpc_vs_inprocess: the same step through a daemon, over that on a device in the training process.
-    capture_speedup_vs_jacrev: making the curvature factor A = SᵀJ / √b in full from `torch.func` vmap(jacrev), over
-        making it by capture (both with the forward pass).
-    capture_speedup_vs_jacrev_alone: vmap(jacrev) alone, its Jacobian left in pieces and without S, over capture.
-    capture_speedup_vs_jacrev_of_batch: jacrev of the whole batch's logits, over capture.
-    upload_shrink_vs_jacobian: bytes of the float32 Jacobian of all logits, over bytes of tensors in one upload.
+    step_exact_vs_adam: the reference CNN's step with the exact GGN through a daemon, over a step of Adam.
+    step_mc_vs_adam: the same with a one-sample Monte-Carlo Fisher matrix.
+    step_keep_vs_adam: as step_exact_vs_adam with the default start, from where the cells stand: the emulator then also
+        works out how they went on under the old program while the host was busy.
+    step_grpc_vs_inprocess: the exact step through a daemon, over that on a device in the training process.
+    step_mc_grpc_vs_inprocess: the same of the Monte-Carlo step.
+    step_exact_vs_sum_of_parts: the exact step through a daemon, over forward, capture and backward pass plus program
+        and reading, timed one after the other: below 1 where host and device work at once.
+    step_exact_vs_adam_mlp: exact step through a daemon over Adam's, 4-layer MLP, N = 2.9 million, b = 64.
+    step_mc_vs_adam_mlp: the same with Monte-Carlo.
+    step_exact_vs_adam_resnet: exact step over Adam's, ResNet-20 with GroupNorm on 32 × 32 images, N = 0.27 million,
+        b = 32.
+    step_mc_vs_adam_resnet: the same with Monte-Carlo.
+    step_exact_vs_adam_transformer: exact step over Adam's, transformer encoder of 4 layers, N = 0.93 million, b = 32.
+    step_mc_vs_adam_transformer: the same with Monte-Carlo.
+    step_exact_vs_adam_lora: exact step over Adam's, LoRA on a BERT of MiniLM's shape, N = 0.15 million, b = 32.
+    step_mc_vs_adam_lora: the same with Monte-Carlo.
 """
 
 from __future__ import annotations
@@ -19,157 +32,147 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, jacrev, vmap
+from torch import Tensor
 
-from benchmarks.timing import Subjects, medians
-from host_client import TNGD, Session, connect
+from benchmarks.networks import NETWORKS, Network
+from benchmarks.timing import Subjects, alone, log, medians
+from host_client import TNGD, connect
 from host_client.curvature import Capture
+from host_client.curvature.losses import Kind
 from host_client.local_daemon import local_daemon
 from host_client.tasks.mnist import mnist
 from host_client.tasks.task import Task
+from spu_link.program import StartPolicy
 
-BATCH = 64
-SETTINGS: dict[str, Any] = {"lr": 0.01, "damping": 0.01, "analog_time": 50.0}
+SETTINGS: dict[str, Any] = {"lr": 1e-4, "damping": 0.01, "analog_time": 50.0}
+BATCHES = {"reference": 64, "mlp": 64, "resnet": 32, "transformer": 32, "lora": 32}
+CURVATURES: tuple[Kind, ...] = ("exact", "mc")
 
 
-def run(rounds: int = 8) -> dict[str, Any]:
-    """Measure; every side has its turn in each of `rounds` rounds."""
-    task = mnist()
-    with local_daemon() as address:
-        sides: dict[str, Callable[[], Subjects]] = {
-            "plain": _plain,
-            "grpc": partial(_device, address),
-            "inprocess": partial(_device, "inproc:"),
-        }
-        seconds = medians(sides, rounds=rounds)
-    seconds |= medians({"func": _jacobians}, rounds=1, repeats=3)
-    uploaded = _upload_bytes(task)
-    parameters = sum(p.numel() for p in task.build(0).parameters())
-    jacobian = BATCH * task.outputs * parameters * 4
-    capture = seconds["plain_capture"]
+def run(
+    rounds: int = 6,
+    batches: Mapping[str, int] = BATCHES,
+    task: Callable[[], Task] = mnist,
+) -> dict[str, Any]:
+    """Measure; every side has its turn in each of `rounds` rounds, fewer on the larger networks.
+
+    Args:
+        rounds: for the reference network.
+        batches: samples in a batch, for every network.
+        task: data for the reference network.
+    """
+    seconds: dict[str, dict[str, float]] = {}
+    sizes: dict[str, dict[str, int]] = {}
+    for name, batch in batches.items():
+        log.info("network %s", name)
+        make = partial(NETWORKS[name], batch, task) if name == "reference" else partial(NETWORKS[name], batch)
+        sizes[name] = alone(sizes_of, make)
+        counts = {"rounds": rounds} if name == "reference" else {"rounds": -(-rounds // 3), "repeats": 3, "warmup": 1}
+        with local_daemon() as address:
+            sides = {
+                "plain": partial(_plain, make),
+                "grpc": partial(_device, make, address, parts=name == "reference"),
+                "inprocess": partial(_device, make, "inproc:", parts=name == "reference"),
+            }
+            seconds[name] = medians(sides, **counts)
+    first = seconds["reference"]
+    parts = first["plain_forward_capture_backward"] + first["grpc_solve"]
     return {
         "ratios": {
-            "step_exact_vs_adam": seconds["grpc_step"] / seconds["plain_adam_step"],
-            "step_keep_vs_adam": seconds["grpc_keep_step"] / seconds["plain_adam_step"],
-            "step_grpc_vs_inprocess": seconds["grpc_step"] / seconds["inprocess_step"],
-            "capture_speedup_vs_jacrev": seconds["func_factor_by_jacrev"] / capture,
-            "capture_speedup_vs_jacrev_alone": seconds["func_jacrev"] / capture,
-            "capture_speedup_vs_jacrev_of_batch": seconds["func_jacrev_of_batch"] / capture,
-            "upload_shrink_vs_jacobian": jacobian / uploaded,
+            "step_keep_vs_adam": first["grpc_keep_step"] / first["plain_adam_step"],
+            "step_grpc_vs_inprocess": first["grpc_exact_step"] / first["inprocess_exact_step"],
+            "step_mc_grpc_vs_inprocess": first["grpc_mc_step"] / first["inprocess_mc_step"],
+            "step_exact_vs_sum_of_parts": first["grpc_exact_step"] / parts,
+            **{
+                f"step_{curvature}_vs_adam" + ("" if name == "reference" else f"_{name}"): times[
+                    f"grpc_{curvature}_step"
+                ]
+                / times["plain_adam_step"]
+                for name, times in seconds.items()
+                for curvature in CURVATURES
+            },
         },
         "seconds": seconds,
-        "upload_bytes": uploaded,
-        "jacobian_bytes": jacobian,
-        "settings": {**SETTINGS, "batch": BATCH, "parameters": parameters, "rounds": rounds},
-        "threads": torch.get_num_threads(),
+        "sizes": sizes,
+        "settings": {**SETTINGS, "batches": dict(batches), "rounds": rounds},
     }
 
 
-def _first_batch(task: Task) -> tuple[Tensor, Tensor]:
-    return next(iter(task.batches(BATCH, seed=0)))
+def sizes_of(make: Callable[[], Network]) -> dict[str, int]:
+    """Parameters, and rows and bytes of each curvature's operator."""
+    network = make()
+    sizes = {"parameters": network.parameters}
+    for curvature in CURVATURES:
+        capture = Capture(network.model, network.criterion, curvature=curvature)
+        network.loss()
+        sizes |= {f"{curvature}_rows": capture.operator.shape[0], f"{curvature}_bytes": capture.operator.nbytes}
+        capture.close()
+    return sizes
 
 
-def _upload_bytes(task: Task) -> int:
-    model, (inputs, targets) = task.build(0), _first_batch(task)
-    capture = Capture(model, task.criterion)
-    task.criterion(model(inputs), targets)
-    return capture.operator.nbytes + 4 * capture.operator.parameters
-
-
-def _plain() -> Subjects:
+def _plain(make: Callable[[], Network]) -> Subjects:
     """What needs no device."""
-    task = mnist()
-    inputs, targets = batch = _first_batch(task)
-    plain, captured = task.build(0), task.build(0)
-    capture = Capture(captured, task.criterion)
-    adam = task.build(0)
+    plain, adam = make(), make()
 
     def forward_backward() -> None:
-        plain.zero_grad()
-        task.criterion(plain(inputs), targets).backward()
+        plain.model.zero_grad()
+        plain.loss().backward()
 
-    def captures() -> None:
-        task.criterion(captured(inputs), targets)
-        assert capture.operator.parameters
-
-    return {
-        "adam_step": _training_step(adam, torch.optim.Adam(adam.parameters(), lr=1e-3), task.criterion, batch),
+    subjects: dict[str, Callable[[], object]] = {
+        "adam_step": _step(adam, torch.optim.Adam(adam.trained(), lr=SETTINGS["lr"])),
         "forward_backward": forward_backward,
-        "capture": captures,
     }
+    for curvature in CURVATURES:
+        subjects[f"capture_{curvature}"] = _captured(make(), curvature, backward=False)
+    return {**subjects, "forward_capture_backward": _captured(make(), "exact", backward=True)}
 
 
-def _device(address: str) -> Subjects:
-    """A TNGD step on a device, and its parts one by one."""
-    task = mnist()
-    inputs, targets = batch = _first_batch(task)
+def _captured(network: Network, curvature: Kind, *, backward: bool) -> Callable[[], object]:
+    capture = Capture(network.model, network.criterion, curvature=curvature)
+
+    def captured() -> None:
+        loss = network.loss()
+        assert capture.operator.parameters
+        if backward:
+            network.model.zero_grad()
+            loss.backward()
+
+    return captured
+
+
+def _device(make: Callable[[], Network], address: str, *, parts: bool) -> Subjects:
+    """TNGD steps on a device; with `parts` also one that keeps the cells' state, and program and reading alone."""
     # Open until the process ends: the daemon sees it go.
-    session = connect(address).open_session()
-    model, keeping, measured = task.build(0), task.build(0), task.build(0)
-    capture = Capture(measured, task.criterion)
-    loss = task.criterion(measured(inputs), targets)
+    session = connect(address, timeout=300.0).open_session()
+
+    def step(curvature: Kind, start: StartPolicy) -> Callable[[], object]:
+        network = make()
+        optimizer = TNGD(network.model, network.criterion, session, curvature=curvature, start=start, **SETTINGS)
+        return _step(network, optimizer)
+
+    steps = {f"{curvature}_step": step(curvature, "drive") for curvature in CURVATURES}
+    if not parts:
+        return steps
+    network = make()
+    capture = Capture(network.model, network.criterion, curvature="exact")
+    drive = torch.cat([g.flatten() for g in torch.autograd.grad(network.loss(), network.trained())])
     operator = capture.operator
-    drive = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(measured.parameters()))])
     capture.close()
-    # Starting from the drive keeps all steps alike.
-    optimizer = TNGD(model, task.criterion, session, start="drive", **SETTINGS)
-    keeper = TNGD(keeping, task.criterion, session, start="keep", **SETTINGS)
     return {
-        "step": _training_step(model, optimizer, task.criterion, batch),
-        "keep_step": _training_step(keeping, keeper, task.criterion, batch),
+        **steps,
+        "keep_step": step("exact", "keep"),
         "solve": lambda: session.solve(
             operator, drive, damping=SETTINGS["damping"], analog_time=SETTINGS["analog_time"], start="drive"
         ),
-        **_halves(session, operator, drive),
     }
 
 
-def _halves(session: Session, operator: Any, drive: Tensor) -> Subjects:
-    """Upload until the program has taken hold; and a reading of a program whose Gram matrix has been made meanwhile."""
-
-    def upload() -> None:
-        session.program(operator, drive, damping=SETTINGS["damping"], start="drive")
-
-    return {"upload": upload, "read": session.read}
-
-
-def _training_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, criterion: nn.Module, batch: tuple[Tensor, Tensor]
-) -> Callable[[], object]:
-    inputs, targets = batch
-
-    def step() -> None:
-        criterion(model(inputs), targets).backward()
+def _step(network: Network, optimizer: torch.optim.Optimizer) -> Callable[[], Tensor]:
+    def step() -> Tensor:
+        loss = network.loss()
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        return loss
 
     return step
-
-
-def _jacobians() -> Subjects:
-    """The ways of `torch.func`."""
-    task = mnist()
-    inputs, _ = _first_batch(task)
-    model = task.build(0)
-    parameters = {name: p.detach() for name, p in model.named_parameters()}
-
-    def logits(parameters: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-        output: Tensor = functional_call(model, dict(parameters), (inputs,))
-        return output
-
-    def jacobian() -> dict[str, Tensor]:
-        found: dict[str, Tensor] = vmap(jacrev(lambda p, x: logits(p, x[None])[0]), (None, 0))(parameters, inputs)
-        return found
-
-    def factor() -> Tensor:
-        flat = torch.cat([block.flatten(2) for block in jacobian().values()], dim=2)
-        p = torch.softmax(logits(parameters, inputs), dim=1)
-        root = torch.diag_embed(p.sqrt()) - p[:, :, None] * p.sqrt()[:, None, :]
-        return torch.einsum("bij,bin->jbn", root / BATCH**0.5, flat).flatten(0, 1)
-
-    return {
-        "jacrev": jacobian,
-        "factor_by_jacrev": factor,
-        "jacrev_of_batch": lambda: jacrev(partial(logits, inputs=inputs))(parameters),
-    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import time
 from collections.abc import Callable, Mapping
@@ -9,13 +10,19 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from statistics import median
-from typing import TypeAlias
+from typing import ParamSpec, TypeAlias, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 Subjects: TypeAlias = Mapping[str, Callable[[], object]]
 """What to time, by name."""
 
 TURN_SECONDS = 300.0
 """Longest that one turn of a side may take."""
+
+log = logging.getLogger(__name__)
+"""What a benchmark is doing at the moment; `tngd bench` shows it."""
 
 
 def turn(subjects: Subjects, *, repeats: int, warmup: int = 2) -> dict[str, list[float]]:
@@ -36,7 +43,9 @@ def turn(subjects: Subjects, *, repeats: int, warmup: int = 2) -> dict[str, list
     return times
 
 
-def medians(sides: Mapping[str, Callable[[], Subjects]], *, rounds: int, repeats: int = 8) -> dict[str, float]:
+def medians(
+    sides: Mapping[str, Callable[[], Subjects]], *, rounds: int, repeats: int = 8, warmup: int = 2
+) -> dict[str, float]:
     """Median wall times, in seconds, by ``side_subject``, over rounds in which every side has its turn.
 
     Each side runs in a process of its own: threads that one leaves behind would slow the other down.
@@ -45,23 +54,30 @@ def medians(sides: Mapping[str, Callable[[], Subjects]], *, rounds: int, repeats
         sides: by name, what makes a side's subjects; called in the side's process, so it must be a module's function.
         rounds: how often each side has its turn.
         repeats: timed runs of each subject a turn.
+        warmup: runs of each subject before them.
     """
     times: dict[str, list[float]] = {}
     with ExitStack() as stack:
-        pools = {name: stack.enter_context(_pool(make)) for name, make in sides.items()}
-        for _ in range(rounds):
+        pools = {name: stack.enter_context(_pool(partial(_set_up, make))) for name, make in sides.items()}
+        for number in range(1, rounds + 1):
             for side, pool in pools.items():
-                for name, values in pool.submit(_turn, repeats).result(TURN_SECONDS).items():
+                log.info("round %d of %d: %s", number, rounds, side)
+                for name, values in pool.submit(_turn, repeats, warmup).result(TURN_SECONDS).items():
                     times.setdefault(f"{side}_{name}", []).extend(values)
     return {name: median(values) for name, values in times.items()}
+
+
+def alone(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What `function` returns, called in a fresh process that ends with it, so that its memory can be measured."""
+    with _pool() as pool:
+        return pool.submit(function, *args, **kwargs).result(TURN_SECONDS)
 
 
 _subjects: Subjects = {}
 
 
-def _pool(make: Callable[[], Subjects]) -> ProcessPoolExecutor:
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(1, mp_context=context, initializer=partial(_set_up, make))
+def _pool(set_up: Callable[[], None] | None = None) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=set_up)
 
 
 def _set_up(make: Callable[[], Subjects]) -> None:
@@ -69,5 +85,5 @@ def _set_up(make: Callable[[], Subjects]) -> None:
     _subjects = make()
 
 
-def _turn(repeats: int) -> dict[str, list[float]]:
-    return turn(_subjects, repeats=repeats)
+def _turn(repeats: int, warmup: int) -> dict[str, list[float]]:
+    return turn(_subjects, repeats=repeats, warmup=warmup)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import benchmarks
@@ -28,7 +33,8 @@ def bench(name: str, json: Path | None, console: Console | None = None) -> dict[
     """
     console = console or Console()
     module = modules.find(benchmarks, name)
-    with console.status(f"Running benchmark {name}"):
+    begin = time.monotonic()
+    with console.status(f"{name} …") as status, progress(lambda text: status.update(f"{name}: {escape(text)}")):
         results: dict[str, Any] = module.run()
     ratios = results.get("ratios", {})
     table = Table(
@@ -38,8 +44,27 @@ def bench(name: str, json: Path | None, console: Console | None = None) -> dict[
         table.add_row(ratio, f"{value:.4g}")
     console.print(table)
     others = {key: value for key, value in results.items() if key != "ratios"}
-    content = {"name": name, "ratios": ratios, "results": others, **provenance()}
+    content = {"name": name, "ratios": ratios, "seconds": time.monotonic() - begin, "results": others, **provenance()}
     if json is not None:
         write_json(json, content)
         console.print(f"Written to {json}", highlight=False)
     return content
+
+
+@contextmanager
+def progress(show: Callable[[str], object]) -> Iterator[None]:
+    """Hand on what the benchmarks log about their progress, for the length of a ``with`` block."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            show(record.getMessage())
+
+    logger, handler = logging.getLogger(benchmarks.__name__), Handler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

@@ -73,6 +73,7 @@ def one_clear_message(out: Path | None = None) -> Iterator[None]:
 
     from host_client.local_daemon import DaemonFailed
     from host_client.modules import UnknownName
+    from host_client.performance.page import NoResults
     from host_client.tasks.mnist import DataUnavailable
     from spu_link.errors import SpuError
 
@@ -84,7 +85,7 @@ def one_clear_message(out: Path | None = None) -> Iterator[None]:
             tell(".".join(str(part) for part in problem["loc"]) or "settings", problem["msg"])
     except SpuError as error:
         tell(type(error).__name__, f"{error}\n{next_step(error)}".strip())
-    except (DaemonFailed, DataUnavailable, FloatingPointError, OSError, UnknownName) as error:
+    except (DaemonFailed, DataUnavailable, FloatingPointError, NoResults, OSError, UnknownName) as error:
         tell(type(error).__name__, str(error))
     except KeyboardInterrupt:
         kept = f"; the iterations so far are in {out}" if out is not None else ""
@@ -294,6 +295,23 @@ def bench(
                 typer.echo(known)
             return
         run_benchmark(name, json)
+
+
+@app.command()
+def performance(
+    results: Annotated[
+        Path, typer.Argument(help="Folder with files of `tngd bench NAME --json FILE`.", exists=True, file_okay=False)
+    ],
+    out: Annotated[Path, typer.Option(dir_okay=False, help="The page; plots go to images beside it.")] = Path(
+        "docs/performance.md"
+    ),
+) -> None:
+    """Render benchmark results as a page with table and plots."""
+    from host_client.performance import write_page
+
+    with one_clear_message():
+        missed = write_page(results, out)
+        typer.echo(f"Written to {out}; targets missed: {', '.join(missed) or 'none'}")
 
 
 if __name__ == "__main__":

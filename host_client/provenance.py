@@ -7,8 +7,9 @@ import platform
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,41 @@ import torch
 
 PACKAGES = ("tngd-spu", "torch", "numpy", "grpcio", "protobuf")
 
+COMPARED = (
+    "thermox",
+    "jax",
+    "backpack-for-pytorch",
+    "curvlinops-for-pytorch",
+    "transformers",
+    "peft",
+)
+"""What benchmarks and tests compare with or train, where it is installed."""
+
 
 def provenance() -> dict[str, Any]:
     """Command line, date, versions, git commit where there is one, and the machine, ready for JSON."""
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": {"python": platform.python_version(), **versions()},
         "commit": git_commit(),
         "machine": {
             "system": f"{platform.system()} {platform.release()}",
             "processor": processor(),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
             "torch_threads": torch.get_num_threads(),
+            "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         },
     }
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that results depend on."""
+    found = {name: version(name) for name in PACKAGES}
+    for name in COMPARED:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def git_commit() -> str | None:

@@ -1,0 +1,156 @@
+"""One plot for each benchmark that has something to show beside its ratios."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from host_client.report import COLOURS, GRID, INK, MUTED
+
+Content = Mapping[str, Any]
+"""A result file."""
+
+
+def plot(content: Content, path: Path) -> bool:
+    """Draw a benchmark's results as PNG: in its own way where it has one, else its wall times as bars.
+
+    Returns:
+        Whether there was something to draw.
+
+    Raises:
+        OSError: when the file cannot be made.
+    """
+    figure = Figure(figsize=(10, 4.6), dpi=130, layout="constrained", facecolor="white")
+    draw = _DRAWINGS.get(content["name"], _seconds)
+    if not draw(figure, content["results"]):
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return True
+
+
+def _seconds(figure: Figure, results: Content) -> bool:
+    """Bars of the flat wall times of a benchmark."""
+    seconds = results.get("seconds", {})
+    if not seconds or not all(isinstance(value, (int, float)) for value in seconds.values()):
+        return False
+    figure.set_figheight(1.2 + 0.26 * len(seconds))
+    _bars(figure.subplots(), seconds, "wall time")
+    return True
+
+
+def _solve(figure: Figure, results: Content) -> bool:
+    """Time against N beside thermox, and bars of the ways to solve the reference network's system."""
+    left, right = figure.subplots(1, 2, width_ratios=(2, 3))
+    seconds, sizes = results["seconds"], results["settings"]["sizes"]
+    ways = {"thermox": "thermox_draw", "program and reading": "ours_solve", "its mathematics alone": "ours_dynamics"}
+    for colour, (label, key) in zip(COLOURS, ways.items(), strict=False):
+        left.loglog(sizes, [seconds[f"{key}_{n}"] for n in sizes], "o-", color=colour, label=label, linewidth=2)
+    left.set_xticks(sizes, [str(n) for n in sizes])
+    left.minorticks_off()
+    left.yaxis.set_major_formatter(FuncFormatter(_duration))
+    left.legend(frameon=False, labelcolor=INK)
+    _dress(left, "Dense system: wall time against N")
+    settings = results["settings"]
+    steps = round(settings["analog_time"] / settings["delta"])
+    shown = {key: value for key, value in seconds.items() if not key.rpartition("_")[2].isdecimal()}
+    for key in [key for key in shown if key.startswith("euler")]:
+        shown[f"{key} ({steps} steps)"] = shown.pop(key) * steps / settings["euler_steps_timed"]
+    _bars(right, shown, "Reference network's system: wall time")
+    return True
+
+
+def _step(figure: Figure, results: Content) -> bool:
+    """Time of steps and their parts, over a step of Adam, for every network."""
+    axes = figure.subplots()
+    parts = {
+        "forward and backward": "plain_forward_backward",
+        "Monte-Carlo capture": "plain_capture_mc",
+        "Monte-Carlo step": "grpc_mc_step",
+        "exact capture": "plain_capture_exact",
+        "exact step": "grpc_exact_step",
+    }
+    networks, width = results["seconds"], 0.8 / len(parts)
+    places = np.arange(len(networks))
+    for number, (colour, (label, key)) in enumerate(zip(COLOURS[::-1], parts.items(), strict=False)):
+        heights = [times[key] / times["plain_adam_step"] for times in networks.values()]
+        bars = axes.bar(places + (number - 2) * width, heights, 0.92 * width, color=colour, label=label)
+        axes.bar_label(bars, fmt=lambda value: f"{value:.2g}", fontsize=7.5, color=MUTED, padding=1)
+    labels = []
+    for name, times in networks.items():
+        size = results["sizes"][name]["parameters"]
+        labels.append(f"{name}\nN = {size:,}\nAdam {_duration(times['plain_adam_step'])}")
+    axes.set_xticks(places, labels)
+    axes.set_yscale("log")
+    axes.axhline(1.0, color=INK, linewidth=1)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.legend(frameon=False, labelcolor=INK, fontsize=9, ncols=len(parts), loc="upper center")
+    axes.margins(y=0.18)
+    _dress(axes, "Steps through a daemon and their parts, in steps of Adam")
+    return True
+
+
+def _scale(figure: Figure, results: Content) -> bool:
+    """Time and memory against N and against m."""
+    for axes, series, x, label in (
+        (axes, results[key], x, label)
+        for axes, (key, x, label) in zip(
+            figure.subplots(1, 2),
+            (
+                ("against_n", "parameters", f"N, with m = {results['against_n'][0]['rows']}"),
+                ("against_m", "rows", f"m, with N = {results['against_m'][0]['parameters']:,}"),
+            ),
+            strict=True,
+        )
+    ):
+        sizes = [point[x] for point in series]
+        axes.loglog(sizes, [point["seconds"] for point in series], "o-", color=COLOURS[0], linewidth=2)
+        axes.yaxis.set_major_formatter(FuncFormatter(_duration))
+        axes.set_ylabel("program and reading", color=COLOURS[0])
+        memory = axes.twinx()
+        memory.loglog(sizes, [point["peak_bytes"] for point in series], "s--", color=COLOURS[1], linewidth=2)
+        memory.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 2**30:g} GiB"))
+        memory.set_yticks([2.0**power for power in range(27, 36)])
+        memory.minorticks_off()
+        memory.set_ylabel("peak memory of the process", color=COLOURS[1])
+        memory.set_ylim(2.0**26, 2.0**35)
+        memory.tick_params(length=0, colors=MUTED)
+        memory.spines[["top", "right", "left", "bottom"]].set_visible(False)
+        _dress(axes, "Time and memory against " + label)
+    return True
+
+
+_DRAWINGS: dict[str, Callable[[Figure, Content], bool]] = {"solve": _solve, "step": _step, "scale": _scale}
+
+
+def _bars(axes: Axes, seconds: Mapping[str, float], title: str) -> None:
+    names: Sequence[str] = sorted(seconds, key=lambda name: seconds[name], reverse=True)
+    colours = [COLOURS[0] if name.startswith(("ours", "grpc", "inprocess")) else COLOURS[4] for name in names]
+    bars = axes.barh([name.replace("_", " ") for name in names], [seconds[name] for name in names], color=colours)
+    axes.bar_label(bars, [_duration(seconds[name]) for name in names], fontsize=8, color=MUTED, padding=3)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(_duration))
+    axes.set_xlim(min(seconds.values()) / 3.0, max(seconds.values()) * 3.0)
+    _dress(axes, title)
+
+
+def _duration(seconds: float, _: int = 0) -> str:
+    """With the unit that fits."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} µs"
+
+
+def _dress(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left", fontsize=11, color=INK)
+    axes.grid(True, color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(which="both", length=0, colors=MUTED)
+    axes.spines[["top", "right", "left", "bottom"]].set_visible(False)

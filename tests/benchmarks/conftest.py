@@ -1,0 +1,44 @@
+"""Benchmarks at their smallest, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from statistics import median
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import capture, scale, solve, step
+from benchmarks.timing import Subjects, turn
+from host_client.tasks.mnist import reference_network, unit_interval
+from host_client.tasks.task import Examples, Task
+
+
+def noise_task() -> Task:
+    """Random images in place of MNIST's, for the reference network."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (64, 1, 28, 28), generator=generator, dtype=torch.uint8)
+    examples = Examples(pixels, torch.arange(64) % 10)
+    return Task("noise", 10, reference_network, nn.CrossEntropyLoss(), unit_interval, examples, examples, examples)
+
+
+@pytest.fixture
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sides and measurements run here, once each: starting processes takes longer than everything else."""
+
+    def medians(sides: Mapping[str, Callable[[], Subjects]], **_: int) -> dict[str, float]:
+        return {
+            f"{side}_{name}": median(times)
+            for side, make in sides.items()
+            for name, times in turn(make(), repeats=1, warmup=0).items()
+        }
+
+    def alone(function: Callable[..., Any], *args: Any) -> Any:
+        return function(*args)
+
+    for module in (capture, scale, solve, step):
+        for name, stand_in in {"medians": medians, "alone": alone}.items():
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, stand_in)

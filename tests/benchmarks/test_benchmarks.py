@@ -1,0 +1,137 @@
+import json
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+import benchmarks
+from benchmarks import capture, dense_systems, networks, scale, solve, step
+from benchmarks.targets import TARGETS
+from benchmarks.timing import Subjects, alone, medians
+from host_client import modules
+from host_client.bench import bench
+from host_client.performance import write_page
+from host_client.performance.descriptions import describe
+from host_client.performance.page import NoResults, number
+from tests.benchmarks.conftest import noise_task
+
+SMALLEST: dict[str, Callable[[], dict[str, Any]]] = {
+    "capture": partial(capture.run, batch=4, rounds=1, task=noise_task),
+    "scale": partial(scale.run, (600, 2400, 9600), (8, 16), few_rows=4, some_parameters=600, repeats=1),
+    "solve": partial(solve.run, (16, 24, 32), batch=4, rounds=1, euler_steps=2, task=noise_task),
+    "step": partial(step.run, rounds=1, batches=dict.fromkeys(networks.NETWORKS, 2), task=noise_task),
+}
+"""Each benchmark at a size that takes seconds."""
+
+
+# What the compared packages do with torch and jax is theirs.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("name", SMALLEST)
+def test_a_benchmark_gives_the_ratios_its_docstring_names_and_they_can_be_shown(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    module = modules.find(benchmarks, name)
+    monkeypatch.setattr(module, "run", SMALLEST[name])
+    content = bench(name, tmp_path / f"{name}.json")
+    assert set(content["ratios"]) == set(describe(module).ratios)
+    assert all(math.isfinite(value) for value in content["ratios"].values())
+    write_page(tmp_path, tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text()
+    for ratio, value in content["ratios"].items():
+        assert f"| `{ratio}` | {number(value)} |" in text
+    assert (tmp_path / "images" / f"performance-{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_benchmark_describes_itself_and_its_ratios() -> None:
+    for name in modules.names(benchmarks):
+        description = describe(modules.find(benchmarks, name))
+        assert description.title.endswith("."), name
+        assert description.ratios, name
+        assert all(description.ratios.values()), name
+
+
+def test_a_word_in_capitals_stands_for_any_one() -> None:
+    description = describe(modules.find(benchmarks, "precision"))
+    assert "defaults of training" in description.meaning("error_float16")
+    assert "600 steps" in description.meaning("error_float16_trained")
+    assert description.meaning("error") == ""
+
+
+def test_every_target_is_of_a_documented_ratio() -> None:
+    documented = {
+        ratio for name in modules.names(benchmarks) for ratio in describe(modules.find(benchmarks, name)).ratios
+    }
+    assert set(TARGETS) <= documented
+
+
+def result(folder: Path, ratios: Mapping[str, float], **changes: Any) -> None:
+    machine = {"processor": "P", "cores": 2, "torch_threads": 2, "system": "S", "load_average": 0.25}
+    content = {
+        "name": "capture",
+        "ratios": ratios,
+        "results": {},
+        "command": "tngd bench capture",
+        "seconds": 9.0,
+        "commit": None,
+        "date": "D",
+        "versions": {"torch": "2"},
+        "machine": machine,
+    }
+    (folder / "capture.json").write_text(json.dumps(content | changes))
+
+
+def test_the_page_keeps_shortfalls_in_sight(tmp_path: Path) -> None:
+    result(tmp_path, {"capture_exact_speedup_vs_jacrev": 40.0, "capture_mc_vs_plain_step": 1.5})
+    assert write_page(tmp_path, tmp_path / "docs" / "performance.md") == ["capture_exact_speedup_vs_jacrev"]
+    text = (tmp_path / "docs" / "performance.md").read_text()
+    assert "1 of 2 measured targets are met" in text
+    assert "| `capture_exact_speedup_vs_jacrev` | 40.0 | ≥ 80 | **missed by 2.00 ×** |" in text
+    assert "| `capture_mc_vs_plain_step` | 1.50 | ≤ 2 | met |" in text
+    assert "Not measured in these files: " in text
+    for said in ("tngd bench capture", "2 cores", "torch 2", "0.25 processes"):
+        assert said in text
+
+
+def test_a_figure_that_is_no_number_is_a_shortfall(tmp_path: Path) -> None:
+    result(tmp_path, {"capture_mc_vs_plain_step": math.nan})
+    assert write_page(tmp_path, tmp_path / "page.md") == ["capture_mc_vs_plain_step"]
+
+
+def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NoResults, match=r"tngd bench NAME --json .*/NAME\.json"):
+        write_page(tmp_path, tmp_path / "page.md")
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(NoResults, match=r"other\.json is not a result"):
+        write_page(tmp_path, tmp_path / "page.md")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(1234.5, "1.23e+03"), (99.97, "100.0"), (0.0123, "0.0123"), (1e-6, "1e-06"), (0.0, "0")]
+)
+def test_numbers_have_three_digits(value: float, shown: str) -> None:
+    assert number(value) == shown
+
+
+def two() -> Subjects:
+    return {"fast": int, "slow": partial(sum, range(200_000))}
+
+
+def test_sides_run_in_processes_of_their_own() -> None:
+    seconds = medians({"a": two}, rounds=1, repeats=3)
+    assert seconds.keys() == {"a_fast", "a_slow"}
+    assert 0.0 < seconds["a_fast"] < seconds["a_slow"]
+    assert alone(divmod, 7, 2) == (3, 1)
+
+
+def test_draws_from_another_law_are_noticed() -> None:
+    n = 16
+    assert dense_systems.check_emulator(n) == pytest.approx(1.0, abs=1.1)
+    matrix, drive = dense_systems.dense_system(n)
+    solution: Tensor = (matrix + dense_systems.DAMPING * matrix.new_ones(n).diag()).inverse() @ drive
+    with pytest.raises(ArithmeticError, match="not from the law"):
+        dense_systems.check_law(n, [solution + 1.0])
