@@ -31,7 +31,9 @@ SMALLEST: dict[str, Callable[[], dict[str, Any]]] = {
 # What the compared packages do with torch and jax is theirs.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.usefixtures("one_process")
-@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in ("solve", "step") else name for name in SMALLEST]
+)
 def test_a_benchmark_gives_the_ratios_its_docstring_names_and_they_can_be_shown(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
