@@ -23,43 +23,6 @@ TARGETS = torch.tensor([0, 1, 2, 0])
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
 
 
-@st.composite
-def convolutions(draw: st.DrawFn) -> tuple[dict[str, Any], tuple[int, int, int]]:
-    """Options of a convolution, and an image it fits."""
-    pair = st.tuples(st.integers(1, 3), st.integers(1, 3))
-    groups = draw(st.integers(1, 3))
-    kernel, dilation, padding = draw(pair), draw(pair), draw(st.tuples(st.integers(0, 2), st.integers(0, 2)))
-    least = [max(1, d * (k - 1) + 1 - 2 * p) for k, d, p in zip(kernel, dilation, padding, strict=True)]
-    extent = [size + draw(st.integers(0, 4)) for size in least]
-    options = {
-        "in_channels": groups * draw(st.integers(1, 2)),
-        "out_channels": groups * draw(st.integers(1, 2)),
-        "kernel_size": kernel,
-        "stride": draw(pair),
-        "padding": padding,
-        "dilation": dilation,
-        "groups": groups,
-        "bias": draw(st.booleans()),
-    }
-    return options, (options["in_channels"], extent[0], extent[1])
-
-
-@settings(deadline=None)
-@given(convolutions(), st.integers(1, 3))
-def test_any_convolution_has_the_rows_of_its_dense_jacobian(
-    drawn: tuple[dict[str, Any], tuple[int, int, int]], b: int
-) -> None:
-    options, image = drawn
-    convolution = nn.Conv2d(**options)
-    features = convolution(torch.zeros(1, *image)).numel()
-    model = nn.Sequential(convolution, nn.Tanh(), nn.Flatten(), nn.Linear(features, 3)).double()
-    capture = Capture(model, nn.CrossEntropyLoss())
-    logits = model(torch.randn(b, *image, dtype=torch.float64))
-    capture.criterion(logits, torch.zeros(b, dtype=torch.long))
-    expected = factor(logits, list(model.parameters()))
-    torch.testing.assert_close(capture.operator.dense(), expected, rtol=1e-10, atol=1e-12)
-
-
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=3), st.integers(2, 5), st.integers(1, 4), st.booleans())
 def test_any_stack_of_linear_layers_has_the_rows_of_its_dense_jacobian(
@@ -74,24 +37,6 @@ def test_any_stack_of_linear_layers_has_the_rows_of_its_dense_jacobian(
     capture.criterion(logits, torch.zeros(b, dtype=torch.long))
     expected = factor(logits, list(model.parameters()))
     torch.testing.assert_close(capture.operator.dense(), expected, rtol=1e-10, atol=1e-12)
-
-
-def test_wide_layers_are_passed_column_by_column_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4)).double()
-    capture, images = Capture(model, nn.CrossEntropyLoss()), torch.randn(4, 2, 6, 6, dtype=torch.float64)
-    capture.criterion(model(images), TARGETS)
-    together = capture.operator.dense()
-    monkeypatch.setattr("host_client.curvature.cotangents.PASS_ELEMENTS", 1)
-    capture.criterion(model(images), TARGETS)
-    torch.testing.assert_close(capture.operator.dense(), together, rtol=1e-12, atol=1e-14)
-
-
-def test_dropout_is_captured_as_it_fell() -> None:
-    model = nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.5), nn.Linear(8, 3)).double()
-    capture = Capture(model, nn.CrossEntropyLoss())
-    logits = model(torch.randn(4, 5, dtype=torch.float64))
-    capture.criterion(logits, TARGETS)
-    torch.testing.assert_close(capture.operator.dense(), factor(logits, list(model.parameters())))
 
 
 def test_each_layer_goes_in_the_form_with_the_fewest_bytes() -> None:

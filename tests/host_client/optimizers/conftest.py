@@ -1,4 +1,4 @@
-"""Fixtures: a network to train, and a device in this process."""
+"""Fixtures: a network to train."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from host_client import Session, connect
-from tests.cases import CASES, Problem
+from tests.cases import Problem, named
 
 
 @pytest.fixture(autouse=True)
@@ -23,11 +22,4 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture
 def problem() -> Problem:
     """Convolution, in-place ReLU, pooling and a linear layer, in float32."""
-    return next(case for case in CASES if case.name == "pooling, residual, in place").problem(torch.float32)
-
-
-@pytest.fixture
-def session() -> Iterator[Session]:
-    """A stepped emulator in this process."""
-    with connect("inproc:", clock="stepped", seed=0) as spu, spu.session() as one:
-        yield one
+    return named("pooling, residual, in place").problem(torch.float32)

@@ -1,0 +1,168 @@
+"""Gradients accumulated over several passes, and the curvature with them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from host_client import Session
+from host_client.curvature import Capture
+from host_client.optimizers import TNGD, NGDWoodbury
+from tests.cases import Case, Problem, named
+from tests.host_client.curvature.oracle import assert_same_curvature, curvature
+
+NAMES = [
+    "mlp",
+    "linear on tokens",
+    "convolution",
+    "convolution, explicit rows",
+    "transposed in 1d",
+    "embedding",
+    "layer norm",
+    "positions as an embedding",
+    "attention",
+    "bert, sdpa",
+    "gpt2, eager",
+    "layer called twice",
+    "bilinear",
+    "frozen bias",
+    "probabilities as targets",
+    "flattened sequence, mean",
+    "binary with weights",
+    "squared error",
+]
+
+pytestmark = pytest.mark.filterwarnings("ignore::host_client.curvature.errors.CurvatureFallback")
+
+
+@pytest.fixture(params=NAMES)
+def varied(request: pytest.FixtureRequest) -> Case:
+    """Cases whose mean is over as many terms in each half of the batch."""
+    return named(request.param)
+
+
+def _sizes(problem: Problem) -> list[int]:
+    return [p.numel() for p in problem.trained]
+
+
+def _factor(capture: Capture) -> torch.Tensor:
+    return capture.operator_of_gradients().dense()
+
+
+def test_two_halves_have_the_curvature_of_the_whole(varied: Case) -> None:
+    problem = varied.problem(batch=4)
+    capture = Capture(problem.model, problem.criterion)
+    for samples in (slice(0, 2), slice(2, 4)):
+        (problem.part(samples).loss() / 2).backward()
+    a = _factor(capture)
+    capture.close()
+    expected = curvature(problem, problem.outputs())
+    assert_same_curvature(a.T @ a, expected, _sizes(problem), varied.tolerance)
+    gradients = torch.autograd.grad(problem.loss(), problem.trained)
+    for found, wanted in zip((p.grad for p in problem.trained), gradients, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+
+
+def test_uneven_parts_weigh_as_much_as_their_losses() -> None:
+    problem = named("mlp").problem()
+    capture = Capture(problem.model, problem.criterion)
+    parts = [(slice(0, 1), 0.25), (slice(1, 4), 0.75)]
+    for samples, weight in parts:
+        (problem.part(samples).loss() * weight).backward()
+    a = _factor(capture)
+    capture.close()
+    assert_same_curvature(a.T @ a, curvature(problem, problem.outputs()), _sizes(problem), 1e-10)
+
+
+def test_losses_that_sum_over_the_batch_add_up() -> None:
+    problem = named("sum over the batch").problem()
+    capture = Capture(problem.model, problem.criterion)
+    for samples in (slice(0, 2), slice(2, 4)):
+        problem.part(samples).loss().backward()
+    a = _factor(capture)
+    capture.close()
+    assert_same_curvature(a.T @ a, curvature(problem, problem.outputs()), _sizes(problem), 1e-10)
+
+
+def test_two_losses_differentiated_at_once_add_up() -> None:
+    problem = named("mlp").problem()
+    capture = Capture(problem.model, problem.criterion)
+    losses = [problem.part(samples).loss() / 2 for samples in (slice(0, 2), slice(2, 4))]
+    torch.stack(losses).sum().backward()
+    a = _factor(capture)
+    capture.close()
+    assert_same_curvature(a.T @ a, curvature(problem, problem.outputs()), _sizes(problem), 1e-10)
+
+
+def test_monte_carlo_rows_add_up() -> None:
+    problem = named("mlp").problem()
+    capture = Capture(problem.model, problem.criterion, curvature="mc", samples=3)
+    factors = []
+    for samples in (slice(0, 2), slice(2, 4)):
+        loss = problem.part(samples).loss() / 2
+        factors.append(capture.operator.dense())
+        loss.backward()
+    found = _factor(capture)
+    assert found.shape[0] == 12
+    expected = sum(a.T @ a / 2 for a in factors)
+    torch.testing.assert_close(found.T @ found, expected, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("scaled", [False, True], ids=["", "scaled"])
+def test_steps_after_accumulation_are_those_of_the_whole_batch(scaled: bool) -> None:
+    parts, whole = named("mlp").problem(), named("mlp").problem()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=scaled)
+    options: dict[str, Any] = {"lr": 0.3, "damping": 0.1}
+    optimizer = NGDWoodbury(parts.model, parts.criterion, grad_scaler=scaler if scaled else None, **options)
+    for _ in range(3):
+        for samples in (slice(0, 2), slice(2, 4)):
+            scaler.scale(parts.part(samples).loss() / 2).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    optimizer = NGDWoodbury(whole.model, whole.criterion, **options)
+    for _ in range(3):
+        whole.loss().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for p, q in zip(parts.trained, whole.trained, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-8, atol=1e-10)
+
+
+def test_a_scaler_that_nobody_told_of_is_noticed() -> None:
+    problem = named("mlp").problem()
+    capture = Capture(problem.model, problem.criterion)
+    for samples in (slice(0, 2), slice(2, 4)):
+        (problem.part(samples).loss() / 2 * 2.0**16).backward()
+    with pytest.raises(RuntimeError, match="grad_scaler"):
+        capture.operator_of_gradients()
+
+
+def test_a_device_takes_several_passes_as_one_program(session: Session) -> None:
+    parts, whole = named("mlp").problem(torch.float32), named("mlp").problem(torch.float32)
+    options: dict[str, Any] = {"lr": 0.3, "damping": 0.1, "analog_time": 20.0, "start": "drive"}
+    optimizer = TNGD(parts.model, parts.criterion, session, **options)
+    for samples in (slice(0, 2), slice(2, 4)):
+        (parts.part(samples).loss() / 2).backward()
+    optimizer.step()
+    assert optimizer.last_reading is not None
+    found = optimizer.last_reading.value
+    optimizer = TNGD(whole.model, whole.criterion, session, **options)
+    whole.loss().backward()
+    optimizer.step()
+    assert optimizer.last_reading is not None
+    torch.testing.assert_close(found, optimizer.last_reading.value, rtol=1e-3, atol=1e-5)
+
+
+def test_gradients_dropped_take_their_curvature_along() -> None:
+    problem = named("mlp").problem()
+    capture = Capture(problem.model, problem.criterion)
+    problem.part(slice(0, 2)).loss().backward()
+    capture.forget_gradients()
+    problem.part(slice(2, 4)).loss().backward()
+    a = _factor(capture)
+    capture.close()
+    part = problem.part(slice(2, 4))
+    assert_same_curvature(a.T @ a, curvature(part, part.outputs()), _sizes(problem), 1e-10)
