@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, TypeAlias, overload
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor, nn
@@ -68,9 +69,20 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         if callable(curvature):
             self._given = curvature
         else:
-            self.capture = Capture(model, criterion, curvature=curvature, samples=samples, grad_scaler=grad_scaler)
+            complete = WeakMethod(self._on_operator)  # the model's hooks do not keep the optimizer alive
+            self.capture = Capture(
+                model,
+                criterion,
+                curvature=curvature,
+                samples=samples,
+                on_operator=lambda operator: _tell(complete, operator),
+                grad_scaler=grad_scaler,
+            )
         defaults = {"lr": lr, "damping": damping, "momentum": momentum, **hyperparameters}
         super().__init__([parameter for _, parameter in self._parameters], defaults)
+
+    def _on_operator(self, operator: LayerRows) -> None:
+        """A curvature is complete, and its backward pass still to come; `_solve` may or may not ask for it."""
 
     @abstractmethod
     def _solve(self, operator: Operator, drive: Tensor) -> Tensor:
@@ -158,6 +170,12 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
             state["momentum_buffer"].mul_(momentum).add_(direction)
         buffer: Tensor = state["momentum_buffer"]
         return buffer
+
+
+def _tell(method: WeakMethod[Any], operator: LayerRows) -> None:
+    called = method()
+    if called is not None:
+        called(operator)
 
 
 def at_least_zero(name: str, value: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, get_args
+from typing import Any, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -39,12 +39,48 @@ class Solver(Protocol):
         ...
 
 
+class Upload(Protocol):
+    """What becomes of an operator that is sent ahead."""
+
+    @property
+    def operator(self) -> Operator:
+        """What is sent."""
+        ...
+
+    def solve(
+        self,
+        drive: Tensor,
+        *,
+        analog_time: float,
+        damping: float = 0.0,
+        noise: float = 0.0,
+        start: StartPolicy | Tensor = "keep",
+        not_before: float | None = None,
+    ) -> Reading:
+        """As `Solver.solve`, with the rest of the program."""
+        ...
+
+    def abandon(self) -> None:
+        """Break off."""
+        ...
+
+
+@runtime_checkable
+class Uploader(Protocol):
+    """A session that takes the operator ahead of the rest; `TNGD` uses it where it can."""
+
+    def upload(self, operator: Operator, *, precision: Precision | None = None) -> Upload:
+        """Begin to send an operator."""
+        ...
+
+
 class TNGD(NaturalGradient):
     """Natural gradient descent with g̃ read from a stochastic processing unit (arXiv 2405.13817).
 
     At each step the device's cells follow dx = −((F + λI) x − ∇ℓ) ds + √(2κ₀) dW for the analog time t, and g̃ is what
     is read then. With start ``"drive"``, t = 0 is gradient descent and t → ∞ is natural gradient descent. Between a
-    reading and the next program the device goes on under the old one, for at least the delay.
+    reading and the next program the device goes on under the old one, for at least the delay. The curvature is sent
+    ahead while the backward pass runs; it is abandoned when no step follows.
 
     Args:
         model: what is trained; for the restrictions see `Capture`.
@@ -92,6 +128,7 @@ class TNGD(NaturalGradient):
         samples: int = 1,
         grad_scaler: GradScaler | None = None,
     ) -> None:
+        self._ahead: tuple[Upload, Precision | None] | None = None
         at_least_zero("analog time", analog_time)
         at_least_zero("delay", delay)
         at_least_zero("noise", noise)
@@ -123,6 +160,7 @@ class TNGD(NaturalGradient):
 
     @session.setter
     def session(self, session: Solver) -> None:
+        self._abandon()
         self._session = session
         self.last_reading: Reading | None = None
         if self.capture is not None:
@@ -135,19 +173,51 @@ class TNGD(NaturalGradient):
         super().load_state_dict(state_dict)
         self.last_reading = None
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients, and what has been sent ahead for them."""
+        if self._ahead is not None and self.capture is not None:
+            try:
+                differentiated = self.capture.operator_of_gradients() is self._ahead[0].operator
+            except RuntimeError:
+                differentiated = False  # its backward pass is still to come
+            if differentiated:
+                self._abandon()
+        super().zero_grad(set_to_none)
+
+    def _on_operator(self, operator: LayerRows) -> None:
+        """Send the operator while the backward pass runs."""
+        self._abandon()
+        if isinstance(self._session, Uploader):
+            precision = self._precision()
+            self._ahead = self._session.upload(operator, precision=precision), precision
+
+    def _abandon(self) -> None:
+        """No step will use what has been sent ahead."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead[0].abandon()
+
+    def _precision(self) -> Precision | None:
+        precision: Precision | None = self.hyperparameters.get("precision")  # absent in earlier state dictionaries
+        return precision
+
     def _solve(self, operator: Operator, drive: Tensor) -> Tensor:
         group = self.hyperparameters
         last = self.last_reading
-        reading = self.session.solve(
-            operator,
-            drive,
-            analog_time=group["analog_time"],
-            damping=group["damping"],
-            noise=group["noise"],
-            start=self._start(),
-            precision=group.get("precision"),  # absent in the state dictionaries of earlier versions
-            not_before=None if last is None else last.time + group["delay"],
-        )
+        options = {
+            "analog_time": group["analog_time"],
+            "damping": group["damping"],
+            "noise": group["noise"],
+            "start": self._start(),
+            "not_before": None if last is None else last.time + group["delay"],
+        }
+        precision = self._precision()
+        if self._ahead is not None and self._ahead[0].operator is operator and self._ahead[1] == precision:
+            (upload, _), self._ahead = self._ahead, None
+            reading = upload.solve(drive, **options)
+        else:
+            self._abandon()
+            reading = self.session.solve(operator, drive, precision=precision, **options)
         self.last_reading = reading
         parameters: list[Tensor] = group["params"]
         for parameter, part in zip(parameters, reading.value.split([p.numel() for p in parameters]), strict=True):
