@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-import threading
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from spu_server.descriptors import close, write_all
 from spu_server.regions import Region
 
 
@@ -39,11 +39,8 @@ class SharedBytes:
         write_all(self._descriptor, data, offset)
 
     def close(self) -> None:
-        """Let go of the descriptor; mappings elsewhere live on.
-
-        Where there are none, the kernel frees the memory at 10 GB a second; a thread waits for that, not the caller.
-        """
-        threading.Thread(target=os.close, args=(self._descriptor,), name="free-upload").start()
+        """Let go of the descriptor; mappings elsewhere live on."""
+        close(self._descriptor, self.nbytes)
 
 
 @dataclass(frozen=True)
@@ -61,33 +58,9 @@ class Stretch:
     nbytes: int
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
-        """Store `data` at `offset` from the stretch's beginning.
-
-        Through the file, not a mapping: whatever its owner does to the memory, nothing happens to this process.
-        """
+        """Store `data` at `offset` from the stretch's beginning."""
         write_all(self.region.descriptor, data, self.offset + offset)
 
 
-Payload: TypeAlias = SharedBytes | Stretch
-"""Where the bytes of an upload lie."""
-
-
-def write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
-    """Write all of `data` at `offset`; one call of the system moves at most 2 GiB."""
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written
-
-
-def read_all(descriptor: int, buffer: memoryview, offset: int) -> None:
-    """Fill `buffer` from `offset` on.
-
-    Raises:
-        EOFError: when the file ends before.
-    """
-    while buffer:
-        read = os.preadv(descriptor, [buffer], offset)
-        if read == 0:
-            raise EOFError(f"the memory ends {len(buffer)} bytes early")
-        buffer, offset = buffer[read:], offset + read
+Payload: TypeAlias = bytes | SharedBytes | Stretch
+"""The bytes of a small upload, or where those of a large one lie."""

@@ -6,12 +6,12 @@ import itertools
 import os
 import stat
 import sys
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from spu_link.errors import CapacityExceeded, InvalidProgram
 from spu_link.operators.base import mismatch
+from spu_server.descriptors import close
 
 if sys.platform == "linux":
     import fcntl
@@ -112,8 +112,7 @@ class Regions:
         region.uses -= 1
         if region.uses == 0:
             self.on_freed(region.number)
-            # Freeing gigabytes takes the kernel a while, and the caller is an event loop.
-            threading.Thread(target=os.close, args=(region.descriptor,), name="free-region").start()
+            close(region.descriptor, region.nbytes)
 
 
 def _sealed_size(descriptor: int) -> int:

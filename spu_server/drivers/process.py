@@ -20,10 +20,11 @@ from torch import Tensor
 
 from spu_link import wire
 from spu_link.errors import DeviceFault, SpuError
+from spu_server.descriptors import read_all
 from spu_server.drivers.base import Capabilities, Driver, DriverOptions
 from spu_server.drivers.port import DriverPort
 from spu_server.drivers.registry import open_driver
-from spu_server.memory import Payload, SharedBytes, read_all
+from spu_server.memory import Payload, SharedBytes
 from tngd.spu.v1 import spu_pb2 as pb
 
 START_SECONDS = 60.0
@@ -38,7 +39,8 @@ STOP_SECONDS = 1.0
 INLINE_BYTES = 1 << 20
 """Messages up to this size, 0.3 ms, cross the connection on the event loop itself."""
 
-STAGE_FILE, STAGE_REGION, REMEMBER, FORGET = "stage file", "stage region", "remember", "forget"
+STAGE_BYTES, STAGE_FILE, STAGE_REGION = "stage bytes", "stage file", "stage region"
+REMEMBER, FORGET = "remember", "forget"
 """Calls that are not the driver's own: programs by where their bytes lie, and regions by number."""
 
 T = TypeVar("T")
@@ -161,7 +163,9 @@ class DriverProcess(DriverPort[Payload]):
 
     async def _stage(self, header: pb.ProgramHeader, payload: Payload) -> None:
         serialized = header.SerializeToString()
-        if isinstance(payload, SharedBytes):
+        if isinstance(payload, bytes):
+            await self._send((STAGE_BYTES, (serialized, payload)))
+        elif isinstance(payload, SharedBytes):
             await self._send((STAGE_FILE, (serialized, payload.nbytes)), payload.fileno())
         else:
             number = payload.region.number
@@ -257,7 +261,11 @@ def _answer_call(
     connection: Connection, driver: Driver, regions: dict[int, int], method: str, arguments: tuple[Any, ...]
 ) -> None:
     try:
-        if method == STAGE_FILE:
+        if method == STAGE_BYTES:
+            header, data = arguments
+            _stage(driver, header, memoryview(bytearray(data)))
+            connection.send(("ok", None))
+        elif method == STAGE_FILE:
             header, nbytes = arguments
             with open(recv_handle(connection), "r+b") as file:
                 memory = mmap.mmap(file.fileno(), nbytes, mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))

@@ -59,19 +59,10 @@ class Upload:
         header = (await self._next("header", None))[1].header
         layout = self._device.admit(header.session, header)
         with ExitStack() as uses:
-            payload: Payload
-            if header.HasField("upload"):
-                payload = taken(self._regions, header.session, header.upload, "upload", uses)
-            else:
-                payload = SharedBytes(layout.nbytes)
-                uses.callback(payload.close)
             if not self._parts:
                 await context.send_initial_metadata(ADMITTED)
             try:
-                if isinstance(payload, SharedBytes):
-                    await self._receive_chunks(header, layout, payload)
-                else:
-                    payload = await self._receive_shared(header, layout, payload)
+                payload = await self._receive(header, layout, uses)
             except SpuError:
                 await self._drain(layout.nbytes)
                 raise
@@ -79,6 +70,28 @@ class Upload:
             if header.HasField("readings"):
                 places = self._places(header, uses)
             yield header, payload, places
+
+    async def _receive(self, header: pb.ProgramHeader, layout: wire.Layout, uses: ExitStack) -> Payload:
+        if header.HasField("upload"):
+            place = taken(self._regions, header.session, header.upload, "upload", uses)
+            return await self._receive_shared(header, layout, place)
+        if [part for part, _ in self._parts] == ["chunk", "trailer"] and not layout.open:
+            return self._receive_whole(header, layout)
+        payload = SharedBytes(layout.nbytes)
+        uses.callback(payload.close)
+        await self._receive_chunks(header, layout, payload)
+        return payload
+
+    def _receive_whole(self, header: pb.ProgramHeader, layout: wire.Layout) -> bytes:
+        """All in one message."""
+        request = self._parts.pop()[1]
+        self._parts.clear()
+        self._ended = True
+        self._complete(header, layout, request.trailer)
+        assembler = wire.Assembler(layout.nbytes, lambda offset, data: None)  # the message holds them already
+        assembler.add(request.chunk)
+        assembler.finish(request.trailer.crc32c)
+        return request.chunk.data
 
     async def _receive_chunks(self, header: pb.ProgramHeader, layout: wire.Layout, payload: SharedBytes) -> None:
         assembler = wire.Assembler(layout.nbytes, payload.write)
@@ -143,20 +156,27 @@ class Upload:
         return part, request
 
     async def _message(self, expected: str, patience: float, session: pb.SessionRef | None) -> pb.ProgramRequest:
-        coming = asyncio.ensure_future(anext(self._requests, None))
+        loop = asyncio.get_running_loop()
+
+        def wait_on() -> None:
+            """Shortly before the limit: who has a living session has as much time again."""
+            if session is not None and self._device.sessions.lives(session):
+                limit.reschedule(loop.time() + patience)
+                watches.append(loop.call_later(0.9 * patience, wait_on))
+
+        watches = [loop.call_later(0.9 * patience, wait_on)]
         try:
-            while not (await asyncio.wait([coming], timeout=patience))[0]:
-                if session is None or not self._device.sessions.lives(session):
-                    raise UploadCorrupt(
-                        f"no {expected} came for {patience:g} s; nothing has changed, send again",
-                        field="part",
-                        found="silence",
-                        expected=expected,
-                    )
-        except BaseException:
-            coming.cancel()
-            raise
-        request: pb.ProgramRequest | None = coming.result()
+            async with asyncio.timeout(patience) as limit:
+                request = await anext(self._requests, None)
+        except TimeoutError:
+            raise UploadCorrupt(
+                f"no {expected} came for {patience:g} s; nothing has changed, send again",
+                field="part",
+                found="silence",
+                expected=expected,
+            ) from None
+        finally:
+            watches[-1].cancel()
         if request is None:
             raise UploadCorrupt(
                 f"the upload ended where a {expected} should come; nothing has changed, send again",
