@@ -81,7 +81,7 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         defaults = {"lr": lr, "damping": damping, "momentum": momentum, **hyperparameters}
         super().__init__([parameter for _, parameter in self._parameters], defaults)
 
-    def _on_operator(self, operator: LayerRows) -> None:
+    def _on_operator(self, operator: Operator) -> None:
         """A curvature is complete, and its backward pass still to come; `_solve` may or may not ask for it."""
 
     @abstractmethod
@@ -172,7 +172,7 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         return buffer
 
 
-def _tell(method: WeakMethod[Any], operator: LayerRows) -> None:
+def _tell(method: WeakMethod[Any], operator: Operator) -> None:
     called = method()
     if called is not None:
         called(operator)

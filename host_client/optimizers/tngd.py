@@ -184,7 +184,7 @@ class TNGD(NaturalGradient):
                 self._abandon()
         super().zero_grad(set_to_none)
 
-    def _on_operator(self, operator: LayerRows) -> None:
+    def _on_operator(self, operator: Operator) -> None:
         """Send the operator while the backward pass runs."""
         self._abandon()
         if isinstance(self._session, Uploader):
