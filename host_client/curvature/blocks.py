@@ -19,6 +19,9 @@ from host_client.curvature.sources import Source
 from spu_link.operators import Conv2dRows, EmbeddingRows, LinearRows, Rows
 from spu_link.operators.base import BlockFactor
 
+EXPLICIT_SHARE = 0.5
+"""Explicit rows are taken if they have at most this part of the factors' bytes: making them costs a matrix product."""
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -110,7 +113,7 @@ def blocks_of(weight: Sequence[Claim], bias: Sequence[Claim], sizes: tuple[int, 
     if not factors:
         return [explicit]
     held = sum(block.fixed + batch.columns * block.per_column for block in factors)
-    return factors if held <= batch.columns * explicit.per_column else [explicit]
+    return [explicit] if batch.columns * explicit.per_column <= EXPLICIT_SHARE * held else factors
 
 
 def _whole(claim: Claim, size: int) -> bool:
@@ -249,13 +252,13 @@ def _embedding(claims: Sequence[Claim], batch: Batch) -> Block:
         operation = claim.use.operation
         assert isinstance(operation, Embedding)
         looked_up.append(operation.looked_up(claim.layout))
-        deltas.append(operation.cotangents(claim.layout))
+        deltas.append(operation.cotangents(claim.layout, batch.dtype))
         embeddings, d = operation.table
     indices = torch.cat(looked_up, 1).contiguous()
 
     def keep(cotangents: Sequence[Tensor]) -> Tensor:
-        parts = [delta(one) for delta, one in zip(deltas, cotangents, strict=True)]
-        return (parts[0] if len(parts) == 1 else torch.cat(parts, 2)).to(batch.dtype)
+        parts = [delta(one.to(batch.dtype)) for delta, one in zip(deltas, cotangents, strict=True)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
 
     return Block(
         claims[0].source.parameter,
@@ -298,12 +301,12 @@ def _explicit(parameters: Sequence[Sequence[Claim]], sizes: Sequence[int], batch
 
 def _way(claim: Claim, size: int, batch: Batch) -> ToRows:
     """From cotangents of one use to rows of the whole parameter."""
-    rows = claim.use.operation.rows(claim.role, claim.layout)
+    rows = claim.use.operation.rows(claim.role, claim.layout, batch.dtype)
     if _whole(claim, size):
-        return lambda cotangents: rows(cotangents).to(batch.dtype)
+        return lambda cotangents: rows(cotangents.to(batch.dtype))
 
     def placed(cotangents: Tensor) -> Tensor:
-        part = rows(cotangents).to(batch.dtype)
+        part = rows(cotangents.to(batch.dtype))
         whole = part.new_zeros(*part.shape[:2], size)
         return whole.index_add_(2, claim.source.positions(part.device), part)
 

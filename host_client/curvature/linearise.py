@@ -57,7 +57,8 @@ class Linearise:
         self._draws, self._generator = draws, generator
         self._paths = [path for path, _ in parameters]
         self._parameters = [parameter for _, parameter in parameters]
-        self._dtype = torch.float64 if self._parameters[0].dtype == torch.float64 else torch.float32
+        double = any(parameter.dtype == torch.float64 for parameter in self._parameters)
+        self._dtype = torch.float64 if double else torch.float32
         self._known: dict[Site, tuple[int, Order] | None] = {}
         self._announced: set[int] = set()
         self.device: Capacity | None = None

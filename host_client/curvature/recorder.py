@@ -177,12 +177,16 @@ class Recorder(TorchFunctionMode):
             if id(tensor) in self._tables:
                 self._record_spread(name, operation, tensor, output, node)
         given = [t for t in given if id(t) in self._sources]
-        if not given:
-            return
         sources = {id(t): self._sources[id(t)] for t in given}
-        self.recording.taken += [(sources[id(t)].parameter, place_of(t), node) for t in given]
+        roles = {}
         if operation is not None:
             roles = {role: sources[id(t)] for role, t in operation.roles.items() if id(t) in sources}
+            # Of what is not trained only detached values are kept: this would keep more alive than the graph does.
+            operation.roles = {role: t for role, t in operation.roles.items() if role in roles}
+        if not given:
+            return
+        self.recording.taken += [(sources[id(t)].parameter, place_of(t), node) for t in given]
+        if operation is not None:
             if len(roles) == len(given):
                 use = Use(operation, roles, node, output.output_nr, output.shape, name)
                 self.recording.uses.append(use)

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 from host_client.curvature.layouts import Layout
@@ -28,8 +29,8 @@ class Operation(ABC):
         """The dimensions of the output, of this shape, along which samples may lie if these roles are trained."""
 
     @abstractmethod
-    def rows(self, role: str, layout: Layout) -> ToRows:
-        """From cotangents (k, *output) to explicit rows (k, b, elements of the argument)."""
+    def rows(self, role: str, layout: Layout, dtype: torch.dtype) -> ToRows:
+        """From cotangents (k, *output) to explicit rows (k, b, elements of the argument), both of this dtype."""
 
 
 Rule: TypeAlias = Callable[..., Operation | None]

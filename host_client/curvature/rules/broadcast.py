@@ -18,12 +18,12 @@ class Term:
 
     Attributes:
         aligned: shape of θ with as many dimensions as y; 1 where it is broadcast.
-        factor: gives the factor, which broadcasts to y; None for 1.
+        factor: gives the factor, which broadcasts to y, in a dtype; None for 1.
         scale: a number.
     """
 
     aligned: tuple[int, ...]
-    factor: Callable[[], Tensor] | None = None
+    factor: Callable[[torch.dtype], Tensor] | None = None
     scale: float = 1.0
 
 
@@ -44,10 +44,10 @@ class Broadcast(Operation):
         """Those in which every trained parameter is broadcast."""
         return [d for d in range(len(shape)) if all(self.terms[role].aligned[d] == 1 for role in roles)]
 
-    def rows(self, role: str, layout: Layout) -> ToRows:
+    def rows(self, role: str, layout: Layout, dtype: torch.dtype) -> ToRows:
         """The cotangents times the factor, summed where the parameter is broadcast."""
         term = self.terms[role]
-        factor = None if term.factor is None else layout.by_sample(term.factor().expand(self.shape), 0)
+        factor = None if term.factor is None else layout.by_sample(term.factor(dtype).expand(self.shape), 0)
         summed = [d + 2 for d, extent in enumerate(layout.rest(term.aligned)) if extent == 1]
 
         def rows(cotangents: Tensor) -> Tensor:
@@ -104,8 +104,8 @@ def _product(shape: torch.Size, input: Tensor | float, other: Tensor | float) ->
     return Broadcast(
         {"input": input, "other": other},
         {
-            "input": Term(aligned(first.shape, len(shape)), lambda: second),
-            "other": Term(aligned(second.shape, len(shape)), lambda: first),
+            "input": Term(aligned(first.shape, len(shape)), second.to),
+            "other": Term(aligned(second.shape, len(shape)), first.to),
         },
         shape,
     )

@@ -47,12 +47,12 @@ class Convolution(Operation):
         """From cotangents to those by sample, (k, b, out, *space), where each sample has one image."""
         return lambda cotangents: _images(cotangents, layout, self.batched)[:, :, 0]
 
-    def rows(self, role: str, layout: Layout) -> ToRows:
+    def rows(self, role: str, layout: Layout, dtype: torch.dtype) -> ToRows:
         """The weight's gradient for each image, summed over those of a sample; or the cotangents, summed over space."""
         if role == "bias":
             return lambda cotangents: _images(cotangents, layout, self.batched).flatten(4).sum((2, 4))
         groups = self.geometry.groups
-        patches = unfolded(self.inputs, self.geometry)  # (n, in · kernel, places)
+        patches = unfolded(self.inputs.to(dtype), self.geometry)  # (n, in · kernel, places)
         patches = layout.by_sample(patches, 0) if layout.order != "single" else patches[None]
         if patches.dim() == 3:
             patches = patches[:, None]
@@ -62,9 +62,11 @@ class Convolution(Operation):
         patches = patches.flatten(3).mT  # (b, groups, r · places, in / g · kernel)
 
         def weight(cotangents: Tensor) -> Tensor:
-            delta = _images(cotangents, layout, self.batched).flatten(4).to(patches.dtype)
+            delta = _images(cotangents, layout, self.batched).flatten(4)
             delta = delta.unflatten(3, (groups, -1)).movedim(2, 4).flatten(4)  # (k, b, groups, out / g, r · places)
-            return torch.stack([one @ patches for one in delta]).flatten(2)
+            # Not broadcast: that would copy the patches for each column.
+            rows = (delta[0] @ patches)[None] if len(delta) == 1 else torch.stack([one @ patches for one in delta])
+            return rows.flatten(2)
 
         return weight
 
@@ -82,19 +84,19 @@ class TransposedConvolution(Operation):
         """The images."""
         return (0,) if self.batched else ()
 
-    def rows(self, role: str, layout: Layout) -> ToRows:
+    def rows(self, role: str, layout: Layout, dtype: torch.dtype) -> ToRows:
         """As for the convolution that has the cotangents for its inputs, and the inputs for its cotangents."""
         if role == "bias":
             return lambda cotangents: _images(cotangents, layout, self.batched).flatten(4).sum((2, 4))
         groups = self.geometry.groups
-        inputs = _images(self.inputs[None] if self.batched else self.inputs, layout, self.batched)[0]
+        inputs = _images(self.inputs[None] if self.batched else self.inputs, layout, self.batched)[0].to(dtype)
         inputs = (
             inputs.flatten(3).unflatten(2, (groups, -1)).movedim(1, 3).flatten(3)
         )  # (b, groups, in / g, r · places)
         places = self.inputs[0, 0].numel()
 
         def weight(cotangents: Tensor) -> Tensor:
-            delta = _images(cotangents, layout, self.batched).to(inputs.dtype)  # (k, b, r, out, *space)
+            delta = _images(cotangents, layout, self.batched)  # (k, b, r, out, *space)
             patches = unfolded(delta.flatten(0, 2), self.geometry, self.inputs.shape[2:])
             patches = patches.unflatten(1, (groups, -1)).unflatten(
                 0, delta.shape[:3]

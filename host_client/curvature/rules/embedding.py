@@ -42,10 +42,10 @@ class Embedding(Operation):
             return self.indices.reshape(1, -1).expand(layout.samples, -1)
         return layout.by_sample(self.indices, 0).reshape(layout.samples, -1)
 
-    def cotangents(self, layout: Layout) -> ToRows:
-        """From cotangents to those by sample, (k, b, p, d), zero where the index is the padding."""
+    def cotangents(self, layout: Layout, dtype: torch.dtype) -> ToRows:
+        """From cotangents to those by sample, (k, b, p, d), of this dtype, zero where the index is the padding."""
         d = self.table[1]
-        before = self.seen and self.seen[0].rows(self.seen[1], layout)
+        before = self.seen and self.seen[0].rows(self.seen[1], layout, dtype)
         padded = None if self.padding is None else (self.looked_up(layout) == self.padding)[..., None]
 
         def cotangents(cotangents: Tensor) -> Tensor:
@@ -55,12 +55,12 @@ class Embedding(Operation):
 
         return cotangents
 
-    def rows(self, role: str, layout: Layout) -> ToRows:
+    def rows(self, role: str, layout: Layout, dtype: torch.dtype) -> ToRows:
         """Rows with the cotangents added where they were looked up."""
         embeddings, d = self.table
         indices = self.looked_up(layout)
         places = (indices + torch.arange(layout.samples, device=indices.device)[:, None] * embeddings).flatten()
-        by_sample = self.cotangents(layout)
+        by_sample = self.cotangents(layout, dtype)
 
         def rows(cotangents: Tensor) -> Tensor:
             delta = by_sample(cotangents).flatten(1, 2)

@@ -38,14 +38,14 @@ class Product(Operation):
         """From cotangents to those by sample, (k, b, d_out) or (k, b, p, d_out)."""
         return lambda cotangents: layout.by_position(cotangents, 1)
 
-    def rows(self, role: str, layout: Layout) -> ToRows:
+    def rows(self, role: str, layout: Layout, dtype: torch.dtype) -> ToRows:
         """Σ_p δ_p a_pᵀ, or Σ_p δ_p."""
         if role == "bias":
             return lambda cotangents: _with_positions(layout.by_position(cotangents, 1), 3).sum(2)
-        inputs = _with_positions(self.factors(layout), 2)  # (b, p, d_in)
+        inputs = _with_positions(self.factors(layout), 2).to(dtype)  # (b, p, d_in)
 
         def weight(cotangents: Tensor) -> Tensor:
-            delta = _with_positions(layout.by_position(cotangents, 1), 3).to(inputs.dtype)
+            delta = _with_positions(layout.by_position(cotangents, 1), 3)
             rows = inputs.mT @ delta if self.transposed else delta.mT @ inputs
             return rows.flatten(2)
 

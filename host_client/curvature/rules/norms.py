@@ -13,7 +13,11 @@ from host_client.curvature.rules.broadcast import Broadcast, Term, aligned
 
 
 def _affine(
-    shape: torch.Size, at: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, normalised: Callable[[], Tensor]
+    shape: torch.Size,
+    at: tuple[int, ...],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    normalised: Callable[[torch.dtype], Tensor],
 ) -> Operation:
     roles, terms = {}, {}
     if weight is not None:
@@ -38,7 +42,9 @@ def _layer_norm(
 ) -> Operation:
     x = input.detach()
     at = aligned(tuple(normalized_shape), x.dim())
-    return _affine(shape, at, weight, bias, lambda: F.layer_norm(x, list(normalized_shape), None, None, eps))
+    return _affine(
+        shape, at, weight, bias, lambda dtype: F.layer_norm(x.to(dtype), list(normalized_shape), None, None, eps)
+    )
 
 
 def _rms_norm(
@@ -50,7 +56,7 @@ def _rms_norm(
 ) -> Operation:
     x = input.detach()
     at = aligned(tuple(normalized_shape), x.dim())
-    return _affine(shape, at, weight, None, lambda: F.rms_norm(x, list(normalized_shape), None, eps))
+    return _affine(shape, at, weight, None, lambda dtype: F.rms_norm(x.to(dtype), list(normalized_shape), None, eps))
 
 
 def _group_norm(
@@ -63,7 +69,9 @@ def _group_norm(
     cudnn_enabled: bool = False,
 ) -> Operation:
     x = input.detach()
-    return _affine(shape, _channels(x), weight, bias, lambda: F.group_norm(x, num_groups, None, None, eps))
+    return _affine(
+        shape, _channels(x), weight, bias, lambda dtype: F.group_norm(x.to(dtype), num_groups, None, None, eps)
+    )
 
 
 def _instance_norm(
@@ -80,13 +88,13 @@ def _instance_norm(
 ) -> Operation:
     x = input.detach()
     if use_input_stats:
-        return _affine(shape, _channels(x), weight, bias, lambda: F.instance_norm(x, eps=eps))
+        return _affine(shape, _channels(x), weight, bias, lambda dtype: F.instance_norm(x.to(dtype), eps=eps))
     return _affine(
         shape,
         _channels(x),
         weight,
         bias,
-        lambda: F.instance_norm(x, running_mean, running_var, use_input_stats=False, eps=eps),
+        lambda dtype: F.instance_norm(x.to(dtype), running_mean, running_var, use_input_stats=False, eps=eps),
     )
 
 
@@ -103,7 +111,9 @@ def _batch_norm(
 ) -> Operation:
     """With the running statistics; with those of the batch it is refused before."""
     x = input.detach()
-    return _affine(shape, _channels(x), weight, bias, lambda: F.batch_norm(x, running_mean, running_var, eps=eps))
+    return _affine(
+        shape, _channels(x), weight, bias, lambda dtype: F.batch_norm(x.to(dtype), running_mean, running_var, eps=eps)
+    )
 
 
 def _native_batch_norm(

@@ -1,0 +1,156 @@
+"""Parameters that are used more than once, in stretches, or by functions that nobody has made a rule for."""
+
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from host_client.curvature import Capture, CurvatureFallback
+from spu_link.operators import EmbeddingRows, LinearRows, Rows
+from tests.host_client.curvature.oracle import factor
+
+X = torch.randn(4, 5, dtype=torch.float64)
+TARGETS = torch.tensor([0, 1, 2, 0])
+
+
+class Model(nn.Module):
+    """A network given as a function of two matrices, a vector and the input."""
+
+    def __init__(self, function: Callable[["Model", Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+        self.w = nn.Parameter(torch.randn(6, 5, dtype=torch.float64) / 2)
+        self.v = nn.Parameter(torch.randn(3, 6, dtype=torch.float64) / 2)
+        self.s = nn.Parameter(torch.randn(6, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The function."""
+        return self.function(self, x)
+
+
+def _packed(m: Model, x: Tensor) -> Tensor:
+    a, b = m.w.split([2, 4])
+    return (torch.cat([F.linear(x, a).tanh(), F.linear(x * 2, b)], 1) * m.s) @ m.v.T
+
+
+def _overlapping(m: Model, x: Tensor) -> Tensor:
+    return (F.linear(x, m.w[:4]) @ F.linear(x, m.w[2:]).mT.diagonal().diag()[:4, :6] * m.s) @ m.v.T
+
+
+def _twice(m: Model, x: Tensor) -> Tensor:
+    return (F.linear(x, m.w).tanh() + F.linear(x.square(), m.w)) * m.s @ m.v.T
+
+
+def _forwards_and_back(m: Model, x: Tensor) -> Tensor:
+    hidden = F.linear(x, m.w).tanh() * m.s
+    return F.linear(F.linear(hidden @ m.w, m.w), m.v)
+
+
+class Double(torch.autograd.Function):
+    """2 x, which no dispatch sees."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return 2 * gradient
+
+
+@pytest.mark.parametrize(
+    ("function", "kinds"),
+    [
+        (_packed, [LinearRows, LinearRows, LinearRows, Rows]),
+        (_twice, [LinearRows, LinearRows, Rows]),
+        (_forwards_and_back, [Rows, LinearRows, Rows]),
+        (lambda m, x: F.linear(x @ m.w.T * m.s, m.v), [LinearRows, LinearRows, Rows]),
+        (lambda m, x: F.linear(F.linear(x, m.w[[0, 1, 2, 3, 4, 5]]) * m.s, m.v), [Rows, LinearRows, Rows]),
+        (lambda m, x: F.linear(F.linear(x, m.w) * m.s.exp(), m.v), [LinearRows, LinearRows, Rows]),
+        (lambda m, x: F.linear(F.linear(x, m.w) + F.linear(x, Double.apply(m.w)) * m.s, m.v), [Rows, LinearRows, Rows]),
+        (lambda m, x: F.linear(F.linear(x, m.w) / m.s, m.v), [LinearRows, LinearRows, Rows]),
+    ],
+)
+def test_uses_are_summed(function: Callable[[Model, Tensor], Tensor], kinds: list[type]) -> None:
+    model = Model(function)
+    capture = Capture(model, nn.CrossEntropyLoss())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CurvatureFallback)
+        logits = model(X)
+        capture.criterion(logits, TARGETS)
+    torch.testing.assert_close(capture.operator.dense(), factor(logits, list(model.parameters())))
+    assert [type(block) for block in capture.operator.layers] == kinds
+
+
+def test_a_function_without_a_rule_is_announced_once_with_its_cost() -> None:
+    model = Model(lambda m, x: F.linear(F.linear(x, m.w) * m.s.exp(), m.v))
+    capture = Capture(model, nn.CrossEntropyLoss())
+    with pytest.warns(CurvatureFallback, match="'s' is used by exp, .* 2 columns and 4 samples"):
+        capture.criterion(model(X), TARGETS)
+    capture.criterion(model(X), TARGETS)
+
+
+def test_a_function_that_torch_does_not_dispatch_is_noticed_in_the_graph() -> None:
+    model = Model(lambda m, x: F.linear(F.linear(x, m.w) + F.linear(x, Double.apply(m.w)) * m.s, m.v))
+    capture = Capture(model, nn.CrossEntropyLoss())
+    with pytest.warns(CurvatureFallback, match="'w' is used by a function that torch does not dispatch"):
+        capture.criterion(model(X), TARGETS)
+
+
+def test_rows_by_autograd_come_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("host_client.curvature.fallback.CHUNK_BYTES", 8 * 24 * 3)
+    model = Model(lambda m, x: F.linear(F.linear(x, m.w) * m.s.exp(), m.v))
+    capture = Capture(model, nn.CrossEntropyLoss())
+    logits = model(X)
+    with pytest.warns(CurvatureFallback):
+        capture.criterion(logits, TARGETS)
+    torch.testing.assert_close(capture.operator.dense(), factor(logits, list(model.parameters())))
+
+
+class Positions(nn.Module):
+    """Tokens and their positions, which are the same for all samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(40, 2), nn.Embedding(30, 2)
+        self.head = nn.Linear(2, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Logits."""
+        x = self.tokens(ids) + self.places(torch.arange(ids.shape[1]))[None]
+        out: Tensor = self.head(x.tanh().mean(1))
+        return out
+
+
+@pytest.mark.parametrize("tokens", [3, 4])
+def test_position_tables_stay_factors(tokens: int) -> None:
+    model = Positions().double()
+    capture = Capture(model, nn.CrossEntropyLoss())
+    logits = model(torch.randint(40, (4, tokens)))
+    capture.criterion(logits, TARGETS)
+    torch.testing.assert_close(capture.operator.dense(), factor(logits, list(model.parameters())))
+    assert [type(block) for block in capture.operator.layers] == [EmbeddingRows, EmbeddingRows, LinearRows]
+
+
+def test_one_column_of_a_transposed_matrix_stays_a_factor() -> None:
+    """As `transformers` writes GPT-2's layers."""
+    model = Model(lambda m, x: torch.addmm(m.s[:5], F.linear(x, m.w) * m.s, m.w) @ m.w.T @ m.v.T)
+    one = nn.Sequential(nn.Linear(5, 6), nn.Tanh()).double()
+    weight = nn.Parameter(torch.randn(6, 3, dtype=torch.float64))
+    bias = nn.Parameter(torch.randn(3, dtype=torch.float64))
+
+    class Transposed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.weight, self.bias = one, weight, bias
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.addmm(self.bias, self.body(x), self.weight)
+
+    model = Transposed()
+    capture = Capture(model, nn.CrossEntropyLoss(), curvature="mc")
+    capture.criterion(model(X), TARGETS)
+    assert [type(block) for block in capture.operator.layers] == [LinearRows, Rows, LinearRows]
