@@ -62,7 +62,6 @@ def test_functions_with_rules(function: Callable[[], object], operation: type, s
         lambda: WEIGHT.exp(),
         lambda: torch.cat([X, WEIGHT]),
         lambda: F.linear(X, WEIGHT.double().float()),
-        lambda: WEIGHT * WEIGHT,
         lambda: 2 * WEIGHT,
         lambda: X.clone().mul_(WEIGHT[0]),
     ],
