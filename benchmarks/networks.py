@@ -85,10 +85,10 @@ def transformer(batch: int = 32) -> Network:
     return _random(EncoderClassifier(), torch.randint(1000, (batch, 32)), classes=4)
 
 
-def lora(batch: int = 32) -> Network:
+def lora(batch: int = 16) -> Network:
     """LoRA (r = 8) on queries, keys, values and outputs of a BERT of MiniLM's shape, and its classifier, 4 classes.
 
-    Six layers of width 384 with 12 heads, 64 tokens; 10.6 million frozen parameters beside the embeddings, N = 149,000.
+    Six layers of width 384 with 12 heads, 32 tokens; 10.6 million frozen parameters beside the embeddings, N = 149,000.
     """
     _shun_broken_torchvision()
     from peft import LoraConfig, get_peft_model
@@ -100,7 +100,7 @@ def lora(batch: int = 32) -> Network:
     targets = ["query", "key", "value", "attention.output.dense"]
     adapters = LoraConfig(r=8, lora_alpha=32, target_modules=targets, task_type="SEQ_CLS")
     adapted = get_peft_model(BertForSequenceClassification(config), adapters)
-    return _random(LogitsOf(adapted), torch.randint(config.vocab_size, (batch, 64)), classes=4)
+    return _random(LogitsOf(adapted), torch.randint(config.vocab_size, (batch, 32)), classes=4)
 
 
 NETWORKS: dict[str, Callable[..., Network]] = {
