@@ -100,6 +100,10 @@ def lora(batch: int = 16) -> Network:
     targets = ["query", "key", "value", "attention.output.dense"]
     adapters = LoraConfig(r=8, lora_alpha=32, target_modules=targets, task_type="SEQ_CLS")
     adapted = get_peft_model(BertForSequenceClassification(config), adapters)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.02)  # as after some steps: peft starts them at zero, where no gradient passes
     return _random(LogitsOf(adapted), torch.randint(config.vocab_size, (batch, 32)), classes=4)
 
 

@@ -19,9 +19,6 @@ from host_client.curvature.sources import Source
 from spu_link.operators import Conv2dRows, EmbeddingRows, LinearRows, Rows
 from spu_link.operators.base import BlockFactor
 
-EXPLICIT_SHARE = 0.5
-"""Explicit rows are taken if they have at most this part of the factors' bytes: making them costs a matrix product."""
-
 
 @dataclass(frozen=True)
 class Claim:
@@ -113,7 +110,8 @@ def blocks_of(weight: Sequence[Claim], bias: Sequence[Claim], sizes: tuple[int, 
     if not factors:
         return [explicit]
     held = sum(block.fixed + batch.columns * block.per_column for block in factors)
-    return [explicit] if batch.columns * explicit.per_column <= EXPLICIT_SHARE * held else factors
+    # With as many bytes, rows in full serve better: the device needs them for its Gram matrix anyway.
+    return [explicit] if batch.columns * explicit.per_column <= held else factors
 
 
 def _whole(claim: Claim, size: int) -> bool:

@@ -22,6 +22,7 @@ from spu_link.operators.base import (
     same_dtype,
 )
 from spu_link.operators.gram import add_products
+from spu_link.operators.patches import patches_of
 from tngd.spu.v1 import spu_pb2 as pb
 
 Pair = tuple[int, int]
@@ -116,7 +117,9 @@ class Conv2dRows(BlockFactor):
     def _row_stretches(self, most: int) -> Iterator[Tensor]:
         """A in full by output channels, in stretches (m, channels, in / groups · kernel) of at most `most` elements."""
         (c, b, out, *_), g = self.cotangents.shape, self.groups
-        patches = F.unfold(self.inputs, self.kernel, self.dilation, self.padding, self.stride)  # (b, in · kernel, p)
+        patches = patches_of(
+            self.inputs, kernel=self.kernel, stride=self.stride, padding=self.padding, dilation=self.dilation
+        )  # (b, in · kernel, p)
         patches = patches.unflatten(1, (g, -1)).mT  # (b, g, p, in / g · kernel)
         delta = self.cotangents.flatten(3).unflatten(2, (g, out // g))  # (c, b, g, out / g, p)
         channels = max(1, most // (c * b * patches.shape[3]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from host_client.curvature.layouts import Layout
 from host_client.curvature.rules.base import Operation, Rule, Rules, ToRows
+from spu_link.operators.patches import patches_of
 
 
 @dataclass(frozen=True)
@@ -117,29 +117,15 @@ def _images(cotangents: Tensor, layout: Layout, batched: bool) -> Tensor:
 
 
 def unfolded(images: Tensor, geometry: Geometry, places: Sequence[int] | None = None) -> Tensor:
-    """The patches that a kernel meets.
-
-    Args:
-        images: shape (n, channels, *space).
-        geometry: of the kernel.
-        places: how many along each dimension of space, if not all.
-
-    Returns:
-        Shape (n, channels · kernel, places).
-    """
-    if len(geometry.kernel) == 2 and places is None:
-        return F.unfold(images, geometry.kernel, geometry.dilation, geometry.padding, geometry.stride)
-    patches = F.pad(images, [p for padding in reversed(geometry.padding) for p in (padding, padding)])
-    space = len(geometry.kernel)
-    for i in range(space):
-        dim, dilation = 2 + i, geometry.dilation[i]
-        patches = patches.unfold(dim, dilation * (geometry.kernel[i] - 1) + 1, geometry.stride[i])[..., ::dilation]
-        if places is not None:
-            patches = patches.narrow(dim, 0, places[i])
-    # (n, channels, *places, *kernel)
-    n, channels = images.shape[:2]
-    patches = patches.permute(0, 1, *range(2 + space, 2 + 2 * space), *range(2, 2 + space))
-    return patches.reshape(n, channels * math.prod(geometry.kernel), -1)
+    """The patches that the kernel meets, shape (n, channels · kernel, places); see `patches_of`."""
+    return patches_of(
+        images,
+        kernel=geometry.kernel,
+        stride=geometry.stride,
+        padding=geometry.padding,
+        dilation=geometry.dilation,
+        places=places,
+    )
 
 
 def _tuple(value: int | Sequence[int], space: int) -> tuple[int, ...]:
