@@ -7,6 +7,7 @@ time on them. Weights are random too; the sizes are those of networks that peopl
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -91,6 +92,8 @@ def lora(batch: int = 16) -> Network:
     Six layers of width 384 with 12 heads, 32 tokens; 10.6 million frozen parameters beside the embeddings, N = 149,000.
     """
     _shun_broken_torchvision()
+    # peft asks transformers for something by its old name.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
     from peft import LoraConfig, get_peft_model
     from transformers import BertConfig, BertForSequenceClassification
 

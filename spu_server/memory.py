@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from spu_server.descriptors import close, write_all
+from spu_server.descriptors import close, read_all, write_all
 from spu_server.regions import Region
 
 
@@ -18,13 +18,14 @@ class SharedBytes:
     kernel frees it with the last descriptor and mapping, whoever is killed.
 
     Args:
-        nbytes: size; memory is taken as it is written.
+        nbytes: size at first; memory is taken as it is written.
+        name: by which the system's tools show it.
     """
 
-    def __init__(self, nbytes: int) -> None:
+    def __init__(self, nbytes: int, name: str = "spu-program") -> None:
         self.nbytes = nbytes
         if hasattr(os, "memfd_create"):
-            self._descriptor = os.memfd_create("spu-program", os.MFD_CLOEXEC)
+            self._descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
         else:
             with tempfile.TemporaryFile() as file:
                 self._descriptor = os.dup(file.fileno())
@@ -37,6 +38,14 @@ class SharedBytes:
     def write(self, offset: int, data: bytes) -> None:
         """Store `data` at `offset`."""
         write_all(self._descriptor, data, offset)
+
+    def read(self, buffer: memoryview) -> None:
+        """Fill `buffer` from the beginning."""
+        read_all(self._descriptor, buffer, 0)
+
+    def clear(self) -> None:
+        """Give all memory back."""
+        os.ftruncate(self._descriptor, 0)
 
     def close(self) -> None:
         """Let go of the descriptor; mappings elsewhere live on."""

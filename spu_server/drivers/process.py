@@ -20,7 +20,7 @@ from torch import Tensor
 
 from spu_link import wire
 from spu_link.errors import DeviceFault, SpuError
-from spu_server.descriptors import read_all
+from spu_server.descriptors import read_all, write_all
 from spu_server.drivers.base import Capabilities, Driver, DriverOptions
 from spu_server.drivers.port import DriverPort
 from spu_server.drivers.registry import open_driver
@@ -36,12 +36,18 @@ CALL_SECONDS = 600.0
 STOP_SECONDS = 1.0
 """Longest that a driver may take to close before it is killed."""
 
+KEPT_BYTES = 1 << 26
+"""Memory for readings up to this size (64 MiB) is kept from one to the next."""
+
 INLINE_BYTES = 1 << 20
 """Messages up to this size, 0.3 ms, cross the connection on the event loop itself."""
 
 STAGE_BYTES, STAGE_FILE, STAGE_REGION = "stage bytes", "stage file", "stage region"
 REMEMBER, FORGET = "remember", "forget"
 """Calls that are not the driver's own: programs by where their bytes lie, and regions by number."""
+
+READINGS = -1
+"""Number of the memory that readings come through; regions of clients have others."""
 
 T = TypeVar("T")
 
@@ -65,6 +71,7 @@ class DriverProcess(DriverPort[Payload]):
         self._exchanges: set[asyncio.Task[Any]] = set()
         self._came: asyncio.Future[None] | None = None
         self._regions: set[int] = set()
+        self._readings = SharedBytes(0, "spu-readings")
 
     async def start(self) -> Capabilities:
         """Start the process and open the device.
@@ -80,6 +87,7 @@ class DriverProcess(DriverPort[Payload]):
         theirs.close()
         asyncio.get_running_loop().add_reader(self._connection.fileno(), self._readable)
         capabilities: Capabilities = await self._run(self._answer(START_SECONDS))
+        await self._run(self._remember(READINGS, self._readings.fileno()))
         return capabilities
 
     @property
@@ -121,6 +129,7 @@ class DriverProcess(DriverPort[Payload]):
             exchange.cancel()
         await asyncio.gather(*self._exchanges, return_exceptions=True)
         self._connection.close()
+        self._readings.close()
 
     async def _run(self, exchange: Coroutine[Any, Any, T]) -> T:
         """Await an exchange. It goes on to its end though nobody may want its result any more."""
@@ -170,16 +179,21 @@ class DriverProcess(DriverPort[Payload]):
         else:
             number = payload.region.number
             if number not in self._regions:
-                await self._send((REMEMBER, (number,)), payload.region.descriptor)
-                await self._answer(CALL_SECONDS)
+                await self._remember(number, payload.region.descriptor)
                 self._regions.add(number)
             await self._send((STAGE_REGION, (serialized, number, payload.offset, payload.nbytes)))
+        await self._answer(CALL_SECONDS)
+
+    async def _remember(self, number: int, descriptor: int) -> None:
+        await self._send((REMEMBER, (number,)), descriptor)
         await self._answer(CALL_SECONDS)
 
     async def _read(self, at: float, window: int | None) -> Tensor:
         dtype, count = await self._call("read", at, window)
         value = np.empty(count, dtype=dtype)
-        await self._blocking(value.nbytes, self._connection.recv_bytes_into, value.data.cast("B"))
+        await self._blocking(value.nbytes, self._readings.read, value.data.cast("B"))
+        if value.nbytes > KEPT_BYTES:
+            self._readings.clear()
         return torch.from_numpy(value)
 
     async def _send(self, message: tuple[str, tuple[Any, ...]], descriptor: int | None = None) -> None:
@@ -190,15 +204,16 @@ class DriverProcess(DriverPort[Payload]):
                 send_handle(self._connection, descriptor, self.pid)
 
     async def _answer(self, seconds: float) -> Any:
-        if not self._connection.poll():
-            self._came = asyncio.get_running_loop().create_future()
-            try:
-                async with asyncio.timeout(seconds):
+        try:
+            async with asyncio.timeout(seconds):
+                # Asked again after each wake: a wake may be due to an answer that has been received meanwhile.
+                while not self._connection.poll():
+                    self._came = asyncio.get_running_loop().create_future()
                     await self._came
-            except TimeoutError:
-                raise DeviceFault(f"driver {self._name} gave no answer within {seconds:g} s", field="driver") from None
-            finally:
-                self._came = None
+        except TimeoutError:
+            raise DeviceFault(f"driver {self._name} gave no answer within {seconds:g} s", field="driver") from None
+        finally:
+            self._came = None
         with self._connected():
             kind, value = self._connection.recv()
         if kind == "refused":
@@ -286,8 +301,8 @@ def _answer_call(
             connection.send(("ok", None))
         elif method == "read":
             value = driver.read(*arguments).numpy()
+            write_all(regions[READINGS], value.data.cast("B"), 0)
             connection.send(("ok", (value.dtype.str, len(value))))
-            connection.send_bytes(value.data.cast("B"))
         else:
             connection.send(("ok", getattr(driver, method)(*arguments)))
     except SpuError as error:
