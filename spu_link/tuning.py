@@ -11,6 +11,9 @@ SPIN = 10_000
 KEPT_BYTES = 256 << 20
 """Most freed memory that is kept at hand instead of going back to the system."""
 
+BLAS_SPIN = 18
+"""Idle threads of numpy's and scipy's OpenBLAS spin for 2 to this power clock cycles, 65 µs, and not for 20 ms."""
+
 LARGE_BYTES = 32 << 20
 """Blocks from this size on come from the system and go back to it; the most that glibc allows."""
 
@@ -18,17 +21,18 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def tune_process() -> None:
-    """Tune threads and memory of this process and its children. Call it before torch is first imported.
+    """Tune threads and memory of this process and its children. Call it before torch or numpy is first imported.
 
     Idle OpenMP threads by default spin for milliseconds after each parallel region, on a processor that the other one
-    needs; if they sleep at once, each region waits for them to wake. So they spin for a moment and then sleep.
-    ``ACTIVE`` matters where a process has more threads than processors: without it libgomp then does not spin at all.
+    needs; if they sleep at once, each region waits for them to wake. So they spin for a moment and then sleep. OpenBLAS
+    does the same for 20 ms, and is told not to. ``ACTIVE`` matters where a process has more threads than processors:
+    without it libgomp then does not spin at all.
 
     glibc gives freed memory back to the system at once, and takes it again page by page: a third of the time of a
     curvature capture. So some of it is kept. What the user has set in the environment stays.
     """
     malloc = {"MALLOC_TRIM_THRESHOLD_": KEPT_BYTES, "MALLOC_MMAP_THRESHOLD_": LARGE_BYTES}
-    settings = {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": SPIN, **malloc}
+    settings = {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": SPIN, "OPENBLAS_THREAD_TIMEOUT": BLAS_SPIN, **malloc}
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc alone has it, and reads its environment only at start
     if mallopt is not None and not malloc.keys() & os.environ.keys():
         mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
