@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from spu_link.errors import CapacityExceeded, ProtocolError, UnknownRole, UnsupportedBlock, UploadCorrupt
+from spu_link.landing import landed
 from spu_link.operators import Conv2dRows, Dense, EmbeddingRows, LayerRows, LinearRows, Operator, Rows
 from spu_link.operators.base import BlockFactor, Role, Shapes, either, mismatch
 from spu_link.precision import NARROW, Precision, decode, encode
@@ -104,7 +105,7 @@ def late_header(program: Program) -> tuple[pb.ProgramHeader, list[Tensor]]:
         _add(header, tensors, program.start, role=pb.ROLE_START)
     else:
         header.start = {"keep": pb.START_KEEP, "drive": pb.START_DRIVE}[program.start]
-    return header, tensors
+    return header, landed(tensors)
 
 
 def operator_header(operator: Operator, precision: Precision | None) -> tuple[pb.ProgramHeader, list[Tensor]]:
@@ -119,11 +120,11 @@ def operator_header(operator: Operator, precision: Precision | None) -> tuple[pb
                 name = tensor_name(block, role)
                 encoded, scales = encode(operand, precision, field=name, alike=role == pb.ROLE_MATRIX)
             _add(header, tensors, encoded, role=role, block=index, scales=scales)
-    return header, tensors
+    return header, landed(tensors)
 
 
 def _add(header: pb.ProgramHeader, tensors: list[Tensor], tensor: Tensor, **description: Any) -> None:
-    tensors.append(tensor.detach().cpu().contiguous())
+    tensors.append(tensor)
     header.tensors.append(tensor_spec(tensor, **description))
 
 
