@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 import torch
@@ -144,7 +145,13 @@ class SlowProxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._target)
-        await asyncio.gather(self._slowly(reader, there_writer), self._fast(there_reader, writer))
+        try:
+            await asyncio.gather(self._slowly(reader, there_writer), self._fast(there_reader, writer))
+        finally:
+            for one in (writer, there_writer):
+                one.close()
+                with suppress(OSError):  # the other end has gone before
+                    await one.wait_closed()
 
     async def _slowly(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(1 << 16):
