@@ -11,6 +11,9 @@ Ratios:
     link_shared_overhead_vs_3ms: what a solve of 5.8 MB, reading included, takes longer over shared memory than in this
         process, over 3 ms.
     link_tiny_solve_overhead_vs_1ms: the same for a solve of four cells, over 1 ms.
+    link_shared_int16_vs_float32: seconds of a 5.8 MB program with its operator in 16-bit codes, over those in float32,
+        both over shared memory; encoding and decoding included.
+    link_grpc_int16_vs_float32: the same in chunks on a Unix socket.
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ from benchmarks.timing import Subjects, medians
 from host_client import Session, connect
 from host_client.local_daemon import local_daemon
 from spu_link.operators import Rows
+from spu_link.precision import Precision
+from spu_link.program import Program
 
 ROWS = 14
 SIZES = {"4KB": 4_000, "400KB": 400_000, "5.8MB": 5_800_000, "100MB": 100_000_000}
@@ -36,6 +41,9 @@ SIZES = {"4KB": 4_000, "400KB": 400_000, "5.8MB": 5_800_000, "100MB": 100_000_00
 
 REFERENCE = "5.8MB"
 """The upload of a step on the reference network."""
+
+DTYPES: tuple[Precision, ...] = ("float32", "float16", "bfloat16", "int16")
+"""What its operator travels in."""
 
 
 def run(rounds: int = 5) -> dict[str, Any]:
@@ -58,6 +66,8 @@ def run(rounds: int = 5) -> dict[str, Any]:
             "link_shared_vs_inprocess": seconds[f"shared_{program}"] / seconds[f"inprocess_{program}"],
             "link_shared_overhead_vs_3ms": (seconds[f"shared_{solve}"] - seconds[f"inprocess_{solve}"]) / 3e-3,
             "link_tiny_solve_overhead_vs_1ms": (seconds["shared_tiny_solve"] - seconds["inprocess_tiny_solve"]) / 1e-3,
+            "link_shared_int16_vs_float32": seconds["shared_program_int16"] / seconds["shared_program_float32"],
+            "link_grpc_int16_vs_float32": seconds["unix_program_int16"] / seconds["unix_program_float32"],
         },
         "seconds": seconds,
         "bytes_per_second": {
@@ -66,6 +76,7 @@ def run(rounds: int = 5) -> dict[str, Any]:
             for size, nbytes in SIZES.items()
         },
         "sizes": SIZES,
+        "bytes_by_dtype": {dtype: _bytes_in(dtype) for dtype in DTYPES},
         "rows": ROWS,
         "rounds": rounds,
         "threads": torch.get_num_threads(),
@@ -97,6 +108,7 @@ def _subjects(address: str, path: str) -> Subjects:
         "tiny_solve": lambda: session.solve(small, ones, analog_time=50.0, damping=1.0, start="drive"),
         f"solve_{REFERENCE}": lambda: session.solve(operator, drive, analog_time=50.0, damping=1.0, start="drive"),
         **{f"program_{size}": partial(_program, session, *_tensors(nbytes)) for size, nbytes in SIZES.items()},
+        **{f"program_{dtype}": partial(_program, session, operator, drive, dtype) for dtype in DTYPES},
     }
 
 
@@ -105,5 +117,10 @@ def _tensors(nbytes: int) -> tuple[Rows, torch.Tensor]:
     return Rows(torch.ones(ROWS, cells)), torch.ones(cells)
 
 
-def _program(session: Session, operator: Rows, drive: torch.Tensor) -> None:
-    session.program(operator, drive, damping=1.0, start="drive")
+def _bytes_in(dtype: Precision) -> int:
+    """Bytes of the reference program in a dtype."""
+    return Program(*_tensors(SIZES[REFERENCE]), precision=dtype).nbytes
+
+
+def _program(session: Session, operator: Rows, drive: torch.Tensor, dtype: Precision | None = None) -> None:
+    session.program(operator, drive, damping=1.0, start="drive", precision=dtype)
