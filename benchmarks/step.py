@@ -14,6 +14,9 @@ Ratios:
     step_mc_grpc_vs_inprocess: the same of the Monte-Carlo step.
     step_exact_vs_sum_of_parts: the exact step through a daemon, over forward, capture and backward pass plus program
         and reading, timed one after the other: below 1 where host and device work at once.
+    capture_speedup_vs_jacrev: making the factor A = SᵀJ / √b in full from `torch.func` vmap(jacrev), over making it by
+        exact capture, both with the forward pass; `tngd bench capture` tells more.
+    upload_shrink_vs_jacobian: bytes of the float32 Jacobian of all logits, over bytes of the tensors of one upload.
     step_exact_vs_adam_mlp: exact step through a daemon over Adam's, 4-layer MLP, N = 2.9 million, b = 64.
     step_mc_vs_adam_mlp: the same with Monte-Carlo.
     step_exact_vs_adam_resnet: exact step over Adam's, ResNet-20 with GroupNorm on 32 × 32 images, N = 0.27 million,
@@ -35,6 +38,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.capture import jacobian_ways
 from benchmarks.networks import NETWORKS, Network
 from benchmarks.timing import Subjects, alone, log, medians
 from host_client import TNGD, connect
@@ -76,7 +80,10 @@ def run(
                 "inprocess": partial(_device, make, "inproc:", parts=name == "reference"),
             }
             seconds[name] = medians(sides, **counts)
+            if name == "reference":
+                seconds[name] |= medians({"func": partial(_factor_by_jacrev, make)}, rounds=1, repeats=3)
     first = seconds["reference"]
+    size = sizes["reference"]
     parts = first["plain_forward_capture_backward"] + first["grpc_solve"]
     return {
         "ratios": {
@@ -84,6 +91,8 @@ def run(
             "step_grpc_vs_inprocess": first["grpc_exact_step"] / first["inprocess_exact_step"],
             "step_mc_grpc_vs_inprocess": first["grpc_mc_step"] / first["inprocess_mc_step"],
             "step_exact_vs_sum_of_parts": first["grpc_exact_step"] / parts,
+            "capture_speedup_vs_jacrev": first["func_factor_by_jacrev"] / first["plain_capture_exact"],
+            "upload_shrink_vs_jacobian": size["jacobian_bytes"] / (size["exact_bytes"] + 4 * size["parameters"]),
             **{
                 f"step_{curvature}_vs_adam" + ("" if name == "reference" else f"_{name}"): times[
                     f"grpc_{curvature}_step"
@@ -100,9 +109,10 @@ def run(
 
 
 def sizes_of(make: Callable[[], Network]) -> dict[str, int]:
-    """Parameters, and rows and bytes of each curvature's operator."""
+    """Parameters, bytes of the logits' float32 Jacobian, and rows and bytes of each curvature's operator."""
     network = make()
-    sizes = {"parameters": network.parameters}
+    logits = network.model(network.inputs).numel()
+    sizes = {"parameters": network.parameters, "jacobian_bytes": 4 * logits * network.parameters}
     for curvature in CURVATURES:
         capture = Capture(network.model, network.criterion, curvature=curvature)
         network.loss()
@@ -143,6 +153,10 @@ def _captured(network: Network, curvature: Kind, *, backward: bool) -> Callable[
     return captured
 
 
+def _factor_by_jacrev(make: Callable[[], Network]) -> Subjects:
+    return {"factor_by_jacrev": jacobian_ways(make())["factor_by_jacrev"]}
+
+
 def _device(make: Callable[[], Network], address: str, *, parts: bool) -> Subjects:
     """TNGD steps on a device; with `parts` also one that keeps the cells' state, and program and reading alone."""
     # Open until the process ends: the daemon sees it go.
@@ -164,6 +178,7 @@ def _device(make: Callable[[], Network], address: str, *, parts: bool) -> Subjec
     return {
         **steps,
         "keep_step": step("exact", "keep"),
+        "upload": lambda: session.program(operator, drive, damping=SETTINGS["damping"], start="drive"),
         "solve": lambda: session.solve(
             operator, drive, damping=SETTINGS["damping"], analog_time=SETTINGS["analog_time"], start="drive"
         ),
