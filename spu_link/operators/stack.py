@@ -17,7 +17,6 @@ from tngd.spu.v1 import spu_pb2 as pb
 SAMPLES: Mapping[Role, int] = {pb.ROLE_INPUT: 0, pb.ROLE_INDICES: 0, pb.ROLE_COTANGENT: 1, pb.ROLE_ROWS: 1}
 """Dimension of the samples of a tensor, rows being seen as (c, b, n)."""
 
-
 SEQUENCE = 4
 """Number of dimensions of cotangents at the positions of a sequence: (c, b, p, features)."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
@@ -26,8 +27,8 @@ class Geometry:
 
 
 @dataclass
-class Convolution(Operation):
-    """A convolution of inputs (n, in, *space), with n images.
+class _OverImages(Operation):
+    """A layer that moves over inputs (n, in, *space), with n images.
 
     Attributes:
         inputs: padded further where its padding is not the same on both sides.
@@ -43,14 +44,25 @@ class Convolution(Operation):
         """The images."""
         return (0,) if self.batched else ()
 
-    def cotangents(self, layout: Layout) -> ToRows:
-        """From cotangents to those by sample, (k, b, out, *space), where each sample has one image."""
-        return lambda cotangents: _images(cotangents, layout, self.batched)[:, :, 0]
-
     def rows(self, role: str, layout: Layout, dtype: torch.dtype) -> ToRows:
         """The weight's gradient for each image, summed over those of a sample; or the cotangents, summed over space."""
         if role == "bias":
             return lambda cotangents: _images(cotangents, layout, self.batched).flatten(4).sum((2, 4))
+        return self._weight_rows(layout, dtype)
+
+    @abstractmethod
+    def _weight_rows(self, layout: Layout, dtype: torch.dtype) -> ToRows:
+        """The weight's gradient."""
+
+
+class Convolution(_OverImages):
+    """A convolution."""
+
+    def cotangents(self, layout: Layout) -> ToRows:
+        """From cotangents to those by sample, (k, b, out, *space), where each sample has one image."""
+        return lambda cotangents: _images(cotangents, layout, self.batched)[:, :, 0]
+
+    def _weight_rows(self, layout: Layout, dtype: torch.dtype) -> ToRows:
         groups = self.geometry.groups
         patches = unfolded(self.inputs.to(dtype), self.geometry)  # (n, in · kernel, places)
         patches = layout.by_sample(patches, 0) if layout.order != "single" else patches[None]
@@ -71,23 +83,11 @@ class Convolution(Operation):
         return weight
 
 
-@dataclass
-class TransposedConvolution(Operation):
-    """The adjoint of a convolution, of inputs (n, in, *space)."""
+class TransposedConvolution(_OverImages):
+    """The adjoint of a convolution."""
 
-    inputs: Tensor
-    roles: dict[str, Tensor]
-    geometry: Geometry
-    batched: bool
-
-    def sample_dims(self, shape: Sequence[int], roles: Collection[str]) -> Sequence[int]:
-        """The images."""
-        return (0,) if self.batched else ()
-
-    def rows(self, role: str, layout: Layout, dtype: torch.dtype) -> ToRows:
-        """As for the convolution that has the cotangents for its inputs, and the inputs for its cotangents."""
-        if role == "bias":
-            return lambda cotangents: _images(cotangents, layout, self.batched).flatten(4).sum((2, 4))
+    def _weight_rows(self, layout: Layout, dtype: torch.dtype) -> ToRows:
+        # As for the convolution that has the cotangents for its inputs, and the inputs for its cotangents.
         groups = self.geometry.groups
         inputs = _images(self.inputs[None] if self.batched else self.inputs, layout, self.batched)[0].to(dtype)
         inputs = (
