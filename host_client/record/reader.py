@@ -1,0 +1,107 @@
+"""Reading the record of a run, also one that is still growing or that ended by a kill."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from host_client.record.events import Event
+from host_client.record.recorder import FILE, KINDS, VERSION
+
+E = TypeVar("E")
+
+
+class UnreadableRecord(Exception):
+    """There is no record of a run, or it is not one."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a run left.
+
+    Attributes:
+        header: of the file.
+        events: in the order in which they were told, which is that of their ends.
+        notes: what a reader should know about the file: a torn last line, kinds of events that were skipped.
+    """
+
+    header: dict[str, Any]
+    events: tuple[Event, ...]
+    notes: tuple[str, ...] = ()
+
+    def of(self, kind: type[E]) -> Iterator[E]:
+        """The events of one kind."""
+        return (event for event in self.events if isinstance(event, kind))
+
+
+def load(folder: Path) -> Record:
+    """Read a record.
+
+    Kinds of events that this version does not know are skipped and counted in the notes. A last line that was torn
+    when its process was killed is skipped with a note.
+
+    Args:
+        folder: of the run, or the file itself.
+
+    Raises:
+        UnreadableRecord: when there is no record, or a line of it is not what it must be.
+    """
+    path = folder / FILE if folder.is_dir() else folder
+    if not path.is_file():
+        raise UnreadableRecord(f"{path} does not exist; `tngd train … --out {folder}` leaves one")
+    header, events, notes = {}, [], []
+    skipped: Counter[str] = Counter()
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith("\n"):
+                notes.append(
+                    f"line {number}, the last, is torn and was skipped: the process was killed, or still writes"
+                )
+                break
+            content = _content(path, number, line)
+            if number == 1:
+                header = _checked_header(path, content)
+                continue
+            kind = KINDS.get(name := content.pop("event", None))
+            if kind is None:
+                skipped[str(name)] += 1
+            else:
+                events.append(_event(path, number, kind, content))
+    if not header:
+        raise UnreadableRecord(f"{path} has no header; its process ended before it had written one")
+    notes += [f"{count} events of an unknown kind {name!r} were skipped" for name, count in skipped.items()]
+    return Record(header, tuple(events), tuple(notes))
+
+
+def _content(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        content = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UnreadableRecord(f"{path}, line {number}, is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UnreadableRecord(f"{path}, line {number}, is {line.strip()[:40]!r}; it must be an object")
+    return content
+
+
+def _checked_header(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    version = content.get("format")
+    if not isinstance(version, int):
+        raise UnreadableRecord(f"{path} does not begin with a header; it is not the record of a run")
+    if version > VERSION:
+        raise UnreadableRecord(
+            f"{path} has format {version}, and this version of tngd reads up to {VERSION}; update it"
+        )
+    return content
+
+
+def _event(path: Path, number: int, kind: type[Event], content: dict[str, Any]) -> Event:
+    """An event from its fields; those that this version does not know are left out."""
+    known = {field.name: field for field in fields(kind)}
+    missing = [name for name, field in known.items() if name not in content and field.default is MISSING]
+    if missing:
+        raise UnreadableRecord(f"{path}, line {number}: {kind.__name__} lacks {', '.join(missing)}")
+    return kind(**{name: value for name, value in content.items() if name in known})
