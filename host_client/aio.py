@@ -17,7 +17,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, Self
 
+from host_client.clock import ClockAgreement
 from host_client.links.base import Capacity, Info, Link, ReadPlan, until
+from spu_link.device_time import DeviceTime
 from spu_link.errors import DeadlineExceeded, DeviceUnavailable, ProtocolError, SpuError
 from spu_link.operators import Damped, Operator
 from spu_link.operators.base import ArrayLike, mismatch
@@ -27,6 +29,9 @@ from tngd.spu.v1 import spu_pb2 as pb
 
 HEARTBEATS = 4
 """Heartbeats per time to live."""
+
+EXCHANGES = 4
+"""Questions after the device's time when a session opens; each heartbeat asks once more."""
 
 LONGEST_WAIT = 1e8
 """Longest wait that a call is given for device time to come, in seconds: three years."""
@@ -126,7 +131,15 @@ class Spu:
         """
         holder = holder or f"{os.environ.get('USER', 'user')}@{socket.gethostname()}:{os.getpid()}"
         ref = await self._link.open_session(holder, ttl, timeout=self.timeout)
-        return Session(self, self._link, ref, ttl)
+        try:
+            clock = ClockAgreement(await self._link.time(timeout=self.timeout))
+            for _ in range(EXCHANGES - 1):
+                clock.add(await self._link.time(timeout=self.timeout))
+        except BaseException:
+            with suppress(SpuError):
+                await self._link.close_session(ref, timeout=self.timeout)
+            raise
+        return Session(self, self._link, ref, ttl, clock)
 
     async def close(self) -> None:
         """Let go of the connection; sessions still open end with their time to live."""
@@ -144,16 +157,20 @@ class Spu:
 class Session:
     """Exclusive use of a device, kept alive by a heartbeat. Made by `Spu.session`.
 
+    It lives in one epoch of the device, and refuses a `DeviceTime` of another one.
+
     Attributes:
         spu: the connection.
+        clock: agreement of the host's clock with device time; the heartbeat keeps it fresh.
         bytes_by_path: bytes of tensors uploaded so far, by path: ``"shared-memory"``, ``"grpc"``, ``"in-process"``.
         device_time: newest device time known from the device's answers, in τ.
     """
 
-    def __init__(self, spu: Spu, link: Link, ref: pb.SessionRef, ttl: float) -> None:
+    def __init__(self, spu: Spu, link: Link, ref: pb.SessionRef, ttl: float, clock: ClockAgreement) -> None:
         self.spu = spu
+        self.clock = clock
         self.bytes_by_path: Counter[str] = Counter()
-        self.device_time = 0.0
+        self.device_time = DeviceTime(0.0, ref.epoch)
         self._link = link
         self._ref = ref
         self._heartbeat = asyncio.create_task(self._beat(ttl / HEARTBEATS))
@@ -191,6 +208,7 @@ class Session:
         Raises:
             InvalidProgram: when an argument or a value is not what it must be; the old program goes on.
             CapacityExceeded: when the device is too small.
+            EpochMismatch: when `not_before` is a time of another run of the daemon.
         """
         upload = Upload(self, operator, precision)
         return await upload.program(
@@ -261,25 +279,26 @@ class Session:
             ClockMismatch: on a free-running clock.
         """
         time = await self._link.advance(self._ref, duration, timeout=timeout or self.spu.timeout)
-        self.device_time = max(self.device_time, time)
-        return time
+        return self._learn(time)
 
     async def read(self, at: float | None = None, window: float = 0.0, *, timeout: float | None = None) -> Reading:
         """Measure the state.
 
         Args:
-            at: device time to wait for, in τ; None for now.
+            at: device time to wait for, in τ, such as ``session.clock.device_time() + 1e4``; None for now.
             window: average over the last `window` τ; 0 for the state itself.
             timeout: deadline in seconds of wall time; default the connection's on top of the wait.
 
         Raises:
             ReadInPast: when the state asked for is gone.
             NoProgram: when nothing has taken hold.
+            EpochMismatch: when `at` is a time of another run of the daemon.
         """
+        self._check_epoch("at", at)
         if timeout is None:
             timeout = self.spu.timeout + self._seconds_until(at)
         reading = await self._link.read(self._ref, at, window, timeout=timeout)
-        self.device_time = max(self.device_time, reading.time)
+        self._learn(reading.time)
         return reading
 
     async def close(self) -> None:
@@ -295,12 +314,24 @@ class Session:
             return 0.0  # the device refuses a time that is not finite
         return min(max(0.0, at - self.device_time) / self.spu.rate, LONGEST_WAIT)
 
+    def _learn(self, time: float) -> DeviceTime:
+        """The device has told a time."""
+        told = DeviceTime(time, self._ref.epoch)
+        self.device_time = max(self.device_time, told)
+        self.clock.tell(told)
+        return told
+
+    def _check_epoch(self, field: str, at: float | None) -> None:
+        if isinstance(at, DeviceTime):
+            at.check(self._ref.epoch, field)
+
     async def _beat(self, interval: float) -> None:
         """Renew the session until it ends. What ended it is told to whoever calls next, by the device itself."""
         while True:
             await asyncio.sleep(interval)
             try:
                 await self._link.renew(self._ref, timeout=max(interval, 1.0))
+                self.clock.add(await self._link.time(timeout=max(interval, 1.0)))
             except (DeviceUnavailable, DeadlineExceeded):
                 continue  # the daemon may come back before the time to live is over
             except SpuError:
@@ -347,7 +378,7 @@ class Upload:
         timeout: float | None = None,
     ) -> Applied:
         """Send the rest; returns when the program has taken hold. Arguments and errors as of `Session.program`."""
-        program = await self._program(drive, damping, noise, start)
+        program = await self._program(drive, damping, noise, start, not_before)
         async with aclosing(self._finish(program, [], not_before, timeout)) as events:
             applied = await anext(events)
         assert isinstance(applied, Applied)
@@ -367,7 +398,7 @@ class Upload:
     ) -> Reading:
         """Send the rest, let the device evolve, and read it. Arguments and errors as of `Session.solve`."""
         session = self._session
-        program = await self._program(drive, damping, noise, start)
+        program = await self._program(drive, damping, noise, start, not_before)
         stepped = session.spu.clock == "stepped"
         if stepped and not_before is not None and not_before > session.device_time:
             await session.advance(not_before - session.device_time)
@@ -398,8 +429,11 @@ class Upload:
         """Abandon what has not been finished."""
         await self.abandon()
 
-    async def _program(self, drive: ArrayLike, damping: float, noise: float, start: StartPolicy | ArrayLike) -> Program:
+    async def _program(
+        self, drive: ArrayLike, damping: float, noise: float, start: StartPolicy | ArrayLike, not_before: float | None
+    ) -> Program:
         try:
+            self._session._check_epoch("not_before", not_before)
             return Program(self.operator, drive, damping=damping, noise=noise, start=start, precision=self._precision)
         except SpuError:
             await self.abandon()
@@ -426,7 +460,7 @@ class Upload:
                 async for event in events:
                     if isinstance(event, Applied):
                         session.bytes_by_path[upload.path] += upload.sent_bytes
-                    session.device_time = max(session.device_time, event.time)
+                    session._learn(event.time)
                     yield event
         finally:
             await self.abandon()

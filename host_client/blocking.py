@@ -14,7 +14,9 @@ from functools import cache
 from typing import Any, Self, TypeVar
 
 from host_client import aio
+from host_client.clock import ClockAgreement
 from host_client.links.base import Capacity, Info
+from spu_link.device_time import DeviceTime
 from spu_link.operators import Operator
 from spu_link.operators.base import ArrayLike
 from spu_link.precision import Precision
@@ -140,9 +142,14 @@ class Session:
         return self._session.bytes_by_path
 
     @property
-    def device_time(self) -> float:
+    def device_time(self) -> DeviceTime:
         """Newest device time known from the device's answers, in τ."""
         return self._session.device_time
+
+    @property
+    def clock(self) -> ClockAgreement:
+        """Agreement of the host's clock with device time; the heartbeat keeps it fresh."""
+        return self._session.clock
 
     def program(
         self,

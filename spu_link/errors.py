@@ -144,6 +144,12 @@ class ClockMismatch(Persistent):
     code = "FAILED_PRECONDITION"
 
 
+class EpochMismatch(Persistent):
+    """A device time belongs to another run of the daemon than what it is used with."""
+
+    code = "FAILED_PRECONDITION"
+
+
 class ReadInPast(Persistent):
     """The device time asked for has passed, and the state at that time is gone."""
 

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor
 
+from spu_link.device_time import DeviceTime
 from spu_link.operators import Damped, Dense, Operator
 from spu_link.operators.base import ArrayLike, Role, as_operand, either, mismatch
 from spu_link.precision import PRECISIONS, Precision, rounding
@@ -24,11 +25,12 @@ class Reading:
 
     Attributes:
         value: the state, or its average over the window; shape (N,), dtype of the program's drive.
-        time: device time of the measurement, in τ, exactly as asked.
+        time: device time of the measurement, in τ, exactly as asked; a `DeviceTime`.
         sequence: number of the program in force at that time.
         age: how long that program had run by then, in τ.
         window: length of the average, in τ; 0 for the state itself.
         sent: device time at which the daemon sent the reading, in τ; `sent - time` is how stale it was by then.
+        epoch: identity of the daemon's run; times of two epochs never compare.
     """
 
     value: Tensor
@@ -37,6 +39,12 @@ class Reading:
     age: float
     window: float
     sent: float
+    epoch: int = 0
+
+    def __post_init__(self) -> None:
+        """Let the times know their epoch."""
+        object.__setattr__(self, "time", DeviceTime(self.time, self.epoch))
+        object.__setattr__(self, "sent", DeviceTime(self.sent, self.epoch))
 
 
 @dataclass(frozen=True)
@@ -45,11 +53,17 @@ class Applied:
 
     Attributes:
         sequence: number of the program.
-        time: device time, in τ.
+        time: device time, in τ; a `DeviceTime`.
+        epoch: identity of the daemon's run; times of two epochs never compare.
     """
 
     sequence: int
     time: float
+    epoch: int = 0
+
+    def __post_init__(self) -> None:
+        """Let the time know its epoch."""
+        object.__setattr__(self, "time", DeviceTime(self.time, self.epoch))
 
 
 class Program:

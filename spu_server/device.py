@@ -74,7 +74,7 @@ class Device(Generic[P]):
         self._port.on_fault = self._fail
         self._agenda = Agenda(clock)
         self._uploading = asyncio.Lock()
-        self._applied = Applied(sequence=0, time=0.0)
+        self._applied = Applied(sequence=0, time=0.0, epoch=self.epoch)
         self._last_event = 0.0
         self._windows = itertools.count()
         self._closing: set[asyncio.Task[None]] = set()
@@ -142,7 +142,7 @@ class Device(Generic[P]):
         self.sessions.check(ref)
         await self._faulting(self._port.commit(at))
         self._last_event = at
-        self._applied = Applied(self._applied.sequence + 1, at)
+        self._applied = Applied(self._applied.sequence + 1, at, self.epoch)
         if self.state is not State.HALTED:
             self.state = State.RUNNING
         self.sessions.check(ref)  # a halt or the next session may have come while the driver was at work
@@ -247,7 +247,8 @@ class Device(Generic[P]):
         applied = self._applied
         value = await self._faulting(self._port.read(at, opened))
         self._last_event = at
-        return Reading(value, at, applied.sequence, at - applied.time, window, self.clock.now())
+        age = at - float(applied.time)
+        return Reading(value, at, applied.sequence, age, window, self.clock.now(), self.epoch)
 
     async def halt(self, reason: str) -> float:
         """Stop at once: pending events fail, the session ends, the cells are discharged; the device time."""

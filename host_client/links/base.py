@@ -8,6 +8,8 @@ from collections.abc import AsyncGenerator, Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypeVar
 
+from host_client.clock import Exchange
+from spu_link.device_time import DeviceTime
 from spu_link.errors import DeadlineExceeded
 from spu_link.operators import Operator
 from spu_link.precision import Precision
@@ -29,7 +31,7 @@ class Info:
         tau: time constant in seconds.
         clock: ``"free"`` (device time runs by itself) or ``"stepped"`` (it moves by `advance`).
         rate: τ per second of wall time; 0 on a stepped clock.
-        time: device time, in τ.
+        time: device time, in τ; a `DeviceTime`.
         epoch: identity of the daemon's run; times of two epochs never compare.
         sequence: number of the program in force; 0 before the first.
         state: ``"idle"``, ``"running"``, ``"halted"`` or ``"fault"``.
@@ -68,7 +70,7 @@ class Info:
             tau=message.tau,
             clock="stepped" if message.clock == pb.CLOCK_KIND_STEPPED else "free",
             rate=message.rate,
-            time=message.time,
+            time=DeviceTime(message.time, message.epoch),
             epoch=message.epoch,
             sequence=message.sequence,
             state=pb.DeviceState.Name(message.state).removeprefix("DEVICE_STATE_").lower(),
@@ -169,6 +171,10 @@ class Link(ABC):
     @abstractmethod
     async def info(self, *, timeout: float) -> Info:
         """What the device is and how it stands."""
+
+    @abstractmethod
+    async def time(self, *, timeout: float) -> Exchange:
+        """Ask for the device's time."""
 
     @abstractmethod
     async def open_session(self, holder: str, ttl: float, *, timeout: float) -> pb.SessionRef:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from typing import Literal, TypeVar
 
+from host_client.clock import Exchange
 from host_client.links.base import Info, Link, ReadPlan, Upload, plans, until
 from spu_link import wire
 from spu_link.errors import DeviceUnavailable
@@ -71,6 +73,13 @@ class InprocLink(Link):
     async def info(self, *, timeout: float) -> Info:
         """What the device is and how it stands."""
         return Info.from_message(describe(self.device))
+
+    async def time(self, *, timeout: float) -> Exchange:
+        """Ask for the device's time."""
+        device = self.device
+        sent = time.monotonic()
+        now = device.clock.now()
+        return Exchange(sent, time.monotonic(), now, now, device.epoch, device.clock.rate)
 
     async def open_session(self, holder: str, ttl: float, *, timeout: float) -> pb.SessionRef:
         """Take the device."""

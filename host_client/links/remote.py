@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import grpc
 
+from host_client.clock import Exchange
 from host_client.links.base import Info, Link, Upload
 from host_client.links.memory import SharedMemory
 from host_client.links.responses import errors, received
@@ -34,6 +37,13 @@ class RemoteLink(Link):
         with errors(self.address, "GetInfo"):
             self._info = Info.from_message(await self._stub.GetInfo(pb.GetInfoRequest(), timeout=timeout))
             return self._info
+
+    async def time(self, *, timeout: float) -> Exchange:
+        """Ask for the device's time."""
+        with errors(self.address, "GetTime"):
+            sent = time.monotonic()
+            answer = await self._stub.GetTime(pb.GetTimeRequest(), timeout=timeout)
+            return Exchange(sent, time.monotonic(), answer.received, answer.sent, answer.epoch, answer.rate)
 
     async def open_session(self, holder: str, ttl: float, *, timeout: float) -> pb.SessionRef:
         """Take the device."""
@@ -75,11 +85,12 @@ class RemoteLink(Link):
             room = memory.reading_bytes if memory else 0
             region = await memory.take(room) if memory and room > SMALL_BYTES else None
             if region is None:
-                return await received(self._stub.Read(request, timeout=timeout).read, self.address, None)
+                return await received(self._stub.Read(request, timeout=timeout).read, self.address, session.epoch, None)
             assert memory is not None
             request.into.CopyFrom(pb.Place(region=region.number, offset=0, nbytes=region.nbytes))
             try:
-                reading = await received(self._stub.Read(request, timeout=timeout).read, self.address, region)
+                call = self._stub.Read(request, timeout=timeout)
+                reading = await received(call.read, self.address, session.epoch, region)
             except BaseException:
                 await memory.drop(region)
                 raise

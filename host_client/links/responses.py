@@ -30,8 +30,8 @@ async def next_of(read: Source, address: str) -> Any:
     return response
 
 
-async def received(read: Source, address: str, region: Region | None) -> Reading:
-    """One reading: its header, and its value in chunks or in the call's region.
+async def received(read: Source, address: str, epoch: int, region: Region | None) -> Reading:
+    """One reading of an epoch: its header, and its value in chunks or in the call's region.
 
     Raises:
         UploadCorrupt: when the bytes are not those that were sent.
@@ -52,7 +52,7 @@ async def received(read: Source, address: str, region: Region | None) -> Reading
             response = await next_of(read, address)
         assembler.finish(header.crc32c)
         value = wire.tensor_from(header.value, memoryview(buffer))
-    return Reading(value, header.time, header.sequence, header.age, header.window, header.sent)
+    return Reading(value, header.time, header.sequence, header.age, header.window, header.sent, epoch)
 
 
 @contextmanager

@@ -93,9 +93,9 @@ class RemoteUpload(Upload):
                 assert self._call is not None
                 applied = (await in_time(next_of(self._call.read, self._address))).applied
                 self._clean = not expected
-                yield Applied(applied.sequence, applied.time)
+                yield Applied(applied.sequence, applied.time, self._session.epoch)
                 while expected:
-                    reading = await in_time(received(self._call.read, self._address, self._region))
+                    reading = await in_time(received(self._call.read, self._address, self._session.epoch, self._region))
                     expected -= 1
                     self._clean = not expected
                     yield reading

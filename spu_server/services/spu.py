@@ -61,6 +61,14 @@ class SpuService(spu_pb2_grpc.SpuServiceServicer):
             info.features.append("shared-memory")
         return info
 
+    async def GetTime(self, request: pb.GetTimeRequest, context: Context) -> pb.GetTimeResponse:
+        """Device time now, twice."""
+        device = self._device
+        received = device.clock.now()
+        return pb.GetTimeResponse(
+            epoch=device.epoch, received=received, sent=device.clock.now(), rate=device.clock.rate
+        )
+
     async def OpenSession(self, request: pb.OpenSessionRequest, context: Context) -> pb.OpenSessionResponse:
         """Take the device."""
         async with _errors(context):

@@ -309,6 +309,53 @@ class GetInfoResponse(_message.Message):
 Global___GetInfoResponse: _TypeAlias = GetInfoResponse  # noqa: Y015
 
 @_typing.final
+class GetTimeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTimeRequest: _TypeAlias = GetTimeRequest  # noqa: Y015
+
+@_typing.final
+class GetTimeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    RECEIVED_FIELD_NUMBER: _builtins.int
+    SENT_FIELD_NUMBER: _builtins.int
+    RATE_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    """Identity of this run of the daemon; times of two epochs never compare."""
+    received: _builtins.float
+    """Device time at which the question came, in tau."""
+    sent: _builtins.float
+    """Device time at which the answer left, in tau."""
+    rate: _builtins.float
+    """Nominal tau per second of wall time; 0 on a stepped clock."""
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        received: _builtins.float = ...,
+        sent: _builtins.float = ...,
+        rate: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "rate", b"rate", "received", b"received", "sent", b"sent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTimeResponse: _TypeAlias = GetTimeResponse  # noqa: Y015
+
+@_typing.final
 class SessionRef(_message.Message):
     """Names one session. A zombie's late call carries a fencing number smaller than the present one and is refused with
     ABORTED (STALE_SESSION); a call in a session that expired is refused with FAILED_PRECONDITION (SESSION_EXPIRED).

@@ -41,6 +41,11 @@ class SpuServiceStub:
                 request_serializer=tngd_dot_spu_dot_v1_dot_spu__pb2.GetInfoRequest.SerializeToString,
                 response_deserializer=tngd_dot_spu_dot_v1_dot_spu__pb2.GetInfoResponse.FromString,
                 _registered_method=True)
+        self.GetTime = channel.unary_unary(
+                '/tngd.spu.v1.SpuService/GetTime',
+                request_serializer=tngd_dot_spu_dot_v1_dot_spu__pb2.GetTimeRequest.SerializeToString,
+                response_deserializer=tngd_dot_spu_dot_v1_dot_spu__pb2.GetTimeResponse.FromString,
+                _registered_method=True)
         self.OpenSession = channel.unary_unary(
                 '/tngd.spu.v1.SpuService/OpenSession',
                 request_serializer=tngd_dot_spu_dot_v1_dot_spu__pb2.OpenSessionRequest.SerializeToString,
@@ -85,6 +90,13 @@ class SpuServiceServicer:
 
     def GetInfo(self, request, context):
         """What the device is and how it stands now. Answers within a second, whatever else runs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTime(self, request, context):
+        """Device time, for agreement between two clocks: whoever asks notes when the question left and when the answer came.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -155,6 +167,11 @@ def add_SpuServiceServicer_to_server(servicer, server):
                     request_deserializer=tngd_dot_spu_dot_v1_dot_spu__pb2.GetInfoRequest.FromString,
                     response_serializer=tngd_dot_spu_dot_v1_dot_spu__pb2.GetInfoResponse.SerializeToString,
             ),
+            'GetTime': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTime,
+                    request_deserializer=tngd_dot_spu_dot_v1_dot_spu__pb2.GetTimeRequest.FromString,
+                    response_serializer=tngd_dot_spu_dot_v1_dot_spu__pb2.GetTimeResponse.SerializeToString,
+            ),
             'OpenSession': grpc.unary_unary_rpc_method_handler(
                     servicer.OpenSession,
                     request_deserializer=tngd_dot_spu_dot_v1_dot_spu__pb2.OpenSessionRequest.FromString,
@@ -220,6 +237,33 @@ class SpuService:
             '/tngd.spu.v1.SpuService/GetInfo',
             tngd_dot_spu_dot_v1_dot_spu__pb2.GetInfoRequest.SerializeToString,
             tngd_dot_spu_dot_v1_dot_spu__pb2.GetInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTime(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tngd.spu.v1.SpuService/GetTime',
+            tngd_dot_spu_dot_v1_dot_spu__pb2.GetTimeRequest.SerializeToString,
+            tngd_dot_spu_dot_v1_dot_spu__pb2.GetTimeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,8 @@ class SpuServiceStub:
     def __new__(cls, channel: _aio.Channel) -> SpuServiceAsyncStub: ...
     GetInfo: _grpc.UnaryUnaryMultiCallable[_spu_pb2.GetInfoRequest, _spu_pb2.GetInfoResponse]
     """What the device is and how it stands now. Answers within a second, whatever else runs."""
+    GetTime: _grpc.UnaryUnaryMultiCallable[_spu_pb2.GetTimeRequest, _spu_pb2.GetTimeResponse]
+    """Device time, for agreement between two clocks: whoever asks notes when the question left and when the answer came."""
     OpenSession: _grpc.UnaryUnaryMultiCallable[_spu_pb2.OpenSessionRequest, _spu_pb2.OpenSessionResponse]
     """Takes the device exclusively. RESOURCE_EXHAUSTED (DEVICE_BUSY, with google.rpc.RetryInfo) while another session lives.
     Opening a session clears an earlier halt.
@@ -82,6 +84,8 @@ class SpuServiceAsyncStub(SpuServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetInfo: _aio.UnaryUnaryMultiCallable[_spu_pb2.GetInfoRequest, _spu_pb2.GetInfoResponse]  # type: ignore[assignment]
     """What the device is and how it stands now. Answers within a second, whatever else runs."""
+    GetTime: _aio.UnaryUnaryMultiCallable[_spu_pb2.GetTimeRequest, _spu_pb2.GetTimeResponse]  # type: ignore[assignment]
+    """Device time, for agreement between two clocks: whoever asks notes when the question left and when the answer came."""
     OpenSession: _aio.UnaryUnaryMultiCallable[_spu_pb2.OpenSessionRequest, _spu_pb2.OpenSessionResponse]  # type: ignore[assignment]
     """Takes the device exclusively. RESOURCE_EXHAUSTED (DEVICE_BUSY, with google.rpc.RetryInfo) while another session lives.
     Opening a session clears an earlier halt.
@@ -120,6 +124,14 @@ class SpuServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_spu_pb2.GetInfoResponse, _abc.Awaitable[_spu_pb2.GetInfoResponse]]:
         """What the device is and how it stands now. Answers within a second, whatever else runs."""
+
+    @_abc_1.abstractmethod
+    def GetTime(
+        self,
+        request: _spu_pb2.GetTimeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_spu_pb2.GetTimeResponse, _abc.Awaitable[_spu_pb2.GetTimeResponse]]:
+        """Device time, for agreement between two clocks: whoever asks notes when the question left and when the answer came."""
 
     @_abc_1.abstractmethod
     def OpenSession(
