@@ -1,0 +1,5 @@
+"""What a real device does to a problem, as pure mathematics: no gRPC, no asyncio, no clock.
+
+`dynamics` moves cells under a drift matrix that need not be symmetric; the other modules are what a board adds to it,
+one file each, composed by `board.Board`.
+"""
