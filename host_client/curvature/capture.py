@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, NoReturn, Protocol
 
@@ -55,12 +55,16 @@ class Capture:
         on_operator: called with each operator as soon as it is complete, inside the call of the criterion.
         grad_scaler: the scaler that multiplies the losses; only needed when the gradients of several backward passes
             are added up.
+        parameters: those of the model's trained parameters that F is of; None for all.
+
+    Attributes:
+        paused: while true, forward passes are not recorded: they run as if there were no capture.
 
     Raises:
         UnsupportedLayer: later, in the forward pass or at the criterion, for a model that mixes samples.
         UnsupportedCriterion: for a loss whose curvature is not known; also later, for targets that do not fit.
         CurvatureTooLarge: later, at the criterion, for more than there is memory for.
-        ValueError: when no parameter requires grad.
+        ValueError: when no parameter requires grad, or when one of `parameters` is not such a one of the model.
 
     Note:
         The model does not keep its capture alive: with the last reference to it (that of the optimizer, say) the hooks
@@ -77,6 +81,7 @@ class Capture:
         generator: torch.Generator | None = None,
         on_operator: Callable[[LayerRows], None] | None = None,
         grad_scaler: GradScaler | None = None,
+        parameters: Iterable[nn.Parameter] | None = None,
     ) -> None:
         check_criterion(criterion)
         if curvature not in ("exact", "mc", "empirical"):
@@ -85,7 +90,8 @@ class Capture:
             raise ValueError(f"Invalid samples: {samples}; at least one label must be drawn")
         self.model, self.criterion = model, criterion
         self._on_operator, self._grad_scaler = on_operator, grad_scaler
-        self._parameters = trained_parameters(model)
+        self.paused = False
+        self._parameters = trained_parameters(model, parameters)
         self._recorder = Recorder([p for _, p in self._parameters], partial(_refuse, model))
         self._linearise = Linearise(self._parameters, kind=curvature, draws=samples, generator=generator)
         self._passes: list[_Pass] = []
@@ -180,7 +186,7 @@ class Capture:
 
     def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._recorder.leave()  # only entered still if a forward pass was interrupted from the keyboard
-        if not (model.training and torch.is_grad_enabled()):
+        if self.paused or not (model.training and torch.is_grad_enabled()):
             return
         self._passes = [one for one in self._passes if one.alive()]
         self._operator, self._seen = None, False
@@ -287,15 +293,28 @@ class _WeakHook:
         return _WeakHook, (None,)
 
 
-def trained_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+def trained_parameters(model: nn.Module, among: Iterable[nn.Parameter] | None = None) -> list[tuple[str, nn.Parameter]]:
     """The parameters that require grad with their dotted paths, each once, in the order of ``model.parameters()``.
 
+    Args:
+        model: what is trained.
+        among: only these of them; None for all.
+
     Raises:
-        ValueError: when there is none.
+        ValueError: when there is none, or when one of `among` is not one of them.
     """
     found = [(path, parameter) for path, parameter in model.named_parameters() if parameter.requires_grad]
     if not found:
         raise ValueError("the model has no parameter that requires grad")
+    if among is None:
+        return found
+    chosen = {id(parameter): parameter for parameter in among}
+    found = [(path, parameter) for path, parameter in found if chosen.pop(id(parameter), None) is not None]
+    if chosen:
+        wrong = [tuple(parameter.shape) for parameter in chosen.values()]
+        raise ValueError(f"Invalid parameters: of shapes {wrong}, which the model does not have or does not train")
+    if not found:
+        raise ValueError("Invalid parameters: none; there must be at least one")
     return found
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, TypeAlias, overload
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, overload
 from weakref import WeakMethod
 
 import torch
 from torch import Tensor, nn
 
-from host_client.curvature import Capture, GradScaler, Kind, trained_parameters
+from host_client.curvature import Capture, GradScaler, trained_parameters
+from host_client.optimizers.groups import check_fits, make_groups, shapes_of
+from host_client.optimizers.options import Curvature
+from host_client.optimizers.ranges import COMMON, Ranges
+from host_client.optimizers.rules import update
+from host_client.optimizers.schedules import Scheduled, Schedules
 from spu_link.operators import Operator
-
-Curvature: TypeAlias = Kind | Callable[[], Operator]
-"""Which curvature is captured, or what gives one."""
 
 
 class NaturalGradient(torch.optim.Optimizer, ABC):
@@ -22,49 +25,89 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
 
     F is the curvature of the losses that the gradients are those of (see `Capture`, whose restrictions on model and
     criterion hold here). The loop is the ordinary one, with or without a closure; gradients of several backward passes
-    may be added up before a step. There is one parameter group, because F is one matrix: the parameters of `model`
-    that require grad when the optimizer is made. If `step` raises, parameters, momentum and gradients are as they
-    were, and it can be called again.
+    may be added up before a step. If `step` raises, parameters, momentum and gradients are as they were, and it can be
+    called again.
+
+    Hyperparameters that are `Scheduled` are numbers, or functions of the number of steps taken that give one. What they
+    are now stands in ``param_groups``, where it may be changed, by torch's LR schedulers for instance.
 
     Args:
-        model: what is trained.
+        model: what is trained: its parameters that require grad when the optimizer is made. Those that are frozen stay
+            so; to train them, make a new optimizer.
         criterion: the loss.
         lr: learning rate η ≥ 0.
         damping: λ ≥ 0, with F the curvature of the mean (or sum) loss over the batch.
         momentum: β in [0, 1), as in `torch.optim.SGD`, applied to g̃: u ← β u + g̃, θ ← θ − η u.
-        curvature: ``"exact"``, ``"mc"`` or ``"empirical"``, see `Capture`; or a function that is called at each step
-            and gives F itself, an operator of the N trained parameters in their order: then nothing is captured.
+        betas: (β₁, β₂), each in [0, 1), for Adam's rule on g̃ in the place of momentum; (0, 0) is TNGD-Adam of arXiv
+            2405.13817.
+        eps: ε > 0 of Adam's rule.
+        weight_decay: w ≥ 0, decoupled: before each update θ ← θ − η w θ. It is no part of the loss or of F.
+        groups: parameters with hyperparameters of their own, ``{"params": …, "lr": …, "weight_decay": …}``, also
+            ``"momentum"`` or, if the optimizer has them, ``"betas"`` and ``"eps"``. With ``"adam": True`` a group is
+            left to Adam on the plain gradient, by default with Adam's own ``lr``, ``betas`` and ``eps``, and is no part
+            of F. The parameters that no group names are the first group, which may be empty; damping and what else is
+            not of a group lives there.
+        curvature: ``"exact"``, ``"mc"`` or ``"empirical"``, see `Capture`; or a function that is called when a step
+            needs F and gives it, an operator of the N parameters with a natural gradient in the order of
+            ``model.parameters()``: then nothing is captured.
         samples: labels drawn for each sample when the curvature is ``"mc"``.
+        curvature_every: k ≥ 1: each k-th step has a new F, the first one too; the steps between use the last one, and
+            their forward passes are not captured.
         grad_scaler: the scaler of the losses, if the gradients of several backward passes are added up under one.
-        hyperparameters: further ones of the subclass, for the parameter group.
+        hyperparameters: further ones of the subclass, for the first group.
 
     Raises:
         UnsupportedLayer, UnsupportedCriterion: for a model or loss whose curvature is not known.
-        ValueError: for a hyperparameter out of its range.
+        ValueError: for a hyperparameter out of its range, or groups that do not fit the model.
 
     Attributes:
         capture: the hooks on model and criterion; ``capture.close()`` removes them when training is over. None when
             the curvature is given.
+        counts: what happened how often.
+        steps: how many steps have been taken.
     """
+
+    ranges: ClassVar[Ranges] = COMMON
+    """The range of each hyperparameter; subclasses add theirs."""
 
     def __init__(
         self,
         model: nn.Module,
         criterion: nn.Module,
         *,
-        lr: float,
-        damping: float,
-        momentum: float,
+        damping: Scheduled,
+        lr: Scheduled = 1.0,
+        momentum: Scheduled = 0.0,
+        betas: tuple[float, float] | None = None,
+        eps: float = 1e-8,
+        weight_decay: Scheduled = 0.0,
+        groups: Sequence[Mapping[str, Any]] | None = None,
         curvature: Curvature = "exact",
         samples: int = 1,
+        curvature_every: int = 1,
         grad_scaler: GradScaler | None = None,
         **hyperparameters: Any,
     ) -> None:
-        at_least_zero("learning rate", lr)
-        at_least_zero("damping", damping)
-        if not 0.0 <= momentum < 1.0:
-            raise ValueError(f"Invalid momentum: {momentum}; it must be at least 0 and less than 1")
-        self._parameters = trained_parameters(model)
+        if betas is not None and momentum != 0.0:
+            raise ValueError(f"Invalid momentum: {momentum}; with betas it must be 0, Adam's rule has its own")
+        if not (isinstance(curvature_every, int) and curvature_every >= 1):
+            raise ValueError(f"Invalid curvature_every: {curvature_every}; it must be a whole number, at least 1")
+        rule = {"momentum": momentum} if betas is None else {"betas": betas, "eps": eps}
+        shared = {"lr": lr, "weight_decay": weight_decay, **rule}
+        made = make_groups(model, groups, shared, {"damping": damping, **hyperparameters})
+        self._schedules = Schedules(made)
+        self._schedules.apply(made, 0, self.ranges)
+        natural = [p for group in made if not group["adam"] for p in group["params"]]
+        self._parameters = trained_parameters(model, natural)
+        self._check_size(sum(p.numel() for p in natural))
+        self._frozen = [(path, p) for path, p in model.named_parameters() if not p.requires_grad]
+        self._whole = False
+        super().__init__(made, {name: made[0][name] for name in shared})
+        self._whole = True
+        self.counts: Counter[str] = Counter()
+        self.steps = 0
+        self.curvature_every = curvature_every
+        self._operator: Operator | None = None
         self.capture: Capture | None = None
         if callable(curvature):
             self._given = curvature
@@ -77,31 +120,47 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
                 samples=samples,
                 on_operator=lambda operator: _tell(complete, operator),
                 grad_scaler=grad_scaler,
+                parameters=natural,
             )
-        defaults = {"lr": lr, "damping": damping, "momentum": momentum, **hyperparameters}
-        super().__init__([parameter for _, parameter in self._parameters], defaults)
 
     def _on_operator(self, operator: Operator) -> None:
-        """A curvature is complete, and its backward pass still to come; `_solve` may or may not ask for it."""
+        """A curvature is complete, and its backward pass still to come; `_directions` may or may not ask for it."""
 
     @abstractmethod
-    def _solve(self, operator: Operator, drive: Tensor) -> Tensor:
-        """g̃ of shape (N,) for F = `operator` and ∇ℓ = `drive`."""
+    def _directions(self, operator: Operator | None, drive: Tensor) -> Iterable[Tensor]:
+        """The directions g̃ of a step, each of shape (N,), that the parameters go along one after the other.
+
+        Args:
+            operator: F, if this step has a new one; else None, and the last one is ``self._operator``.
+            drive: ∇ℓ, shape (N,).
+        """
+
+    def _check_size(self, parameters: int) -> None:
+        """Refuse so many parameters with a natural gradient, before anything has been done; here none are too many."""
+
+    def _curvature_due(self) -> bool:
+        """Whether the step to come has a curvature of its own; until then forward passes are captured."""
+        return self.steps % self.curvature_every == 0 or self._operator is None
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
-        """The parameter group: learning rate, damping and so on, by name; changes hold from the next step on."""
+        """The first parameter group: learning rate, damping and so on, by name; changes hold from the next step on."""
         return self.param_groups[0]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Take the parameters of the model; a second group is refused.
+        """Take the groups that the optimizer is made with; later ones are refused.
 
         Raises:
-            ValueError: for a second group.
+            ValueError: for a group that comes later.
         """
-        if self.param_groups:
-            raise ValueError(f"{type(self).__name__} has one parameter group: the curvature couples all parameters")
+        if self._whole:
+            raise ValueError(
+                f"{type(self).__name__} takes no further parameter groups, the curvature couples all parameters: make "
+                "a new one with groups=[…]"
+            )
         super().add_param_group(param_group)
+        if param_group["adam"]:
+            param_group.pop("momentum", None)  # torch has filled in what is of the other groups
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients, and with them the record of which losses they are those of."""
@@ -127,18 +186,95 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
 
         Raises:
             RuntimeError: when there was no training forward pass with a loss and a backward pass through it since the
-                last step, or when a parameter has no gradient.
+                last step, when a parameter has no gradient, or when one has been unfrozen.
+            ValueError: when a hyperparameter has left its range.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        operator = self._given() if self.capture is None else self.capture.operator_of_gradients()
+        directions = self._solved()
+        plain = {
+            p: p.grad for group in self.param_groups if group["adam"] for p in group["params"] if p.grad is not None
+        }
+        for group in self.param_groups:
+            for along in [plain] if group["adam"] else directions:
+                update(group, along, self.state)
+        self._taken()
+        self.counts["updates"] += len(directions)
+        return loss
+
+    @torch.no_grad()
+    def precondition(self) -> None:
+        """Put g̃ in the place of the gradients, and leave the update to another optimizer of the same parameters.
+
+        It stands where `step` would: schedules, `curvature_every` and the device go on by one step. Learning rates,
+        momentum, weight decay and groups left to Adam have no part in it. Where the method gives several directions it
+        is the last one.
+
+        Raises:
+            RuntimeError, ValueError: as `step`.
+        """
+        for parameter, direction in self._solved()[-1].items():
+            assert parameter.grad is not None
+            parameter.grad.copy_(direction)
+        self._taken()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs to go on: hyperparameters, momentum or moments, and the number of steps."""
+        return {**super().state_dict(), "steps": self.steps, "shapes": shapes_of(self.param_groups)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where another optimizer of this class, for parameters in the same order, was.
+
+        Its numbers hold from then on; its schedules were not saved, and those that this optimizer was made with go on
+        at the step reached. The next step has a new curvature, also with `curvature_every`.
+
+        Raises:
+            ValueError: for the state of another kind of optimizer or of other parameters; nothing has changed then.
+        """
+        check_fits(state_dict, self.param_groups, type(self).__name__)
+        super().load_state_dict({name: state_dict[name] for name in ("state", "param_groups")})
+        self.steps = state_dict["steps"]
+        self._schedules.found(self.param_groups)
+        self._operator = None
+        self._pace()
+
+    def _solved(self) -> list[dict[Tensor, Tensor]]:
+        """The directions of this step, by parameter; nothing that a later attempt would miss has changed."""
+        self._check_frozen()
+        self._schedules.apply(self.param_groups, self.steps, self.ranges)
+        last, new = self._operator, None
+        if self._curvature_due():
+            new = self._given() if self.capture is None else self.capture.operator_of_gradients()
         drive = self._drive()
-        self._descend(self._solve(operator, drive).to(drive))
+        self._operator = last if new is None else new
+        try:
+            return [self._parts(direction) for direction in self._directions(new, drive)]
+        except BaseException:
+            self._operator = last
+            raise
+
+    def _taken(self) -> None:
+        """A step has been taken."""
+        self.steps += 1
         if self.capture is not None:
             self.capture.forget_gradients()
-        return loss
+        self._pace()
+
+    def _pace(self) -> None:
+        if self.steps % self.curvature_every == 0:
+            self._operator = None  # it would only take memory while the next one is captured
+        if self.capture is not None:
+            self.capture.paused = not self._curvature_due()
+
+    def _check_frozen(self) -> None:
+        for path, parameter in self._frozen:
+            if parameter.requires_grad:
+                raise RuntimeError(
+                    f"parameter {path!r} was frozen when the optimizer was made and is not any more: make a new "
+                    "optimizer to train it, or freeze it with requires_grad_(False)"
+                )
 
     def _drive(self) -> Tensor:
         gradients = []
@@ -148,41 +284,14 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
             gradients.append(parameter.grad.flatten())
         return torch.cat(gradients)
 
-    def _descend(self, solution: Tensor) -> None:
-        group = self.hyperparameters
-        parameters: list[Tensor] = group["params"]
-        directions = [
-            part.view_as(parameter)
-            for part, parameter in zip(solution.split([p.numel() for p in parameters]), parameters, strict=True)
-        ]
-        if group["momentum"]:
-            directions = [
-                self._averaged(p, direction, group["momentum"])
-                for p, direction in zip(parameters, directions, strict=True)
-            ]
-        torch._foreach_add_(parameters, directions, alpha=-group["lr"])
-
-    def _averaged(self, parameter: Tensor, direction: Tensor, momentum: float) -> Tensor:
-        state = self.state[parameter]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = direction.clone()
-        else:
-            state["momentum_buffer"].mul_(momentum).add_(direction)
-        buffer: Tensor = state["momentum_buffer"]
-        return buffer
+    def _parts(self, direction: Tensor) -> dict[Tensor, Tensor]:
+        """A direction of shape (N,) as directions of the parameters."""
+        parameters = [parameter for _, parameter in self._parameters]
+        parts = direction.split([p.numel() for p in parameters])
+        return {p: part.view_as(p).to(p) for p, part in zip(parameters, parts, strict=True)}
 
 
 def _tell(method: WeakMethod[Any], operator: Operator) -> None:
     called = method()
     if called is not None:
         called(operator)
-
-
-def at_least_zero(name: str, value: float) -> None:
-    """Refuse a hyperparameter that is negative or not a number.
-
-    Raises:
-        ValueError: naming it.
-    """
-    if not value >= 0.0:
-        raise ValueError(f"Invalid {name}: {value}; it must be at least 0")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, get_args, runtime_checkable
+from collections.abc import Iterable
+from typing import Any, ClassVar, Protocol, Unpack, get_args, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from host_client.curvature import GradScaler
 from host_client.links.base import Capacity
-from host_client.optimizers.base import Curvature, NaturalGradient, at_least_zero
+from host_client.optimizers.base import NaturalGradient
+from host_client.optimizers.options import NaturalGradientOptions
+from host_client.optimizers.ranges import COMMON, Ranges, at_least_zero
+from host_client.optimizers.schedules import Scheduled
 from spu_link.operators import Operator
 from spu_link.precision import PRECISIONS, Precision
 from spu_link.program import Reading, StartPolicy
@@ -83,20 +86,17 @@ class TNGD(NaturalGradient):
     ahead while the backward pass runs; it is abandoned when no step follows.
 
     Args:
-        model: what is trained; for the restrictions see `Capture`.
-        criterion: the loss; likewise.
+        model: what is trained.
+        criterion: the loss.
         session: the device, such as a session of ``host_client.connect``.
-        lr: learning rate η ≥ 0.
-        damping: λ ≥ 0.
         analog_time: t ≥ 0, in units of the device's τ.
         delay: t_d ≥ 0, in τ: least time between a reading and the moment the next program takes hold.
         noise: κ₀ ≥ 0.
-        momentum: β in [0, 1), as in `torch.optim.SGD`, applied to the readings.
         start: where the cells start: ``"keep"``, from ∇ℓ at the first step and then from where they stand, as in the
             paper; or ``"drive"``, always from ∇ℓ.
         precision: how the curvature travels to the device: ``"float32"``, ``"float16"``, ``"bfloat16"``, ``"int16"``,
             or None, as it is. 16 bits halve the upload; ``"int16"`` is the most accurate of them.
-        curvature, samples, grad_scaler: see `NaturalGradient`.
+        options: see `NaturalGradient`.
 
     Raises:
         UnsupportedLayer, UnsupportedCriterion: for a model or loss whose curvature is not known.
@@ -110,28 +110,22 @@ class TNGD(NaturalGradient):
         last_reading: the reading of the last step taken with this session; None before the first one.
     """
 
+    ranges: ClassVar[Ranges] = {**COMMON, **dict.fromkeys(("analog_time", "delay", "noise"), at_least_zero)}
+
     def __init__(
         self,
         model: nn.Module,
         criterion: nn.Module,
         session: Solver,
         *,
-        lr: float,
-        damping: float,
-        analog_time: float,
-        delay: float = 0.0,
-        noise: float = 0.0,
-        momentum: float = 0.0,
+        analog_time: Scheduled,
+        delay: Scheduled = 0.0,
+        noise: Scheduled = 0.0,
         start: StartPolicy = "keep",
         precision: Precision | None = None,
-        curvature: Curvature = "exact",
-        samples: int = 1,
-        grad_scaler: GradScaler | None = None,
+        **options: Unpack[NaturalGradientOptions],
     ) -> None:
         self._ahead: tuple[Upload, Precision | None] | None = None
-        at_least_zero("analog time", analog_time)
-        at_least_zero("delay", delay)
-        at_least_zero("noise", noise)
         if start not in get_args(StartPolicy):
             raise ValueError(f"Invalid start: {start!r}; it must be 'keep' or 'drive'")
         if precision is not None and precision not in PRECISIONS:
@@ -139,17 +133,12 @@ class TNGD(NaturalGradient):
         super().__init__(
             model,
             criterion,
-            lr=lr,
-            damping=damping,
             analog_time=analog_time,
             delay=delay,
             noise=noise,
-            momentum=momentum,
             start=start,
             precision=precision,
-            curvature=curvature,
-            samples=samples,
-            grad_scaler=grad_scaler,
+            **options,
         )
         self.session = session
 
@@ -201,7 +190,9 @@ class TNGD(NaturalGradient):
         precision: Precision | None = self.hyperparameters.get("precision")  # absent in earlier state dictionaries
         return precision
 
-    def _solve(self, operator: Operator, drive: Tensor) -> Tensor:
+    def _directions(self, operator: Operator | None, drive: Tensor) -> Iterable[Tensor]:
+        operator = self._operator
+        assert operator is not None
         group = self.hyperparameters
         last = self.last_reading
         options = {
@@ -219,14 +210,13 @@ class TNGD(NaturalGradient):
             self._abandon()
             reading = self.session.solve(operator, drive, precision=precision, **options)
         self.last_reading = reading
-        parameters: list[Tensor] = group["params"]
-        for parameter, part in zip(parameters, reading.value.split([p.numel() for p in parameters]), strict=True):
-            self.state[parameter]["reading"] = part.view_as(parameter)
-        return reading.value
+        for parameter, part in self._parts(reading.value).items():
+            self.state[parameter]["reading"] = part
+        return [reading.value]
 
     def _start(self) -> StartPolicy | Tensor:
         group = self.hyperparameters
-        states = [self.state[parameter] for parameter in group["params"]]
+        states = [self.state[parameter] for _, parameter in self._parameters]
         if group["start"] == "drive" or not all("reading" in state for state in states):
             return "drive"
         if self.last_reading is None:

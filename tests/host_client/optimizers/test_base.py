@@ -211,8 +211,8 @@ def test_repr_lists_all_hyperparameters(problem: Problem) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lr": -1.0}, "Invalid learning rate: -1.0"),
-        ({"lr": float("nan")}, "Invalid learning rate: nan"),
+        ({"lr": -1.0}, "Invalid lr: -1.0"),
+        ({"lr": float("nan")}, "Invalid lr: nan"),
         ({"damping": -0.1}, "Invalid damping: -0.1"),
         ({"damping": 0.0}, "Invalid damping: 0.0; a digital solve needs more than 0"),
         ({"momentum": 1.0}, "Invalid momentum: 1.0"),
@@ -227,7 +227,7 @@ def test_hyperparameters_out_of_range(problem: Problem, options: dict[str, float
 
 def test_a_second_parameter_group_is_refused(problem: Problem) -> None:
     optimizer = _optimizer(problem)
-    with pytest.raises(ValueError, match="NGDWoodbury has one parameter group"):
+    with pytest.raises(ValueError, match="NGDWoodbury takes no further parameter groups"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
 
 

@@ -157,7 +157,7 @@ def test_repr_lists_all_hyperparameters(problem: Problem) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"analog_time": -1.0}, "Invalid analog time: -1.0"),
+        ({"analog_time": -1.0}, "Invalid analog_time: -1.0"),
         ({"delay": -1.0}, "Invalid delay: -1.0"),
         ({"noise": float("nan")}, "Invalid noise: nan"),
         ({"start": "zero"}, "Invalid start: 'zero'; it must be 'keep' or 'drive'"),

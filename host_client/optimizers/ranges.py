@@ -1,0 +1,74 @@
+"""What values hyperparameters may have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+Check: TypeAlias = Callable[[str, Any], None]
+"""Raises ValueError when the hyperparameter of this name may not have this value."""
+
+Ranges: TypeAlias = Mapping[str, Check]
+"""The check of each hyperparameter, by its name."""
+
+
+def at_least_zero(name: str, value: Any) -> None:
+    """Refuse what is negative or not a number.
+
+    Raises:
+        ValueError: naming the hyperparameter.
+    """
+    if not value >= 0.0:
+        raise ValueError(f"Invalid {name}: {value}; it must be at least 0")
+
+
+def above_zero(name: str, value: Any) -> None:
+    """Refuse what is not positive.
+
+    Raises:
+        ValueError: naming the hyperparameter.
+    """
+    if not value > 0.0:
+        raise ValueError(f"Invalid {name}: {value}; it must be more than 0")
+
+
+def share(name: str, value: Any) -> None:
+    """Refuse what is not at least 0 and less than 1.
+
+    Raises:
+        ValueError: naming the hyperparameter.
+    """
+    if not 0.0 <= value < 1.0:
+        raise ValueError(f"Invalid {name}: {value}; it must be at least 0 and less than 1")
+
+
+def two_shares(name: str, value: Any) -> None:
+    """Refuse what are not two numbers, each at least 0 and less than 1.
+
+    Raises:
+        ValueError: naming the hyperparameter.
+    """
+    if not (isinstance(value, (tuple, list)) and len(value) == 2 and all(0.0 <= beta < 1.0 for beta in value)):
+        raise ValueError(f"Invalid {name}: {value}; it must be two numbers, each at least 0 and less than 1")
+
+
+COMMON: Ranges = {
+    "lr": at_least_zero,
+    "damping": at_least_zero,
+    "momentum": share,
+    "betas": two_shares,
+    "eps": above_zero,
+    "weight_decay": at_least_zero,
+}
+"""Of the hyperparameters that every natural-gradient optimizer has."""
+
+
+def check(group: Mapping[str, Any], ranges: Ranges, number: int) -> None:
+    """Refuse a parameter group with a value out of its range.
+
+    Raises:
+        ValueError: naming the hyperparameter, and the group if it is not the first one.
+    """
+    for name, one in ranges.items():
+        if name in group:
+            one(name if number == 0 else f"{name} of group {number}", group[name])

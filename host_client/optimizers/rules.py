@@ -1,0 +1,78 @@
+"""How parameters are changed once their directions are known: SGD with momentum, or Adam."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+
+State = MutableMapping[Tensor, dict[str, Any]]
+"""What is kept of each parameter from step to step, as in `torch.optim.Optimizer.state`."""
+
+
+def update(group: Mapping[str, Any], directions: Mapping[Tensor, Tensor], state: State) -> None:
+    """Change the parameters of one group, with decoupled weight decay: first θ ← θ − η·wd·θ.
+
+    A group with ``betas`` then has Adam's rule (arXiv 1412.6980), with the direction in the place of the gradient;
+    the others u ← β u + g̃, θ ← θ − η u, as in `torch.optim.SGD`. With betas (0, 0) Adam's rule is
+    θ ← θ − η g̃ / (|g̃| + ε), elementwise.
+
+    Args:
+        group: a parameter group; its parameters without a direction stay as they are.
+        directions: g̃ of each parameter, in its shape; left as they are.
+        state: momentum and moments; changed.
+    """
+    parameters = [p for p in group["params"] if p in directions]
+    if not parameters:
+        return
+    along = [directions[p] for p in parameters]
+    if "betas" in group:
+        _adam(group, parameters, along, state)
+    else:
+        _sgd(group, parameters, along, state)
+
+
+def _sgd(group: Mapping[str, Any], parameters: list[Tensor], along: list[Tensor], state: State) -> None:
+    lr, momentum, decay = float(group["lr"]), group["momentum"], group["weight_decay"]
+    if momentum:
+        along = [_averaged(state[p], direction, momentum) for p, direction in zip(parameters, along, strict=True)]
+    if decay:
+        torch._foreach_mul_(parameters, 1.0 - lr * decay)
+    torch._foreach_add_(parameters, along, alpha=-lr)
+
+
+def _averaged(state: dict[str, Any], direction: Tensor, momentum: float) -> Tensor:
+    if "momentum_buffer" not in state:
+        state["momentum_buffer"] = direction.clone()
+    else:
+        state["momentum_buffer"].mul_(momentum).add_(direction)
+    buffer: Tensor = state["momentum_buffer"]
+    return buffer
+
+
+def _adam(group: Mapping[str, Any], parameters: list[Tensor], along: list[Tensor], state: State) -> None:
+    states = [state[p] for p in parameters]
+    for p, one in zip(parameters, states, strict=True):
+        if "exp_avg" not in one:
+            one["step"] = torch.zeros(())
+            one["exp_avg"], one["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+    beta1, beta2 = group["betas"]
+    adam(
+        parameters,
+        along,
+        [one["exp_avg"] for one in states],
+        [one["exp_avg_sq"] for one in states],
+        [],
+        [one["step"] for one in states],
+        amsgrad=False,
+        beta1=beta1,
+        beta2=beta2,
+        lr=float(group["lr"]),
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=False,
+        decoupled_weight_decay=True,
+    )
