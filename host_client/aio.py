@@ -195,7 +195,7 @@ class Session:
         """Upload a program; returns when it has taken hold.
 
         Args:
-            operator: F over N parameters.
+            operator: F over N parameters; `Kept` for the one that the device holds.
             drive: b, shape (N,).
             damping: λ ≥ 0.
             noise: κ₀ ≥ 0.
@@ -209,6 +209,7 @@ class Session:
             InvalidProgram: when an argument or a value is not what it must be; the old program goes on.
             CapacityExceeded: when the device is too small.
             EpochMismatch: when `not_before` is a time of another run of the daemon.
+            OperatorGone: when the device does not hold the operator to be kept any more; the old program goes on.
         """
         upload = Upload(self, operator, precision)
         return await upload.program(
@@ -363,8 +364,8 @@ class Upload:
         return self._upload.sent_bytes if self._upload else 0
 
     def begin(self) -> None:
-        """Send the operator ahead."""
-        if self._upload is not None:
+        """Send the operator ahead, if anything of it travels."""
+        if self._upload is not None and self.operator.nbytes:
             self._beginning = asyncio.create_task(self._upload.begin())
 
     async def program(

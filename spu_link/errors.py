@@ -92,6 +92,12 @@ class DeviceHalted(Retryable):
     code = "ABORTED"
 
 
+class OperatorGone(Retryable):
+    """The operator that a program would keep is not the device's any more; a program that brings it along succeeds."""
+
+    code = "FAILED_PRECONDITION"
+
+
 class DeviceFault(Persistent):
     """The driver failed. The daemon lives, the device does not."""
 

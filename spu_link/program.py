@@ -144,6 +144,11 @@ class Program:
         Raises:
             InvalidProgram: naming the tensor and the first offending value.
         """
+        self.check_operator()
+        self.check_vectors()
+
+    def check_operator(self) -> None:
+        """Look at the operator's values alone, as `check_values` does."""
         for block, tensors in self.operator.wire():
             for role, tensor in tensors.items():
                 field = tensor_name(block, role)
@@ -151,11 +156,14 @@ class Program:
                     check_range(field, tensor, block.embedding.embeddings)
                 else:
                     check_finite(field, tensor)
+        if isinstance(self.operator, Dense):
+            check_semidefinite("dense.matrix", self.operator.matrix, rounding(self.precision))
+
+    def check_vectors(self) -> None:
+        """Look at the values of drive and start alone, as `check_values` does."""
         check_finite("drive", self.drive)
         if isinstance(self.start, Tensor):
             check_finite("start", self.start)
-        if isinstance(self.operator, Dense):
-            check_semidefinite("dense.matrix", self.operator.matrix, rounding(self.precision))
 
 
 def non_negative(field: str, value: float) -> float:

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spu_link.errors import CapacityExceeded, ProtocolError, UnknownRole, UnsupportedBlock, UploadCorrupt
+from spu_link.errors import CapacityExceeded, OperatorGone, ProtocolError, UnknownRole, UnsupportedBlock, UploadCorrupt
 from spu_link.landing import landed
-from spu_link.operators import Conv2dRows, Dense, EmbeddingRows, LayerRows, LinearRows, Operator, Rows
+from spu_link.operators import Conv2dRows, Dense, EmbeddingRows, Kept, LayerRows, LinearRows, Operator, Rows
 from spu_link.operators.base import BlockFactor, Role, Shapes, either, mismatch
 from spu_link.precision import NARROW, Precision, decode, encode
 from spu_link.program import Program, non_negative, tensor_name
@@ -54,12 +54,16 @@ WIRE_DTYPES = {dtype: wire for wire, dtype in DTYPES.items()}
 FACTORS: dict[str, type[BlockFactor]] = {cls.kind: cls for cls in (Rows, LinearRows, Conv2dRows, EmbeddingRows)}
 DIMENSIONS: dict[str, dict[Role, tuple[int, ...]]] = {
     "dense": {pb.ROLE_MATRIX: (2,)},
+    "kept": {},
     "rows": {pb.ROLE_ROWS: (2,)},
     "linear": {pb.ROLE_INPUT: (2, 3), pb.ROLE_COTANGENT: (3, 4)},
     "conv2d": {pb.ROLE_INPUT: (4,), pb.ROLE_COTANGENT: (5,)},
     "embedding": {pb.ROLE_INDICES: (2,), pb.ROLE_COTANGENT: (4,)},
 }
 """Tensors that each kind of block has, by role, and the numbers of dimensions they may have."""
+
+WHOLE = ("dense", "kept")
+"""Kinds of block that make up an operator alone."""
 
 PROGRAM_ROLES = (pb.ROLE_DRIVE, pb.ROLE_START)
 ROLE_DTYPES = {pb.ROLE_DRIVE: VECTOR_DTYPES, pb.ROLE_START: VECTOR_DTYPES, pb.ROLE_INDICES: INDEX_DTYPES}
@@ -253,15 +257,15 @@ def layout(header: pb.ProgramHeader, *, cells: int, max_bytes: int) -> Layout:
         non_negative("not_before", header.not_before)
     _check_reads(header.reads)
     if not header.blocks:
-        raise mismatch("blocks", "empty", "one dense block, or blocks of factors")
+        raise mismatch("blocks", "empty", "one dense or kept block, or blocks of factors")
     shapes, own = _tensor_shapes(header)
     n, m = 0, 0
     for index, block in enumerate(header.blocks):
         kind = block.WhichOneof("kind") or ""
-        if kind == "dense":
+        if kind in WHOLE:
             if len(header.blocks) > 1:
-                raise mismatch("blocks", f"dense block {index} among others", "a dense block on its own")
-            m, n = Dense.shape_of(shapes[index][pb.ROLE_MATRIX])
+                raise mismatch("blocks", f"{kind} block {index} among others", f"a {kind} block on its own")
+            m, n = _shape_of_whole(block, shapes[index])
             break
         rows, columns = FACTORS[kind].shape_of(block, shapes[index])
         if index and rows != m:
@@ -283,6 +287,17 @@ def layout(header: pb.ProgramHeader, *, cells: int, max_bytes: int) -> Layout:
             expected=f"at most {max_bytes} bytes",
         )
     return Layout(cells=n, rows=m, nbytes=nbytes + 2 * n * WIDEST if is_open else nbytes, open=is_open)
+
+
+def _shape_of_whole(block: pb.Block, shapes: Shapes) -> tuple[int, int]:
+    if block.HasField("kept"):
+        return Kept(block.kept.sequence, block.kept.parameters).shape
+    return Dense.shape_of(shapes[pb.ROLE_MATRIX])
+
+
+def kept_of(header: pb.ProgramHeader) -> pb.KeptBlock | None:
+    """The kept block that a header consists of, if it does."""
+    return header.blocks[0].kept if header.blocks and header.blocks[0].HasField("kept") else None
 
 
 def complete(header: pb.ProgramHeader, late: pb.ProgramHeader) -> None:
@@ -341,7 +356,7 @@ def _tensor_shapes(header: pb.ProgramHeader) -> tuple[list[Shapes], Shapes]:
                 f"{field}.role is {_name(spec.role)}, which is unknown, out of place or there twice",
                 field=f"{field}.role",
                 found=spec.role,
-                expected=" or ".join(_name(role) for role in expected),
+                expected=" or ".join(_name(role) for role in expected) or "no tensor of this block",
             )
         if len(shape) not in expected[spec.role] or 0 in shape:
             raise mismatch(f"{field}.shape", shape, f"{either(expected[spec.role])} extents, each at least 1")
@@ -425,11 +440,17 @@ def tensor_from(spec: pb.TensorSpec, buffer: memoryview, offset: int = 0) -> Ten
     return torch.from_numpy(flat).view(dtype).view(*spec.shape)
 
 
-def program_from(header: pb.ProgramHeader, buffer: memoryview) -> Program:
+def program_from(header: pb.ProgramHeader, buffer: memoryview, running: Program | None = None) -> Program:
     """The program behind a header that `layout` has accepted and its bytes; tensors are views of `buffer`, or decoded.
+
+    Args:
+        header: what the client sent.
+        buffer: the tensors' bytes.
+        running: whose operator a program may keep; it then has the very object.
 
     Raises:
         InvalidProgram: when an operator refuses what the layout let pass, for instance two dtypes in one block.
+        OperatorGone: when the program keeps an operator and none runs.
     """
     blocks: list[dict[Role, Tensor]] = [{} for _ in header.blocks]
     own: dict[Role, Tensor] = {}
@@ -439,7 +460,13 @@ def program_from(header: pb.ProgramHeader, buffer: memoryview) -> Program:
         place[spec.role] = decode(tensor_from(spec, buffer, offset), list(spec.scales))
         offset += nbytes_of(spec)
     operator: Operator
-    if header.blocks[0].WhichOneof("kind") == "dense":
+    if kept := kept_of(header):
+        if running is None:
+            raise OperatorGone("the device holds no operator that could be kept; send it", field="kept", found="none")
+        if running.cells != kept.parameters:
+            raise mismatch("kept.parameters", kept.parameters, f"{running.cells}, as the device's operator has")
+        operator = running.operator
+    elif header.blocks[0].WhichOneof("kind") == "dense":
         operator = Dense(blocks[0][pb.ROLE_MATRIX])
     else:
         factors = [
@@ -447,14 +474,12 @@ def program_from(header: pb.ProgramHeader, buffer: memoryview) -> Program:
             for block, tensors in zip(header.blocks, blocks, strict=True)
         ]
         operator = factors[0] if len(factors) == 1 else LayerRows(factors)
-    if header.start == pb.START_TENSOR:
-        return _program(header, operator, own, own[pb.ROLE_START])
-    return _program(header, operator, own, "keep" if header.start == pb.START_KEEP else "drive")
-
-
-def _program(header: pb.ProgramHeader, operator: Operator, own: dict[Role, Tensor], start: Any) -> Program:
-    narrow = (NARROW.get(DTYPES[spec.dtype]) for spec in header.tensors)
-    precision = next((name for name in narrow if name is not None), None)
+    start: Any = own.get(pb.ROLE_START, "keep" if header.start == pb.START_KEEP else "drive")
+    if kept and running:
+        precision = running.precision
+    else:
+        narrow = (NARROW.get(DTYPES[spec.dtype]) for spec in header.tensors)
+        precision = next((name for name in narrow if name is not None), None)
     return Program(
         operator, own[pb.ROLE_DRIVE], damping=header.damping, noise=header.noise, start=start, precision=precision
     )

@@ -18,6 +18,7 @@ from spu_link.errors import (
     DeviceFault,
     DeviceHalted,
     NoProgram,
+    OperatorGone,
     ReadInPast,
     SessionExpired,
     SpuError,
@@ -75,6 +76,7 @@ class Device(Generic[P]):
         self._agenda = Agenda(clock)
         self._uploading = asyncio.Lock()
         self._applied = Applied(sequence=0, time=0.0, epoch=self.epoch)
+        self._operator_since = 0  # number of the first of the programs in a row that run under the operator in force
         self._last_event = 0.0
         self._windows = itertools.count()
         self._closing: set[asyncio.Task[None]] = set()
@@ -83,6 +85,11 @@ class Device(Generic[P]):
     def sequence(self) -> int:
         """Number of the program in force; 0 before the first."""
         return self._applied.sequence
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Optional abilities: the driver's, and those that every driver has."""
+        return (*self.capabilities.features, "kept")
 
     def open_session(self, holder: str, ttl: float) -> pb.SessionRef:
         """Take the device exclusively, clearing a halt.
@@ -122,7 +129,7 @@ class Device(Generic[P]):
         self.sessions.check(ref)
         self._check_fault()
         layout = wire.layout(header, cells=self.capabilities.cells, max_bytes=self.capabilities.max_bytes)
-        wire.check_features(header, self.capabilities.features)
+        wire.check_features(header, self.features)
         return layout
 
     async def program(self, ref: pb.SessionRef, header: pb.ProgramHeader, payload: P) -> Programmed:
@@ -130,9 +137,11 @@ class Device(Generic[P]):
 
         Raises:
             InvalidProgram: when a value is not what it must be; the old program goes on.
+            OperatorGone: when it keeps an operator that is not the device's any more; the old program goes on.
             SpuError: when the session ended meanwhile, or the driver failed.
         """
         async with self._uploading:
+            self._check_kept(header)
             await self._faulting(self._port.stage(header, payload))
             not_before = header.not_before if header.HasField("not_before") else 0.0
             at = not_before if not_before > self.clock.now() else None
@@ -140,14 +149,31 @@ class Device(Generic[P]):
 
     async def _take_hold(self, ref: pb.SessionRef, header: pb.ProgramHeader, at: float) -> Programmed:
         self.sessions.check(ref)
+        self._check_kept(header)  # again: a program given up by its client may have taken hold since the staging
         await self._faulting(self._port.commit(at))
         self._last_event = at
         self._applied = Applied(self._applied.sequence + 1, at, self.epoch)
+        if not wire.kept_of(header):
+            self._operator_since = self._applied.sequence
         if self.state is not State.HALTED:
             self.state = State.RUNNING
         self.sessions.check(ref)  # a halt or the next session may have come while the driver was at work
         reads = sorted(header.reads, key=lambda read: read.after)
         return Programmed(self._applied, [self._schedule_read(ref, at + read.after, read.window) for read in reads])
+
+    def _check_kept(self, header: pb.ProgramHeader) -> None:
+        kept = wire.kept_of(header)
+        if kept is None:
+            return
+        now = f"{self._operator_since} to {self.sequence}" if self.state is State.RUNNING else "none"
+        if self.state is not State.RUNNING or not self._operator_since <= kept.sequence <= self.sequence:
+            raise OperatorGone(
+                f"the operator of program {kept.sequence} is not the device's; it holds that of programs {now}. "
+                f"Nothing has changed; send the operator",
+                field="kept.sequence",
+                found=kept.sequence,
+                expected=now,
+            )
 
     async def advance(self, ref: pb.SessionRef, duration: float) -> float:
         """Move a stepped clock, running every event on the way; the new device time.

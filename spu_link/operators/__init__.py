@@ -5,6 +5,7 @@ from spu_link.operators.conv2d import Conv2dRows
 from spu_link.operators.damped import Damped
 from spu_link.operators.dense import Dense
 from spu_link.operators.embedding import EmbeddingRows
+from spu_link.operators.kept import Kept
 from spu_link.operators.layers import LayerRows
 from spu_link.operators.linear import LinearRows
 from spu_link.operators.rows import Rows
@@ -16,6 +17,7 @@ __all__ = [
     "Dense",
     "EmbeddingRows",
     "FactorOperator",
+    "Kept",
     "LayerRows",
     "LinearRows",
     "Operator",

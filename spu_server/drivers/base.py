@@ -68,7 +68,9 @@ class Driver(ABC):
     def stage(self, program: Program) -> None:
         """Take a checked program in beside the running one, replacing one staged before. May be slow.
 
-        The program's tensors stay valid, and unchanged, until the program is replaced.
+        The program's tensors stay valid, and unchanged, until the program is replaced. Where the client asks for a new
+        drive, damping, noise or start alone, `program.operator` is the very object that the running program has: there
+        is nothing to load for it again.
 
         Raises:
             InvalidProgram: when the device cannot run it.

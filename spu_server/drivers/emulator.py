@@ -66,8 +66,10 @@ class Emulator(Driver):
         return Capabilities("emulator", self._options.cells, self._options.max_bytes, FEATURES)
 
     def stage(self, program: Program) -> None:
-        """Take a program in; the work on it begins after `commit`."""
-        self._staged = _Loaded(program, transition_of(program, self._compute))
+        """Take a program in; the work on it begins after `commit`. What is known of the running operator serves on."""
+        running = self._running
+        former = running.transition if running and running.program.operator is program.operator else None
+        self._staged = _Loaded(program, transition_of(program, self._compute, former))
 
     def commit(self, at: float) -> None:
         """Let the staged program take hold at `at`.

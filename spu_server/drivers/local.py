@@ -7,9 +7,9 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from spu_link import wire
 from spu_link.errors import DeviceFault, SpuError
 from spu_server.drivers.base import Capabilities, Driver, DriverOptions
+from spu_server.drivers.loader import Loader
 from spu_server.drivers.port import DriverPort
 from spu_server.drivers.registry import open_driver
 from tngd.spu.v1 import spu_pb2 as pb
@@ -38,21 +38,16 @@ class LocalDriver(DriverPort[bytearray]):
         except BaseException:
             self._thread.shutdown(wait=False)
             raise
+        self._loader = Loader(self._driver)
         return self._driver.capabilities
 
     async def stage(self, header: pb.ProgramHeader, payload: bytearray) -> None:
         """Verify every value of a program and put it beside the running one."""
-
-        def stage() -> None:
-            program = wire.program_from(header, memoryview(payload))
-            program.check_values()
-            self._driver.stage(program)
-
-        await self._run(stage)
+        await self._run(self._loader.stage, header, memoryview(payload))
 
     async def call(self, method: str, *arguments: Any) -> Any:
         """Call one of the driver's methods."""
-        result = await self._run(getattr(self._driver, method), *arguments)
+        result = await self._run(self._loader.call, method, *arguments)
         if method == "commit":
             self._preparation = self._thread.submit(self._driver.prepare)
         return result

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spu_link import wire
 from spu_link.errors import DeviceFault, SpuError
 from spu_server.descriptors import read_all, write_all
-from spu_server.drivers.base import Capabilities, Driver, DriverOptions
+from spu_server.drivers.base import Capabilities, DriverOptions
+from spu_server.drivers.loader import Loader
 from spu_server.drivers.port import DriverPort
 from spu_server.drivers.registry import open_driver
 from spu_server.memory import Payload, SharedBytes
@@ -257,13 +257,14 @@ def _serve(connection: Connection, name: str, options: DriverOptions) -> None:
         connection.send(("fault", f"could not be opened: {error!r}"))
         return
     connection.send(("ok", driver.capabilities))
+    loader = Loader(driver)
     regions: dict[int, int] = {}
     try:
         while True:
             method, arguments = connection.recv()
             if method == "close":
                 return
-            _answer_call(connection, driver, regions, method, arguments)
+            _answer_call(connection, loader, regions, method, arguments)
             if method == "commit" and not connection.poll():
                 driver.prepare()
     except (EOFError, ConnectionError):
@@ -273,25 +274,25 @@ def _serve(connection: Connection, name: str, options: DriverOptions) -> None:
 
 
 def _answer_call(
-    connection: Connection, driver: Driver, regions: dict[int, int], method: str, arguments: tuple[Any, ...]
+    connection: Connection, loader: Loader, regions: dict[int, int], method: str, arguments: tuple[Any, ...]
 ) -> None:
     try:
         if method == STAGE_BYTES:
             header, data = arguments
-            _stage(driver, header, memoryview(bytearray(data)))
+            loader.stage(pb.ProgramHeader.FromString(header), memoryview(bytearray(data)))
             connection.send(("ok", None))
         elif method == STAGE_FILE:
             header, nbytes = arguments
             with open(recv_handle(connection), "r+b") as file:
                 memory = mmap.mmap(file.fileno(), nbytes, mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))
-            _stage(driver, header, memoryview(memory))
+            loader.stage(pb.ProgramHeader.FromString(header), memoryview(memory))
             connection.send(("ok", None))
         elif method == STAGE_REGION:
             header, number, offset, nbytes = arguments
             # A copy, made before any value is looked at: the client can still write to its region.
             buffer = np.empty(nbytes, dtype=np.uint8)
             read_all(regions[number], buffer.data, offset)
-            _stage(driver, header, buffer.data)
+            loader.stage(pb.ProgramHeader.FromString(header), buffer.data)
             connection.send(("ok", None))
         elif method == REMEMBER:
             regions[arguments[0]] = recv_handle(connection)
@@ -300,18 +301,12 @@ def _answer_call(
             os.close(regions.pop(arguments[0]))
             connection.send(("ok", None))
         elif method == "read":
-            value = driver.read(*arguments).numpy()
+            value = loader.call("read", *arguments).numpy()
             write_all(regions[READINGS], value.data.cast("B"), 0)
             connection.send(("ok", (value.dtype.str, len(value))))
         else:
-            connection.send(("ok", getattr(driver, method)(*arguments)))
+            connection.send(("ok", loader.call(method, *arguments)))
     except SpuError as error:
         connection.send(("refused", error))
     except Exception:  # noqa: BLE001 - any other failure is the device's fault, told in full
         connection.send(("fault", traceback.format_exc(limit=-5)))
-
-
-def _stage(driver: Driver, header: bytes, memory: memoryview) -> None:
-    program = wire.program_from(pb.ProgramHeader.FromString(header), memory)
-    program.check_values()
-    driver.stage(program)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from spu_link.operators import FactorOperator
+from spu_link.operators import FactorOperator, Operator
 from spu_link.operators.gram import gram_of
 from spu_server.dynamics.eigen import Table
 from spu_server.dynamics.functions import ScalarFunction, Vector, at, response
@@ -24,17 +23,26 @@ STRETCH = 4096
 class DenseTransition(Transition):
     """Works with F itself, shape (N, N), in float64."""
 
-    @cached_property
-    def _routes(self) -> Routes:
+    def __init__(
+        self, operator: Operator, drive: Tensor, *, damping: float, noise: float, routes: Routes | None = None
+    ) -> None:
+        super().__init__(operator, drive, damping=damping, noise=noise)
+        self._routes = routes or Routes(self._curvature, euclidean)
+
+    def under(self, drive: Tensor, *, damping: float, noise: float) -> DenseTransition:
+        """The motion with the same F under another drive."""
+        return DenseTransition(self.operator, drive, damping=damping, noise=noise, routes=self._routes)
+
+    def _curvature(self) -> Tensor:
         held = self.operator.dense()
         if isinstance(self.operator, FactorOperator):
             stretches = (rows.T.to(torch.float64) for rows in held.split(STRETCH))
-            return Routes(gram_of(stretches, self.operator.parameters), euclidean)
-        return Routes(held.to(torch.float64), euclidean)
+            return gram_of(stretches, self.operator.parameters)
+        return held.to(torch.float64)
 
     def prepare(self) -> None:
         """Make F, and decompose a small one."""
-        self._routes  # noqa: B018 - computed on first use
+        self._routes.prepare()
 
     def _outputs(self, table: Table, inputs: Sequence[Tensor | None], duration: float) -> Sequence[Tensor]:
         vectors = torch.stack([torch.zeros_like(self.drive) if v is None else v for v in inputs])

@@ -8,6 +8,7 @@ done once a program, or the Lanczos process, done once a vector.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -22,22 +23,47 @@ from spu_server.dynamics.routes import Routes
 from spu_server.dynamics.transition import Transition
 
 
+@dataclass
+class Held:
+    """What is known of A under whatever drive.
+
+    Attributes:
+        routes: functions of the Gram matrix.
+        last: the state that the last step led to, and A times it.
+    """
+
+    routes: Routes
+    last: tuple[Tensor, Tensor] | None = None
+
+
 class FactorTransition(Transition):
     """Works in sample space. The Gram matrix and A b are computed once."""
 
     operator: FactorOperator
 
-    _drive_image: Tensor | None = None  # A b
-    _last: tuple[Tensor, Tensor] | None = None  # The state that the last step led to, and A times it.
+    def __init__(
+        self, operator: FactorOperator, drive: Tensor, *, damping: float, noise: float, held: Held | None = None
+    ) -> None:
+        super().__init__(operator, drive, damping=damping, noise=noise)
+        self._held = held or Held(Routes(operator.gram, energy))
+
+    def under(self, drive: Tensor, *, damping: float, noise: float) -> FactorTransition:
+        """The motion with the same A under another drive."""
+        return FactorTransition(self.operator, drive, damping=damping, noise=noise, held=self._held)
+
+    @property
+    def _routes(self) -> Routes:
+        return self._held.routes
 
     @cached_property
-    def _routes(self) -> Routes:
-        return Routes(self.operator.gram(), energy)
+    def _drive_image(self) -> Tensor:
+        """A b, always computed by itself: beside other vectors, whenever they come, its last bits may differ."""
+        return self.operator.apply(self.drive[None])[0].to("cpu", torch.float64)
 
     def prepare(self) -> None:
         """Compute the Gram matrix and A b, and decompose a small Gram matrix."""
-        self._images([self.drive])
-        self._routes  # noqa: B018 - computed on first use
+        self._drive_image  # noqa: B018 - computed on first use
+        self._routes.prepare()
 
     def _outputs(self, table: Table, inputs: Sequence[Tensor | None], duration: float) -> Sequence[Tensor]:
         images = self._images(inputs)
@@ -51,7 +77,7 @@ class FactorTransition(Transition):
         image = self._routes.matrix @ weights[0]
         for h, v in zip(table[0], images, strict=False):
             image.add_(v, alpha=at(h, self.damping, duration))
-        self._last = outputs[0], image
+        self._held.last = outputs[0], image
         return outputs
 
     def _weights(self, table: Table, inputs: Sequence[Tensor | None], images: Tensor, duration: float) -> Tensor:
@@ -75,15 +101,14 @@ class FactorTransition(Transition):
         if new:
             vectors = list(new.values())
             images[list(new)] = self.operator.apply(torch.stack(vectors) if len(vectors) > 1 else vectors[0][None])
-            if self._drive_image is None:
-                self._drive_image = next(images[j].clone() for j, v in new.items() if v is self.drive)
         return images
 
     def _known(self, v: Tensor | None) -> Tensor | None:
         if v is self.drive:
             return self._drive_image
-        if self._last is not None and v is self._last[0]:
-            return self._last[1]
+        last = self._held.last
+        if last is not None and v is last[0]:
+            return last[1]
         return None
 
     def _by_lanczos(

@@ -16,7 +16,7 @@ SMALL_PROBLEM = 10_000_000
 """Most elements m·N of A for which operands are promoted to float64, so that a long solve is exact beyond float32."""
 
 
-def transition_of(program: Program, compute: torch.device = CPU) -> Transition:
+def transition_of(program: Program, compute: torch.device = CPU, former: Transition | None = None) -> Transition:
     """The motion under `program`: state, drive and noise in float64, large operands in the dtype they came in.
 
     Large operands are referred to, not copied; the drive is copied, for a start at the drive outlives the program. A
@@ -27,7 +27,11 @@ def transition_of(program: Program, compute: torch.device = CPU) -> Transition:
         program: what to move under.
         compute: where a factor's products are computed, and where drive, state and noise live then. What has the size
             of the rows alone is left to the CPU, and so is a curvature held in full.
+        former: the motion under a program with the same operator, whose work serves on.
     """
+    if former is not None:
+        drive = program.drive.to(former.drive.device, torch.float64, copy=True)
+        return former.under(drive, damping=program.damping, noise=program.noise)
     operator = program.operator
     m, n = operator.shape
     if not isinstance(operator, FactorOperator) or m >= n:

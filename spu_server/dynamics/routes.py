@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 
 from torch import Tensor
 
@@ -27,26 +28,34 @@ class Routes:
     """Functions of G. The route is chosen by counted cost, never by the clock: the same steps give the same bits.
 
     Args:
-        matrix: G, shape (m, m), symmetric positive semi-definite, float64.
+        make: makes G, shape (m, m), symmetric positive semi-definite, float64; called once, when G is first needed.
         measure: how the outputs of the Lanczos process are measured; see `krylov`.
 
     Attributes:
-        matrix: G.
-        basis: its eigenvectors, once they have been needed.
+        basis: the eigenvectors of G, once they have been needed.
         steps: Lanczos steps taken so far.
     """
 
-    def __init__(self, matrix: Tensor, measure: Measure) -> None:
-        self.matrix = matrix
-        self.basis: Eigenbasis | None = None
+    def __init__(self, make: Callable[[], Tensor], measure: Measure) -> None:
+        self._make = make
         self._measure = measure
+        self.basis: Eigenbasis | None = None
         self.steps = 0
-        if len(matrix) <= SMALL:
+
+    @cached_property
+    def matrix(self) -> Tensor:
+        """G."""
+        return self._make()
+
+    def prepare(self) -> None:
+        """Make G, and decompose a small one."""
+        if len(self.matrix) <= SMALL:
             self.decompose()
 
     def lanczos_pays(self, response: float) -> bool:
         """Whether the next step should try the Lanczos process; `response` is φ₁(λ) of its duration, in τ."""
-        if self.basis is not None or self.steps >= STEPS_PER_ROW * len(self.matrix):
+        m = len(self.matrix)
+        if self.basis is not None or m <= SMALL or self.steps >= STEPS_PER_ROW * m:
             return False
         return float(self.matrix.trace()) * response <= STIFFEST
 

@@ -51,6 +51,13 @@ class Transition(ABC):
         self.noise = noise
 
     @abstractmethod
+    def under(self, drive: Tensor, *, damping: float, noise: float) -> Transition:
+        """The motion with the same operator under another drive, damping and noise.
+
+        What is computed of the operator, by either of the two, serves both.
+        """
+
+    @abstractmethod
     def prepare(self) -> None:
         """Do now what the first step would do once for all steps."""
 

@@ -156,7 +156,7 @@ def describe(device: Device[Any]) -> pb.GetInfoResponse:
         fault=device.fault,
         session_held=holder is not None,
         session_holder=holder or "",
-        features=device.capabilities.features,
+        features=device.features,
     )
 
 

@@ -694,6 +694,35 @@ class EmbeddingBlock(_message.Message):
 Global___EmbeddingBlock: _TypeAlias = EmbeddingBlock  # noqa: Y015
 
 @_typing.final
+class KeptBlock(_message.Message):
+    """The operator that the device holds, without tensors: the program brings a new drive, damping, noise and start only. Refused
+    with FAILED_PRECONDITION (OPERATOR_GONE), nothing being changed, unless program `sequence` and every later one up to the
+    program in force run under the same operator, in this run of the daemon and since the last halt.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """Number of a program with that operator, at least 1."""
+    parameters: _builtins.int
+    """Its N."""
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        parameters: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeptBlock: _TypeAlias = KeptBlock  # noqa: Y015
+
+@_typing.final
 class Block(_message.Message):
     """One stretch of parameters."""
 
@@ -704,6 +733,7 @@ class Block(_message.Message):
     LINEAR_FIELD_NUMBER: _builtins.int
     CONV2D_FIELD_NUMBER: _builtins.int
     EMBEDDING_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def dense(self) -> Global___DenseBlock:
         """F itself."""
@@ -724,6 +754,10 @@ class Block(_message.Message):
     def embedding(self) -> Global___EmbeddingBlock:
         """An embedding's factors."""
 
+    @_builtins.property
+    def kept(self) -> Global___KeptBlock:
+        """What the device holds, all of it."""
+
     def __init__(
         self,
         *,
@@ -732,12 +766,13 @@ class Block(_message.Message):
         linear: Global___LinearBlock | None = ...,
         conv2d: Global___Conv2dBlock | None = ...,
         embedding: Global___EmbeddingBlock | None = ...,
+        kept: Global___KeptBlock | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["conv2d", b"conv2d", "dense", b"dense", "embedding", b"embedding", "kind", b"kind", "linear", b"linear", "rows", b"rows"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["conv2d", b"conv2d", "dense", b"dense", "embedding", b"embedding", "kept", b"kept", "kind", b"kind", "linear", b"linear", "rows", b"rows"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conv2d", b"conv2d", "dense", b"dense", "embedding", b"embedding", "kind", b"kind", "linear", b"linear", "rows", b"rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conv2d", b"conv2d", "dense", b"dense", "embedding", b"embedding", "kept", b"kept", "kind", b"kind", "linear", b"linear", "rows", b"rows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["dense", "rows", "linear", "conv2d", "embedding"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["dense", "rows", "linear", "conv2d", "embedding", "kept"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -831,7 +866,7 @@ class ProgramHeader(_message.Message):
 
     @_builtins.property
     def blocks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Block]:
-        """The operator: one dense block, or blocks side by side whose columns make up A."""
+        """The operator: one dense or kept block, or blocks side by side whose columns make up A."""
 
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___TensorSpec]:
