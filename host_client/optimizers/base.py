@@ -18,6 +18,7 @@ from host_client.optimizers.ranges import COMMON, Ranges
 from host_client.optimizers.rules import update
 from host_client.optimizers.schedules import Scheduled, Schedules
 from spu_link.operators import Operator
+from spu_link.saved import restored, saved
 
 
 class NaturalGradient(torch.optim.Optimizer, ABC):
@@ -107,6 +108,7 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         self.counts: Counter[str] = Counter()
         self.steps = 0
         self.curvature_every = curvature_every
+        self._options = {"curvature": curvature, "samples": samples, "curvature_every": curvature_every}
         self._operator: Operator | None = None
         self.capture: Capture | None = None
         if callable(curvature):
@@ -146,6 +148,11 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
     def hyperparameters(self) -> dict[str, Any]:
         """The first parameter group: learning rate, damping and so on, by name; changes hold from the next step on."""
         return self.param_groups[0]
+
+    def __repr__(self) -> str:
+        """All hyperparameters: those of each group as they are now, then those of no group."""
+        shown = "".join(f"    {name}: {value}\n" for name, value in self._options.items())
+        return f"{super().__repr__()[:-1]}\nOf all groups\n{shown})"
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Take the groups that the optimizer is made with; later ones are refused.
@@ -194,9 +201,7 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
             with torch.enable_grad():
                 loss = closure()
         directions = self._solved()
-        plain = {
-            p: p.grad for group in self.param_groups if group["adam"] for p in group["params"] if p.grad is not None
-        }
+        plain = self._plain()
         for group in self.param_groups:
             for along in [plain] if group["adam"] else directions:
                 update(group, along, self.state)
@@ -221,14 +226,20 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         self._taken()
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on: hyperparameters, momentum or moments, and the number of steps."""
-        return {**super().state_dict(), "steps": self.steps, "shapes": shapes_of(self.param_groups)}
+        """What `load_state_dict` needs to go on, for ``torch.save``: hyperparameters, momentum or moments, the steps.
+
+        Between two curvatures the last one is part of it, and may be large: with `curvature_every` k, it is not after
+        each k-th step.
+        """
+        operator = None if self._operator is None else saved(self._operator)
+        own = {"steps": self.steps, "shapes": shapes_of(self.param_groups), "operator": operator}
+        return {**super().state_dict(), **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where another optimizer of this class, for parameters in the same order, was.
 
         Its numbers hold from then on; its schedules were not saved, and those that this optimizer was made with go on
-        at the step reached. The next step has a new curvature, also with `curvature_every`.
+        at the step reached.
 
         Raises:
             ValueError: for the state of another kind of optimizer or of other parameters; nothing has changed then.
@@ -237,7 +248,8 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         super().load_state_dict({name: state_dict[name] for name in ("state", "param_groups")})
         self.steps = state_dict["steps"]
         self._schedules.found(self.param_groups)
-        self._operator = None
+        operator = state_dict["operator"]
+        self._operator = None if operator is None else restored(operator, self._parameters[0][1].device)
         self._pace()
 
     def _solved(self) -> list[dict[Tensor, Tensor]]:
@@ -283,6 +295,11 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
                 raise RuntimeError(f"parameter {path!r} has no gradient: call loss.backward() before step()")
             gradients.append(parameter.grad.flatten())
         return torch.cat(gradients)
+
+    def _plain(self) -> dict[Tensor, Tensor]:
+        """The gradients of the parameters that are left to Adam; as with Adam, not all need to have one."""
+        parameters = [p for group in self.param_groups if group["adam"] for p in group["params"]]
+        return {p: p.grad for p in parameters if p.grad is not None}
 
     def _parts(self, direction: Tensor) -> dict[Tensor, Tensor]:
         """A direction of shape (N,) as directions of the parameters."""

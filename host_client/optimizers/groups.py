@@ -79,7 +79,7 @@ def check_fits(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]
     Raises:
         ValueError: saying what does not fit.
     """
-    if not {"state", "param_groups", "steps", "shapes"} <= state_dict.keys():
+    if not {"state", "param_groups", "steps", "shapes", "operator"} <= state_dict.keys():
         raise ValueError(f"the state dictionary is not that of a natural-gradient optimizer, and {name} needs one")
     saved, shapes = [[tuple(shape) for shape in one] for one in state_dict["shapes"]], shapes_of(groups)
     if len(saved) != len(shapes):

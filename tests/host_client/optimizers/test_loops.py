@@ -1,0 +1,232 @@
+"""Loops as people write them: mixed precision, accumulated gradients, a curvature now and then, and accidents."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from host_client import TNGD, NGDWoodbury, Session
+from host_client.optimizers.solvers import solve_woodbury
+from tests.cases import Problem
+from tests.host_client.optimizers.ahead import Ahead
+from tests.host_client.optimizers.training import flat, train
+
+
+@pytest.fixture
+def ahead(session: Session) -> Ahead:
+    return Ahead(session)
+
+
+def _optimizer(problem: Problem, **options: Any) -> NGDWoodbury:
+    return NGDWoodbury(problem.model, problem.criterion, **{"lr": 0.1, "damping": 0.1, **options})
+
+
+def _gradient(model: nn.Module) -> Tensor:
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def test_a_step_that_the_scaler_skips_leaves_device_momentum_and_count_alone(problem: Problem, ahead: Ahead) -> None:
+    optimizer = TNGD(
+        problem.model,
+        problem.criterion,
+        ahead,
+        damping=lambda step: 0.1 / (1 + step),
+        lr=0.3,
+        analog_time=2.0,
+        momentum=0.9,
+    )
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1000)
+
+    def iteration() -> None:
+        scaler.scale(8 * problem.loss()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+
+    iteration()
+    parameters, state, last = flat(problem.model), copy.deepcopy(optimizer.state_dict()), optimizer.last_reading
+    time = ahead.session.read().time
+    scaler.update(2.0**127)  # 8 · 2¹²⁷ is infinite in float32
+    iteration()
+    assert scaler.get_scale() == 2.0**126  # it was skipped
+    torch.testing.assert_close(flat(problem.model), parameters, rtol=0, atol=0)
+    torch.testing.assert_close(optimizer.state_dict()["state"], state["state"], rtol=0, atol=0)
+    assert optimizer.state_dict()["param_groups"] == state["param_groups"]
+    assert optimizer.steps == 1
+    assert last is not None
+    assert optimizer.last_reading is last
+    now = ahead.session.read()
+    assert (now.time, now.sequence) == (time, last.sequence)
+    assert ahead.counts == (2, 1, 1)  # what was sent ahead has been abandoned
+    scaler.update(2.0**10)
+    iteration()
+    assert (optimizer.steps, ahead.counts) == (2, (3, 2, 1))
+
+
+def test_a_scaled_loop_with_clipping_is_the_plain_one(problem: Problem) -> None:
+    other = copy.deepcopy(problem)
+    plain, scaled = _optimizer(problem), _optimizer(other)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+    for _ in range(3):
+        problem.loss().backward()
+        nn.utils.clip_grad_norm_(problem.model.parameters(), 0.05)
+        plain.step()
+        plain.zero_grad()
+
+        scaler.scale(other.loss()).backward()
+        scaler.unscale_(scaled)
+        nn.utils.clip_grad_norm_(other.model.parameters(), 0.05)
+        scaler.step(scaled)
+        scaler.update()
+        scaled.zero_grad()
+    torch.testing.assert_close(flat(other.model), flat(problem.model), rtol=1e-5, atol=1e-7)
+
+
+def test_a_scaler_before_a_preconditioned_optimizer_skips_both(problem: Problem) -> None:
+    preconditioner = _optimizer(problem)
+    sgd = torch.optim.SGD(problem.model.parameters(), lr=0.1)
+    sgd.register_step_pre_hook(lambda *_: preconditioner.precondition())
+    before = flat(problem.model)
+    for scale, steps in ((2.0**127, 0), (2.0**8, 1)):
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        scaler.scale(8 * problem.loss()).backward()
+        scaler.step(sgd)
+        sgd.zero_grad()
+        assert preconditioner.steps == steps
+        assert torch.equal(flat(problem.model), before) == (steps == 0)
+
+
+def test_between_two_curvatures_nothing_is_captured_and_the_last_one_serves(problem: Problem) -> None:
+    optimizer = _optimizer(problem, curvature_every=3)
+    assert optimizer.capture is not None
+    operators: list[Any] = []
+    captured = []
+    for step in range(7):
+        before = flat(problem.model)
+        loss = problem.loss()
+        new = optimizer.capture.operator
+        captured.append(bool(not operators or new is not operators[-1]))
+        operators.append(new)
+        loss.backward()
+        direction = solve_woodbury(operators[3 * (step // 3)], _gradient(problem.model), 0.1)
+        optimizer.step()
+        optimizer.zero_grad()
+        torch.testing.assert_close(flat(problem.model), before - 0.1 * direction.float())
+    assert captured == [True, False, False, True, False, False, True]
+
+
+def test_gradients_add_up_between_two_curvatures(problem: Problem) -> None:
+    other = copy.deepcopy(problem)
+    parts, whole = _optimizer(problem, curvature_every=2), _optimizer(other, curvature_every=2)
+    for _ in range(4):
+        for inputs, targets in zip(problem.inputs.chunk(2), problem.targets.chunk(2), strict=True):
+            (problem.criterion(problem.model(inputs), targets) / 2).backward()
+        parts.step()
+        parts.zero_grad()
+    train(other, whole, 4)
+    torch.testing.assert_close(flat(problem.model), flat(other.model), rtol=1e-4, atol=1e-6)
+
+
+def test_a_device_keeps_its_curvature_between_two(problem: Problem, session: Session) -> None:
+    other = copy.deepcopy(problem)
+    options: Any = {"lr": 0.3, "damping": 0.1, "curvature_every": 3, "momentum": 0.5}
+    train(problem, TNGD(problem.model, problem.criterion, session, analog_time=500.0, **options), 5)
+    train(other, NGDWoodbury(other.model, other.criterion, **options), 5)
+    torch.testing.assert_close(flat(problem.model), flat(other.model), rtol=1e-4, atol=1e-5)
+
+
+def test_a_step_skipped_or_failed_does_not_use_up_a_curvature(problem: Problem) -> None:
+    optimizer = _optimizer(problem, curvature_every=2)
+    assert optimizer.capture is not None
+    problem.loss().backward()
+    optimizer.zero_grad()  # a batch that is left out
+    problem.loss().backward()
+    optimizer.hyperparameters["damping"] = -1.0
+    with pytest.raises(ValueError, match="Invalid damping"):
+        optimizer.step()
+    optimizer.hyperparameters["damping"] = 0.1
+    operator = optimizer.capture.operator
+    optimizer.step()
+    optimizer.zero_grad()
+    problem.loss().backward()
+    optimizer.zero_grad()  # another one
+    problem.loss().backward()
+    assert optimizer.capture.operator is operator
+    optimizer.step()
+    optimizer.zero_grad()
+    problem.loss().backward()
+    assert optimizer.capture.operator is not operator
+    optimizer.step()
+    assert optimizer.steps == 3
+
+
+def test_a_curvature_that_is_given_is_asked_for_when_it_is_due(problem: Problem) -> None:
+    other = _optimizer(copy.deepcopy(problem))
+    assert other.capture is not None
+    problem_of = other.capture
+    problem_of.criterion(problem_of.model(problem.inputs), problem.targets)
+    operator, asked = problem_of.operator, []
+
+    def given() -> Any:
+        asked.append(optimizer.steps)
+        return operator
+
+    optimizer = _optimizer(problem, curvature=given, curvature_every=3)
+    train(problem, optimizer, 7)
+    assert asked == [0, 3, 6]
+
+
+def test_between_two_curvatures_a_step_still_needs_gradients(problem: Problem) -> None:
+    optimizer = _optimizer(problem, curvature_every=2)
+    train(problem, optimizer, 1)
+    with pytest.raises(RuntimeError, match=r"has no gradient: call loss\.backward\(\) before step\(\)"):
+        optimizer.step()
+    assert optimizer.steps == 1
+
+
+def test_a_closure_may_be_used_with_everything_else(problem: Problem) -> None:
+    other = copy.deepcopy(problem)
+    options: dict[str, Any] = {"curvature_every": 2, "betas": (0.9, 0.99), "lr": lambda step: 0.1 / (1 + step)}
+    optimizer = _optimizer(problem, **options)
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = problem.loss()
+        loss.backward()
+        return loss.item()
+
+    losses = [optimizer.step(closure) for _ in range(4)]
+    assert losses == pytest.approx(train(other, _optimizer(other, **options), 4))
+    torch.testing.assert_close(flat(problem.model), flat(other.model), rtol=0, atol=0)
+
+
+def test_a_loop_interrupted_anywhere_goes_on(problem: Problem) -> None:
+    """An exception between any two lines of an iteration, an evaluation in training mode, and then the iteration."""
+    other = copy.deepcopy(problem)
+    optimizer = _optimizer(problem, momentum=0.9)
+
+    def interrupted(after: int) -> None:
+        lines = [
+            lambda: problem.model(problem.inputs),
+            lambda: problem.criterion(problem.model(problem.inputs), problem.targets),
+            lambda: problem.loss().backward(),
+        ]
+        lines[after]()
+        raise InterruptedError
+
+    for after in range(3):
+        with pytest.raises(InterruptedError):
+            interrupted(after)
+        optimizer.zero_grad()
+        problem.loss()
+        train(problem, optimizer, 1)
+    train(other, _optimizer(other, momentum=0.9), 3)
+    torch.testing.assert_close(flat(problem.model), flat(other.model), rtol=0, atol=0)
+
+
+def test_repr_lists_what_the_groups_do_not(problem: Problem) -> None:
+    shown = repr(_optimizer(problem, curvature="mc", samples=2, curvature_every=5, betas=(0.9, 0.99)))
+    for part in ("curvature: mc", "samples: 2", "curvature_every: 5", "betas: (0.9, 0.99)", "weight_decay: 0.0"):
+        assert part in shown
