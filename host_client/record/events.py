@@ -51,6 +51,7 @@ class Uploaded:
         nbytes: bytes of tensors.
         path: which way they went, such as ``"shared-memory"``, ``"grpc"`` or ``"in-process"``; None if none did.
         kept: whether the device kept the operator that it had, so that the drive travelled alone.
+        step: number of the step whose gradient it carries; None if that is not known.
     """
 
     number: int
@@ -63,6 +64,7 @@ class Uploaded:
     nbytes: int
     path: str | None
     kept: bool
+    step: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,328 @@
+"""From the events of a run to bars, arrows and gaps on one time base. Pure: nothing is drawn here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby, pairwise
+from typing import Literal, TypeAlias
+
+from host_client.record import (
+    DeviceBack,
+    DeviceLost,
+    Differentiated,
+    Event,
+    Read,
+    Record,
+    Updated,
+    Uploaded,
+)
+from host_client.timeline.time_base import TimeBase, Unit, time_base
+
+Lane: TypeAlias = Literal["host", "uploads", "readings", "SPU"]
+"""Where a bar lies; uploads and readings are the two directions of the link."""
+
+BarKind: TypeAlias = Literal["differentiation", "update", "upload", "reading", "program"]
+
+ArrowKind: TypeAlias = Literal["hand over", "take hold", "reading"]
+"""From a differentiation to its upload, from an upload to the program it becomes, from a measurement to its use."""
+
+LANES: dict[BarKind, Lane] = {
+    "differentiation": "host",
+    "update": "host",
+    "upload": "uploads",
+    "reading": "readings",
+    "program": "SPU",
+}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Something that lasts.
+
+    Attributes:
+        kind: what it is.
+        number: of the step, upload, reading, or the program's sequence.
+        began: place on the axis.
+        ended: place on the axis, not before `began`.
+        event: that it comes from.
+        program: (epoch, sequence) that it belongs to, where there is one.
+        row: of its lane; 0 unless it overlaps another one.
+    """
+
+    kind: BarKind
+    number: int
+    began: float
+    ended: float
+    event: Event
+    program: tuple[int, int] | None = None
+    row: int = 0
+
+    @property
+    def lane(self) -> Lane:
+        """Where it lies."""
+        return LANES[self.kind]
+
+    @property
+    def lost(self) -> bool:
+        """Whether it is an upload that did not take hold."""
+        return isinstance(self.event, Uploaded) and self.event.outcome != "took hold"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A state of the device measured.
+
+    Attributes:
+        time: place on the axis.
+        began: place at which its average begins; `time` for the state itself.
+        reading: that brought it to the host.
+        used: whether an update used it.
+    """
+
+    time: float
+    began: float
+    reading: Read
+    used: bool
+
+    @property
+    def program(self) -> tuple[int, int]:
+        """(epoch, sequence) in force."""
+        return self.reading.epoch, self.reading.sequence
+
+
+@dataclass(frozen=True)
+class Arrow:
+    """Something that travels.
+
+    Attributes:
+        kind: what.
+        began: place on the axis at which it sets out.
+        ended: place at which it arrives, not before `began`.
+        source: bar that it leaves; of a reading, the bar on the link.
+        target: bar that it reaches.
+    """
+
+    kind: ArrowKind
+    began: float
+    ended: float
+    source: Bar
+    target: Bar
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A time without the device.
+
+    Attributes:
+        began: place at which the host knew.
+        ended: place at which it was back; the end of the record, if it was not.
+        lost: why, and what was done.
+    """
+
+    began: float
+    ended: float
+    lost: DeviceLost
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """A run on one axis.
+
+    Attributes:
+        unit: of the axis; places are in seconds of host time since the record began, or in τ of device time.
+        base: that made the places.
+        bars: by their begin.
+        measurements: by their time.
+        arrows: by their begin.
+        gaps: by their begin.
+        ended: place of the last thing that happened.
+        notes: what could not be placed.
+    """
+
+    unit: Unit
+    base: TimeBase
+    bars: tuple[Bar, ...]
+    measurements: tuple[Measurement, ...]
+    arrows: tuple[Arrow, ...]
+    gaps: tuple[Gap, ...]
+    ended: float
+    notes: tuple[str, ...] = ()
+
+    def of(self, *kinds: BarKind) -> list[Bar]:
+        """The bars of these kinds."""
+        return [bar for bar in self.bars if bar.kind in kinds]
+
+
+def lay_out(record: Record) -> Timeline:
+    """Lay out a run.
+
+    A program's evolution lasts until the next one of its epoch takes hold, or the device is lost, or the record ends.
+    Where the clocks agree with an error, cause comes before effect all the same: nothing takes hold before its upload
+    begins, and no reading is sent after it was received.
+    """
+    base = time_base(record.events)
+    made = _Made(base, end=max((base.of_host(_last_host_time(event)) for event in record.events), default=0.0))
+    made.host(record.of(Differentiated), record.of(Updated))
+    made.gaps = _gaps(record.events, base, made.end)
+    made.uploads_and_programs(list(record.of(Uploaded)))
+    made.readings(list(record.of(Read)))
+    return Timeline(
+        unit=base.unit,
+        base=base,
+        bars=tuple(sorted(made.bars, key=lambda bar: (bar.began, bar.ended))),
+        measurements=tuple(sorted(made.measurements, key=lambda measurement: measurement.time)),
+        arrows=tuple(sorted(made.arrows, key=lambda arrow: arrow.began)),
+        gaps=tuple(made.gaps),
+        ended=max([made.end, *(bar.ended for bar in made.bars)]),
+        notes=tuple(
+            f"{count} {what} of epoch {epoch} are not shown: nothing relates its device time to the host's"
+            for (what, epoch), count in made.unplaced.items()
+        ),
+    )
+
+
+@dataclass
+class _Made:
+    """What is laid out so far."""
+
+    base: TimeBase
+    end: float
+    bars: list[Bar] = field(default_factory=list)
+    measurements: list[Measurement] = field(default_factory=list)
+    arrows: list[Arrow] = field(default_factory=list)
+    gaps: list[Gap] = field(default_factory=list)
+    unplaced: Counter[tuple[str, int]] = field(default_factory=Counter)
+    differentiations: dict[int, Bar] = field(default_factory=dict)
+    updates: dict[int, list[Bar]] = field(default_factory=dict)
+
+    def host(self, differentiated: Iterable[Differentiated], updated: Iterable[Updated]) -> None:
+        """Bars of the host's own work."""
+        at = self.base.of_host
+        work = [Bar("differentiation", event.step, at(event.began), at(event.ended), event) for event in differentiated]
+        for (began, ended), together in groupby(updated, key=lambda event: (at(event.began), at(event.ended))):
+            events = list(together)  # one after the other, told as one time: each gets its part of it
+            places = [began + (ended - began) * part / len(events) for part in range(len(events) + 1)]
+            parts = zip(events, places, places[1:], strict=False)
+            work += [Bar("update", event.step, start, end, event) for event, start, end in parts]
+        for bar in in_rows(work):
+            self.bars.append(bar)
+            match bar.event:
+                case Differentiated(step=step):
+                    self.differentiations[step] = bar
+                case Updated(reading=int(number)):
+                    self.updates.setdefault(number, []).append(bar)
+
+    def uploads_and_programs(self, uploaded: Sequence[Uploaded]) -> None:
+        """Bars of uploads, and the programs that they become."""
+        programs = self._programs(uploaded)
+        bars = []
+        for event in uploaded:
+            began, ended = self.base.of_host(event.began), self.base.of_host(event.ended)
+            program = programs.get(event.number)
+            if program is not None:
+                ended = min(max(began, program.began), max(began, ended))
+            belongs = program.program if program is not None else None
+            bars.append(Bar("upload", event.number, began, ended, event, belongs))
+        # What travels lies in the first row; what waited until it was dropped, below it.
+        travelled = in_rows(bar for bar in bars if not _dropped(bar))
+        below = 1 + max((bar.row for bar in travelled), default=0)
+        for bar in travelled + in_rows((bar for bar in bars if _dropped(bar)), first=below):
+            self.bars.append(bar)
+            if (step := getattr(bar.event, "step", None)) is not None and step in self.differentiations:
+                made = self.differentiations[step]
+                self.arrows.append(Arrow("hand over", min(made.ended, bar.began), bar.began, made, bar))
+            if program := programs.get(bar.number):
+                self.arrows.append(Arrow("take hold", min(bar.ended, program.began), program.began, bar, program))
+        self.bars += programs.values()
+
+    def _programs(self, uploaded: Sequence[Uploaded]) -> dict[int, Bar]:
+        """The evolution under each program, by the number of its upload."""
+        placed: dict[int, list[tuple[float, Uploaded]]] = {}
+        for event in uploaded:
+            if event.took_hold is None or event.epoch is None:
+                continue
+            began = self.base.of_device(event.took_hold, event.epoch)
+            if began is None:
+                self.unplaced["programs", event.epoch] += 1
+            else:
+                placed.setdefault(event.epoch, []).append((began, event))
+        made = {}
+        for epoch, starts in placed.items():
+            starts.sort(key=lambda start: (start[0], start[1].sequence))
+            ends = [following for (_, _), (following, _) in pairwise(starts)]
+            ends.append(self._end_of(epoch, starts[-1][0], placed))
+            for (began, event), ended in zip(starts, ends, strict=True):
+                sequence = event.sequence if event.sequence is not None else 0
+                made[event.number] = Bar("program", sequence, began, max(began, ended), event, (epoch, sequence))
+        return made
+
+    def _end_of(self, epoch: int, began: float, placed: dict[int, list[tuple[float, Uploaded]]]) -> float:
+        """Where an epoch's last program ends: where the device is lost, or another epoch has begun, or at the end."""
+        others = [start for other, starts in placed.items() if other != epoch for start, _ in starts]
+        ends = [gap.began for gap in self.gaps] + others
+        return min((end for end in ends if end >= began), default=max(began, self.end))
+
+    def readings(self, read: Sequence[Read]) -> None:
+        """Measurements, their way over the link, and the updates that used them."""
+        bars = []
+        for event in read:
+            received = self.base.of_host(event.received)
+            sent = self.base.of_device(event.sent, event.epoch)
+            time = self.base.of_device(event.time, event.epoch)
+            began = self.base.of_device(event.time - event.window, event.epoch)
+            if sent is None or time is None or began is None:
+                self.unplaced["readings", event.epoch] += 1
+                continue
+            sent = min(sent, received)
+            time = min(time, sent)
+            bars.append(Bar("reading", event.number, sent, received, event, (event.epoch, event.sequence)))
+            used = event.number in self.updates
+            self.measurements.append(Measurement(time, min(began, time), event, used))
+        times = {measurement.reading.number: measurement.time for measurement in self.measurements}
+        for bar in in_rows(bars):
+            self.bars.append(bar)
+            for update in self.updates.get(bar.number, []):
+                ended = max(update.began, bar.ended)
+                self.arrows.append(Arrow("reading", times[bar.number], ended, bar, update))
+
+
+def in_rows(bars: Iterable[Bar], first: int = 0) -> list[Bar]:
+    """Bars by their begin, each in the first row, from `first` on, in which it overlaps no earlier one."""
+    placed: list[Bar] = []
+    free: list[float] = []
+    for bar in sorted(bars, key=lambda bar: (bar.began, bar.ended)):
+        row = next((row for row, ended in enumerate(free) if ended <= bar.began), len(free))
+        free[row : row + 1] = [bar.ended]
+        placed.append(replace(bar, row=first + row))
+    return placed
+
+
+def _dropped(bar: Bar) -> bool:
+    return isinstance(bar.event, Uploaded) and bar.event.outcome == "dropped"
+
+
+def _gaps(events: Sequence[Event], base: TimeBase, end: float) -> list[Gap]:
+    """From each loss of the device to its return; several losses before one return are one gap."""
+    gaps: list[Gap] = []
+    lost: DeviceLost | None = None
+    for event in events:
+        if isinstance(event, DeviceLost) and lost is None:
+            lost = event
+        elif isinstance(event, DeviceBack) and lost is not None:
+            gaps.append(Gap(base.of_host(lost.host), max(base.of_host(lost.host), base.of_host(event.host)), lost))
+            lost = None
+    if lost is not None:
+        gaps.append(Gap(base.of_host(lost.host), max(base.of_host(lost.host), end), lost))
+    return gaps
+
+
+def _last_host_time(event: Event) -> float:
+    match event:
+        case Read():
+            return event.received
+        case Uploaded() | Differentiated() | Updated():
+            return event.ended
+        case _:
+            return event.host

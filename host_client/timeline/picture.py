@@ -1,0 +1,341 @@
+"""The timeline as a picture: lanes for host, link and SPU, and what travels between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+from matplotlib.path import Path as Curve
+from matplotlib.textpath import TextPath
+from matplotlib.ticker import MaxNLocator
+
+from host_client.record import Updated, Uploaded
+from host_client.timeline.example import Example, find_example
+from host_client.timeline.layout import Arrow, Bar, Timeline
+from host_client.timeline.theme import THEMES, Theme, ThemeName
+from host_client.timeline.window import Window
+
+WIDTH = 9.4
+"""Of the picture in inches; text of 9 points is then readable where a page shows it 800 pixels wide."""
+
+LEFT, RIGHT, TOP, BOTTOM = 1.22, 0.18, 0.66, 0.56
+"""Margins in inches."""
+
+BAR, ROW, PAD, HEAD, BETWEEN, NOTES = 0.27, 0.34, 0.1, 0.13, 0.38, 0.36
+"""Inches: a bar's height, a row's, a lane's around its rows, above the host's for words, between lanes, and below the
+SPU for t and t_d."""
+
+THINNEST = 0.06
+"""Inches that a bar is wide at least, so that it is seen and an arrow can point at it."""
+
+SMALL, TEXT = 8.0, 9.0
+"""Sizes of text in points."""
+
+UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
+
+
+def draw(
+    timeline: Timeline, window: Window, path: Path, *, title: str = "", subtitle: str = "", theme: ThemeName = "light"
+) -> None:
+    """Draw a window of a run; the file's ending says whether as PNG, SVG or PDF.
+
+    Args:
+        timeline: the run.
+        window: what is shown of it.
+        path: of the picture; its folder is made.
+        title: one line above, in bold.
+        subtitle: one line below it.
+        theme: for a light or a dark page.
+
+    Raises:
+        OSError: when the file cannot be made.
+        ValueError: for an ending that is no kind of picture.
+    """
+    # Text as paths looks the same everywhere; without date and with a fixed salt the same run gives the same file.
+    with matplotlib.rc_context({"svg.hashsalt": "timeline", "font.family": "DejaVu Sans", "hatch.linewidth": 0.8}):
+        figure = _Picture(timeline, window, THEMES[theme]).figure(title, subtitle)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+@dataclass(frozen=True)
+class _Lane:
+    """Extent of a lane, in inches from the bottom of the axes."""
+
+    name: str
+    about: str
+    bottom: float
+    top: float
+
+
+class _Picture:
+    """Places in the window become inches from the left, lanes inches from the bottom."""
+
+    def __init__(self, timeline: Timeline, window: Window, theme: Theme) -> None:
+        self._timeline, self._window, self._theme = timeline, window, theme
+        self._width = WIDTH - LEFT - RIGHT
+        self._example = find_example(timeline, window)
+        self._bars = [bar for bar in timeline.bars if window.shows(bar.began, bar.ended)]
+        self._rows = {
+            lane: 1 + max((bar.row for bar in self._bars if bar.lane == lane), default=0)
+            for lane in ("host", "uploads", "readings", "SPU")
+        }
+        self._steps = {bar.number for bar in timeline.of("differentiation")}
+        self._used = {id(arrow.target): arrow.source.program for arrow in timeline.arrows if arrow.kind == "reading"}
+        updates = [bar for bar in self._bars if bar.kind == "update"]
+        apart = min((self._x(b.began) - self._x(a.began) for a, b in pairwise(updates)), default=self._width)
+        self._room_above = apart > max((_inches(self._dress(bar)[1][0], SMALL) for bar in updates), default=0.0)
+        self._place_lanes()
+
+    def _place_lanes(self) -> None:
+        rows = self._rows
+        y = NOTES if self._example is not None else 0.05
+        self._bottoms = {"SPU": y + PAD}
+        spu = _Lane("SPU", "evolves by itself", y, y := y + 2 * PAD + ROW * rows["SPU"])
+        y += BETWEEN
+        link_bottom = y
+        self._bottoms["uploads"] = y + PAD
+        self._bottoms["readings"] = y + PAD + ROW * rows["uploads"]
+        y += 2 * PAD + ROW * (rows["readings"] + rows["uploads"])
+        link = _Lane("link", "readings up,\nuploads down", link_bottom, y)
+        y += BETWEEN
+        self._bottoms["host"] = y + PAD
+        host = _Lane("host", "differentiates,\nupdates", y, y := y + 2 * PAD + HEAD + ROW * rows["host"])
+        self._lanes, self._height = (spu, link, host), y
+
+    def figure(self, title: str, subtitle: str) -> Figure:
+        """The whole picture."""
+        height = self._height + TOP + BOTTOM
+        figure = Figure(figsize=(WIDTH, height), facecolor=self._theme.ground)
+        axes = figure.add_axes((LEFT / WIDTH, BOTTOM / height, self._width / WIDTH, self._height / height))
+        axes.set_facecolor(self._theme.ground)
+        axes.set_xlim(0.0, self._width)
+        axes.set_ylim(0.0, self._height)
+        self._draw_lanes(axes)
+        self._draw_gaps(axes)
+        for arrow in self._timeline.arrows:
+            if self._window.shows(arrow.began, arrow.ended):
+                self._draw_arrow(axes, arrow)
+        for bar in self._bars:
+            self._draw_bar(axes, bar)
+        self._draw_measurements(axes)
+        if self._example is not None:
+            self._draw_example(axes, self._example)
+        self._draw_axis(axes)
+        figure.text(0.16 / WIDTH, 1 - 0.16 / height, title, size=12.5, weight="bold", color=self._theme.ink, va="top")
+        figure.text(0.16 / WIDTH, 1 - 0.40 / height, subtitle, size=SMALL, color=self._theme.muted, va="top")
+        return figure
+
+    def _x(self, place: float) -> float:
+        """Inches from the left of the axes; kept near them."""
+        x = (place - self._window.began) / self._window.length * self._width
+        return min(max(x, -1.0), self._width + 1.0)
+
+    def _left(self, bar: Bar) -> float:
+        """Left edge of a bar; of two instants at one place, the one that comes first lies left."""
+        later = bar.kind in ("differentiation", "upload") and bar.began == bar.ended
+        return self._x(bar.began) + (0.07 if later and self._timeline.unit == "τ" else 0.0)
+
+    def _width_of(self, bar: Bar) -> float:
+        return max(self._x(bar.ended) - self._x(bar.began), THINNEST)
+
+    def _y(self, bar: Bar) -> float:
+        """Bottom of a bar: the first row of uploads is next to the device, those of other lanes at their lane's top."""
+        row = bar.row if bar.lane == "uploads" else self._rows[bar.lane] - 1 - bar.row
+        return self._bottoms[bar.lane] + ROW * row + 0.5 * (ROW - BAR)
+
+    def _draw_lanes(self, axes: Axes) -> None:
+        for lane in self._lanes:
+            axes.add_patch(
+                Rectangle((0, lane.bottom), self._width, lane.top - lane.bottom, color=self._theme.lane, lw=0, zorder=0)
+            )
+            middle, half = 0.5 * (lane.bottom + lane.top), 0.055 + 0.075 * lane.about.count("\n")
+            words: dict[str, Any] = {"va": "center", "linespacing": 1.15}
+            axes.text(0.16 - LEFT, middle + half, lane.name, size=11, weight="bold", color=self._theme.ink, **words)
+            axes.text(0.16 - LEFT, middle - 0.1, lane.about, size=7.5, color=self._theme.muted, **words)
+
+    def _draw_gaps(self, axes: Axes) -> None:
+        bottom, top = self._lanes[0].bottom, self._lanes[-1].top
+        for gap in self._timeline.gaps:
+            if not self._window.shows(gap.began, gap.ended):
+                continue
+            x, right = max(self._x(gap.began), 0.0), min(self._x(gap.ended), self._width)
+            axes.add_patch(
+                Rectangle((x, bottom), right - x, top - bottom, color=self._theme.lost, alpha=0.12, lw=0, zorder=0.5)
+            )
+            for edge in (x, right):
+                axes.plot([edge, edge], [bottom, top], color=self._theme.lost, lw=1, zorder=0.6)
+            words = [f"device lost: {gap.lost.reason}", "device lost", "lost"]
+            text = self._fitting([f"{words[0]} (policy: {gap.lost.policy})", *words], right - x - 0.1, TEXT)
+            y = self._lanes[1].bottom - 0.5 * BETWEEN
+            axes.text(0.5 * (x + right), y, text, size=TEXT, color=self._theme.lost, ha="center", va="center", zorder=6)
+
+    def _draw_bar(self, axes: Axes, bar: Bar) -> None:
+        colour, words = self._dress(bar)
+        x, y, width = self._left(bar), self._y(bar), self._width_of(bar)
+        if bar.kind == "reading":
+            axes.plot([x, x + width], [y + 0.5 * BAR] * 2, color=colour, lw=3, solid_capstyle="round", zorder=3)
+            return
+        box = FancyBboxPatch(
+            (x, y), width, BAR, f"round,pad=0,rounding_size={min(0.04, 0.3 * width)}", lw=0.8, zorder=3
+        )
+        box.set(facecolor=self._theme.ground, edgecolor=colour, hatch="//////") if bar.lost else box.set(
+            facecolor=colour, edgecolor=self._theme.lane
+        )
+        axes.add_patch(box)
+        left, right = max(x, 0.0), min(x + width, self._width)
+        text = self._fitting(words, right - left - 0.08, TEXT)
+        ink = self._theme.ink if colour == self._theme.neutral else self._theme.on_program
+        style: dict[str, Any] = {"size": TEXT, "color": ink, "va": "center_baseline"}
+        if bar.lost:
+            ground = {"boxstyle": "square,pad=0.15", "facecolor": self._theme.ground, "edgecolor": "none"}
+            style |= {"size": SMALL, "color": colour, "bbox": ground}
+        if text:
+            axes.text(0.5 * (left + right), y + 0.5 * BAR, text, ha="center", zorder=4, **style)
+        elif bar.kind == "update" and self._room_above:
+            half = 0.5 * _inches(words[0], SMALL) + 0.04
+            middle = min(max(x + 0.5 * width, half), self._width - half)
+            style |= {
+                "size": SMALL,
+                "color": self._theme.ink if colour == self._theme.neutral else colour,
+                "va": "bottom",
+            }
+            axes.text(middle, y + BAR + 0.03, words[0], ha="center", zorder=4, **style)
+
+    def _dress(self, bar: Bar) -> tuple[str, list[str]]:
+        """Colour, and what may be written on the bar, the longest first."""
+        of_program = self._theme.of_program(bar.program)
+        match bar.event:
+            case Uploaded(outcome=outcome) if bar.lost:
+                return self._theme.lost, [outcome]
+            case Uploaded() if bar.kind == "upload" and bar.program is not None:
+                return of_program, [f"upload {bar.program[1]}", f"{bar.program[1]}"]
+            case Uploaded():
+                return of_program, [f"evolves under program {bar.number}", f"program {bar.number}", f"{bar.number}"]
+            case Updated(source=source, step=step):
+                by = "" if source == "device" else f" ({source})"
+                following = f", diff. {step + 1}" if self._timeline.unit == "τ" and step + 1 in self._steps else ""
+                return self._theme.of_program(self._used.get(id(bar))), [f"update {step}{by}{following}"]
+            case _:
+                return of_program, [f"differentiate {bar.number}", f"diff. {bar.number}", f"{bar.number}"]
+
+    def _draw_arrow(self, axes: Axes, arrow: Arrow) -> None:
+        source, target = arrow.source, arrow.target
+        colour = self._theme.of_program(source.program or target.program)
+        match arrow.kind:
+            case "hand over" | "take hold":
+                colour = self._theme.lost if target.lost else colour
+                start, end = self._x(arrow.began), self._x(arrow.ended)
+                if source.began == source.ended:
+                    start = self._left(source) + 0.5 * THINNEST
+                    end = max(end, start)
+                self._curve(axes, (start, self._y(source)), (end, self._y(target) + BAR), colour)
+            case "reading":
+                link = self._y(source) + 0.5 * BAR
+                end = max(self._x(arrow.ended), self._left(target) + 0.5 * self._width_of(target))
+                self._curve(
+                    axes, (self._x(arrow.began), self._surface), (self._x(source.began), link), colour, head=False
+                )
+                self._curve(axes, (self._x(source.ended), link), (end, self._y(target)), colour)
+
+    def _curve(
+        self, axes: Axes, start: tuple[float, float], end: tuple[float, float], colour: str, *, head: bool = True
+    ) -> None:
+        """From one lane to another, leaving and arriving upright."""
+        (x, y), (u, v) = start, end
+        middle = 0.5 * (y + v)
+        path = Curve(
+            [(x, y), (x, middle), (u, middle), (u, v)], [Curve.MOVETO, Curve.CURVE4, Curve.CURVE4, Curve.CURVE4]
+        )
+        axes.add_patch(
+            FancyArrowPatch(
+                path=path,
+                arrowstyle="-|>,head_length=4,head_width=2" if head else "-",
+                color=colour,
+                lw=1.4,
+                zorder=2.5,
+                shrinkA=0,
+                shrinkB=0,
+                fill=head,
+                joinstyle="miter",
+            )
+        )
+
+    @property
+    def _surface(self) -> float:
+        """Upper edge of the SPU's bars, where it is measured."""
+        return self._bottoms["SPU"] + ROW * self._rows["SPU"] - 0.5 * (ROW - BAR)
+
+    def _draw_measurements(self, axes: Axes) -> None:
+        for measurement in self._timeline.measurements:
+            if not self._window.shows(measurement.began, measurement.time):
+                continue
+            x, y, colour = self._x(measurement.time), self._surface, self._theme.of_program(measurement.program)
+            if measurement.reading.window:
+                axes.plot([self._x(measurement.began), x], [y, y], color=self._theme.ink, lw=2, zorder=5)
+            face, edge = (colour, self._theme.ground) if measurement.used else (self._theme.ground, colour)
+            axes.plot([x], [y], "o", ms=5.5, mfc=face, mec=edge, mew=1.0, zorder=6)
+
+    def _draw_example(self, axes: Axes, example: Example) -> None:
+        """Brackets for t and t_d below the SPU's lane."""
+        bottom = self._lanes[0].bottom
+        y = bottom - 0.2
+        x = [self._x(place) for place in (example.program.began, example.measurement.time, example.following.began)]
+        for end in x:
+            axes.plot([end, end], [y - 0.06, bottom + PAD], color=self._theme.ink, lw=0.8, zorder=2)
+        axes.plot([x[0], x[2]], [y, y], color=self._theme.ink, lw=0.8, zorder=2)
+        box: dict[str, Any] = {"boxstyle": "square,pad=0.25", "facecolor": self._theme.ground, "edgecolor": "none"}
+        words: dict[str, Any] = {"size": TEXT, "color": self._theme.ink, "va": "center", "zorder": 3}
+        texts = (f"analog time t = {_tau(example.analog_time)}", f"delay t$_d$ = {_tau(example.delay)}")
+        for text, left, right, side in zip(texts, x, x[1:], ("right", "left"), strict=False):
+            if right - left > _inches(text, TEXT) + 0.3:
+                axes.text(0.5 * (left + right), y, text, ha="center", bbox=box, **words)
+            else:
+                axes.text(x[0] - 0.08 if side == "right" else x[2] + 0.08, y, text, ha=side, **words)
+
+    def _draw_axis(self, axes: Axes) -> None:
+        window, unit, size, origin = self._window, "τ", 1.0, 0.0
+        label = "device time in τ (the clock is stepped: the host's work takes none of it)"
+        if self._timeline.unit == "s":
+            unit, size = next((unit for unit in UNITS if window.length >= 5 * unit[1]), UNITS[-1])
+            label = f"host time in {unit}, from {window.began:.3f} s after the record began"
+            origin = window.began
+        first, last = (window.began - origin) / size, (window.ended - origin) / size
+        ticks = [t for t in MaxNLocator(8, steps=[1, 2, 2.5, 5, 10]).tick_values(first, last) if first <= t <= last]
+        axes.set_xticks([self._x(origin + tick * size) for tick in ticks], [f"{tick:g}" for tick in ticks])
+        axes.set_yticks([])
+        axes.tick_params(length=3, color=self._theme.muted, labelcolor=self._theme.muted, labelsize=SMALL)
+        axes.set_xlabel(label, size=SMALL, color=self._theme.muted, loc="left")
+        axes.text(self._width, -0.25, self._legend(), size=SMALL, color=self._theme.muted, ha="right", va="top")
+        axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
+
+    def _legend(self) -> str:
+        """What the signs that occur mean."""
+        shown = [m for m in self._timeline.measurements if self._window.shows(m.began, m.time)]
+        signs = {
+            "● reading": any(m.used for m in shown),
+            "○ reading not used": any(not m.used for m in shown),
+            "▨ upload that did not take hold": any(bar.lost for bar in self._bars),
+        }
+        return "    ".join(sign for sign, occurs in signs.items() if occurs)
+
+    def _fitting(self, texts: Sequence[str], width: float, size: float) -> str:
+        """The first text that is at most that many inches wide, or nothing."""
+        return next((text for text in texts if _inches(text, size) <= width), "")
+
+
+def _inches(text: str, size: float) -> float:
+    """Width of a text."""
+    return float(TextPath((0, 0), text, size=size, prop=FontProperties(family="DejaVu Sans")).get_extents().width) / 72
+
+
+def _tau(value: float) -> str:
+    return f"{value:.3g} τ"

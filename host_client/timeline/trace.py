@@ -1,0 +1,187 @@
+"""The timeline as a trace that ui.perfetto.dev and chrome://tracing open.
+
+The format is Chrome's trace events: https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from host_client.timeline.layout import Arrow, ArrowKind, Bar, BarKind, Lane, Measurement, Timeline
+from host_client.timeline.window import Window
+
+MICROSECONDS: Final = {"s": 1e6, "τ": 1e3}
+"""Of the trace in a unit of the axis: on a stepped clock a τ is shown as a millisecond."""
+
+PROCESSES: Final = {1: "host", 2: "link", 3: "SPU"}
+"""Lanes, by the number that a trace gives a process."""
+
+THREADS: Final[dict[Lane, tuple[int, int]]] = {"host": (1, 10), "uploads": (2, 20), "readings": (2, 30), "SPU": (3, 40)}
+"""Process, and first thread, of a lane; each further row has the next thread."""
+
+MEASUREMENTS: Final = (3, 50)
+"""Process and thread of the instants at which the device was measured."""
+
+GAPS: Final = ((2, 60), (3, 60))
+"""Processes and threads of times without the device."""
+
+NAMES: Final[dict[BarKind, str]] = {
+    "differentiation": "differentiate",
+    "update": "update",
+    "upload": "upload",
+    "reading": "reading",
+    "program": "program",
+}
+
+FLOWS: Final[dict[ArrowKind, str]] = {"hand over": "upload", "take hold": "upload takes hold", "reading": "reading"}
+
+SHORTEST = 1.0
+"""Microseconds that an instant is drawn as, so that arrows have something to hold on to."""
+
+
+def write_trace(
+    timeline: Timeline, path: Path, *, window: Window | None = None, about: Mapping[str, Any] | None = None
+) -> int:
+    """Write a run as trace events.
+
+    Each lane is a process; arrows are flows; staleness is a counter; times without the device are slices of their own.
+
+    Args:
+        timeline: the run.
+        path: of the JSON file; its folder is made.
+        window: what is written; default: all.
+        about: the header of the record, kept as the trace's metadata.
+
+    Returns:
+        Number of events written.
+
+    Raises:
+        OSError: when the file cannot be made.
+    """
+    events = [*_metadata(timeline), *sorted(_events(timeline, window or Window(0.0, timeline.ended)), key=_order)]
+    content = {"traceEvents": events, "displayTimeUnit": "ms", "otherData": dict(about or {})}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+    return len(events)
+
+
+def _order(event: Mapping[str, Any]) -> tuple[float, float]:
+    """By time; of two that begin together, the one that encloses the other first, and flows after slices."""
+    return event["ts"], -event.get("dur", 0.0)
+
+
+def _metadata(timeline: Timeline) -> Iterator[dict[str, Any]]:
+    for pid, name in PROCESSES.items():
+        yield {"ph": "M", "name": "process_name", "pid": pid, "tid": 0, "args": {"name": name}}
+        yield {"ph": "M", "name": "process_sort_index", "pid": pid, "tid": 0, "args": {"sort_index": pid}}
+    threads = {_thread(bar): bar.lane if bar.lane != "SPU" else "evolution" for bar in timeline.bars}
+    threads[MEASUREMENTS] = "measured"
+    if timeline.gaps:
+        threads |= dict.fromkeys(GAPS, "device lost")
+    for (pid, tid), name in sorted(threads.items()):
+        yield {"ph": "M", "name": "thread_name", "pid": pid, "tid": tid, "args": {"name": name}}
+        yield {"ph": "M", "name": "thread_sort_index", "pid": pid, "tid": tid, "args": {"sort_index": tid}}
+
+
+def _events(timeline: Timeline, window: Window) -> Iterator[dict[str, Any]]:
+    scale = MICROSECONDS[timeline.unit]
+    shown = [bar for bar in timeline.bars if window.shows(bar.began, bar.ended)]
+    for bar in shown:
+        yield _slice(bar, scale)
+        staleness = getattr(bar.event, "staleness", None)
+        if bar.kind == "update" and staleness is not None:
+            yield {
+                "ph": "C",
+                "name": "staleness in τ",
+                "pid": 1,
+                "tid": 0,
+                "ts": _ts(bar.began, scale),
+                "args": {"τ": staleness},
+            }
+    measured = {}
+    for measurement in timeline.measurements:
+        if window.shows(measurement.began, measurement.time):
+            measured[measurement.reading.number] = measurement
+            yield _measured(measurement, scale)
+    for gap in timeline.gaps:
+        if window.shows(gap.began, gap.ended):
+            for pid, tid in GAPS:
+                yield {
+                    "ph": "X",
+                    "name": "device lost",
+                    "cat": "gap",
+                    "pid": pid,
+                    "tid": tid,
+                    "ts": _ts(gap.began, scale),
+                    "dur": max((gap.ended - gap.began) * scale, SHORTEST),
+                    "args": asdict(gap.lost),
+                }
+    known = set(map(id, shown))
+    arrows = [a for a in timeline.arrows if id(a.source) in known and id(a.target) in known]
+    for number, arrow in enumerate(arrows):
+        yield from _flow(arrow, number, scale, measured)
+
+
+def _slice(bar: Bar, scale: float) -> dict[str, Any]:
+    pid, tid = _thread(bar)
+    name = f"{NAMES[bar.kind]} {bar.number}"
+    if bar.lost:
+        name += f" ({getattr(bar.event, 'outcome', '')})"
+    return {
+        "ph": "X",
+        "name": name,
+        "cat": bar.kind,
+        "pid": pid,
+        "tid": tid,
+        "ts": _ts(bar.began, scale),
+        "dur": (bar.ended - bar.began) * scale or SHORTEST,
+        "args": asdict(bar.event),
+    }
+
+
+def _measured(measurement: Measurement, scale: float) -> dict[str, Any]:
+    pid, tid = MEASUREMENTS
+    return {
+        "ph": "X",
+        "name": f"measured under program {measurement.reading.sequence}",
+        "cat": "measurement",
+        "pid": pid,
+        "tid": tid,
+        "ts": _ts(measurement.began, scale),
+        "dur": max((measurement.time - measurement.began) * scale, SHORTEST),
+        "args": asdict(measurement.reading),
+    }
+
+
+def _flow(arrow: Arrow, number: int, scale: float, measured: Mapping[int, Measurement]) -> Iterator[dict[str, Any]]:
+    """An arrow as the events of a flow, each inside a slice: a reading's from where it was measured, over the link."""
+    stations = [(arrow.source, arrow.source.began), (arrow.target, arrow.target.began)]
+    places = [(*_thread(bar), place) for bar, place in stations]
+    if arrow.kind == "reading" and arrow.source.number in measured:
+        places.insert(0, (*MEASUREMENTS, measured[arrow.source.number].began))
+    places.sort(key=lambda place: place[2])
+    for index, (pid, tid, place) in enumerate(places):
+        phase = "s" if index == 0 else "f" if index == len(places) - 1 else "t"
+        event = {
+            "ph": phase,
+            "name": FLOWS[arrow.kind],
+            "cat": "flow",
+            "id": number,
+            "pid": pid,
+            "tid": tid,
+            "ts": _ts(place, scale),
+        }
+        yield event | ({"bp": "e"} if phase == "f" else {})
+
+
+def _thread(bar: Bar) -> tuple[int, int]:
+    pid, first = THREADS[bar.lane]
+    return pid, first + bar.row
+
+
+def _ts(place: float, scale: float) -> float:
+    return place * scale

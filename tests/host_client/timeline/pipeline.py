@@ -1,0 +1,194 @@
+"""A loop of host, link and device, simulated: what a run would record, without a network or a device."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from host_client.record import (
+    ClockAgreed,
+    DeviceBack,
+    DeviceLost,
+    Differentiated,
+    Event,
+    Read,
+    Record,
+    Updated,
+    Uploaded,
+)
+
+
+@dataclass
+class FreeRunning:
+    """An overlapped loop: uploads in the background, one in flight, one waiting; scheduled readings, newest used.
+
+    Durations are in seconds of host time but for those named otherwise, and vary by `jitter` of themselves.
+    """
+
+    steps: int = 12
+    differentiation: float = 0.034
+    update: float = 0.003
+    upload: float = 0.022
+    reply: float = 0.004
+    rate: float = 1000.0
+    drift: float = 1e-5
+    error: float = 1e-4
+    analog_time: float = 14.0
+    readings: int = 1
+    jitter: float = 0.15
+    lost_after: int | None = None
+    away: float = 0.12
+    seed: int = 0
+
+    def record(self) -> Record:
+        """What the run leaves."""
+        return Record({"format": 1, "device": {"driver": "simulation", "clock": "free"}}, tuple(self.events()))
+
+    def events(self) -> list[Event]:
+        """In the order in which they would be told."""
+        self._random = random.Random(self.seed)
+        self._told: list[tuple[float, Event]] = []
+        self._zero, self._epoch = 1000.0 - 5.0, 7
+        self._flight: tuple[int, int, float, float] | None = None  # upload, step, began, ends
+        self._waiting: tuple[int, int, float] | None = None  # upload, step, handed over
+        self._sequence = self._uploads = 0
+        self._reads: list[Read] = []
+        now = 1000.0
+        self._agree(now)
+        for step in range(self.steps):
+            if step == self.lost_after:
+                now = self._lose(now)
+            began, now = now, now + self._about(self.differentiation)
+            self._tell(now, Differentiated(step, began, now))
+            self._hand_over(step, now)
+            self._fly(now)
+            now = self._update(step, now)
+            self._agree(now)
+        return [event for _, event in sorted(self._told, key=lambda told: told[0])]
+
+    def _about(self, seconds: float) -> float:
+        return seconds * (1.0 + self.jitter * self._random.uniform(-1.0, 1.0))
+
+    def _device(self, host: float) -> float:
+        return (host - self._zero) * self.rate * (1.0 + self.drift)
+
+    def _tell(self, host: float, event: Event) -> None:
+        self._told.append((host, event))
+
+    def _agree(self, host: float) -> None:
+        seen = host + self._random.uniform(-self.error, self.error)
+        self._tell(host, ClockAgreed(seen, self._device(host), self._epoch, self.rate, self.error))
+
+    def _hand_over(self, step: int, now: float) -> None:
+        self._fly(now)
+        self._uploads += 1
+        if self._flight is None:
+            self._flight = (self._uploads, step, now, now + self._about(self.upload))
+            return
+        if self._waiting is not None:
+            number, old, handed = self._waiting
+            dropped = Uploaded(number, handed, now, "dropped", None, None, None, 0, None, False, old)
+            self._tell(now, dropped)
+        self._waiting = (self._uploads, step, now)
+
+    def _fly(self, now: float) -> None:
+        """Let go what has taken hold by now, and send what waits."""
+        while self._flight is not None and self._flight[3] <= now:
+            number, step, began, ends = self._flight
+            self._sequence += 1
+            held = self._device(ends)
+            self._tell(
+                ends + 1e-4,
+                Uploaded(
+                    number,
+                    began,
+                    ends + 1e-4,
+                    "took hold",
+                    self._epoch,
+                    self._sequence,
+                    held,
+                    5_800_000,
+                    "grpc",
+                    False,
+                    step,
+                ),
+            )
+            for number in range(1, self.readings + 1):
+                asked = held + number * self.analog_time
+                sent = asked + 1e-4 * self.rate
+                received = self._zero + sent / (self.rate * (1.0 + self.drift)) + self._about(self.reply)
+                self._reads.append(
+                    Read(
+                        len(self._reads) + 1,
+                        self._epoch,
+                        self._sequence,
+                        asked,
+                        asked,
+                        asked - held,
+                        0.0,
+                        sent,
+                        received,
+                    )
+                )
+                self._tell(received, self._reads[-1])
+            self._flight = None
+            if self._waiting is not None:
+                number, step, _ = self._waiting
+                self._waiting, self._flight = None, (number, step, ends + 2e-4, ends + self._about(self.upload))
+
+    def _update(self, step: int, now: float) -> float:
+        began, now = now, now + self._about(self.update)
+        arrived = [read for read in self._reads if read.received <= began and read.epoch == self._epoch]
+        if arrived:
+            newest = max(arrived, key=lambda read: read.time)
+            self._tell(now, Updated(step, began, now, newest.number, self._device(began) - newest.time, "device"))
+        else:
+            self._tell(now, Updated(step, began, now, None, None, "gradient"))
+        return now
+
+    def _lose(self, now: float) -> float:
+        self._fly(now)
+        if self._flight is not None:
+            number, step, began, _ = self._flight
+            self._tell(now, Uploaded(number, began, now, "failed", None, None, None, 0, "grpc", False, step))
+        self._flight = self._waiting = None
+        self._told = [told for told in self._told if told[0] <= now]
+        self._reads = [read for read in self._reads if read.received <= now]
+        self._tell(now, DeviceLost(now, "the connection broke", "wait"))
+        now += self.away
+        self._zero, self._epoch = now - 1.0, self._epoch + 1
+        self._sequence = 0
+        self._tell(now, DeviceBack(now, self._epoch))
+        self._agree(now)
+        return now
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """The paper's loop with exact analog time and delay: device time moves only when it is told to."""
+
+    steps: int = 8
+    analog_time: float = 50.0
+    delay: float = 10.0
+
+    def record(self) -> Record:
+        """What the run leaves."""
+        return Record({"format": 1, "device": {"driver": "simulation", "clock": "stepped"}}, tuple(self.events()))
+
+    def events(self) -> list[Event]:
+        """In the order in which they are told."""
+        host, device = 50.0, 0.0
+        told: list[Event] = [ClockAgreed(host, device, 0, 0.0, 0.0)]
+        for step in range(self.steps):
+            told.append(Differentiated(step, host, host + 0.03))
+            held = device + (self.delay if step else 0.0)
+            device = held + self.analog_time
+            told.append(
+                Uploaded(
+                    step, host + 0.03, host + 0.05, "took hold", 0, step + 1, held, 1000, "in-process", False, step
+                )
+            )
+            told.append(Read(step, 0, step + 1, device, device, self.analog_time, 0.0, device, host + 0.06))
+            told.append(Updated(step, host + 0.06, host + 0.061, step, 0.0, "device"))
+            host += 0.062
+        return told

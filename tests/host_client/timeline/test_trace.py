@@ -1,0 +1,93 @@
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from host_client.timeline import Window, lay_out, write_trace
+from tests.host_client.timeline.pipeline import FreeRunning, Stepped
+
+RUNS = {
+    "free": FreeRunning(),
+    "slow": FreeRunning(upload=0.08, readings=3),
+    "lost": FreeRunning(lost_after=5),
+    "stepped": Stepped(),
+    "no delay": Stepped(delay=0.0, analog_time=0.0),
+}
+
+
+def trace(run: FreeRunning | Stepped, path: Path, window: Window | None = None) -> list[dict[str, Any]]:
+    count = write_trace(lay_out(run.record()), path, window=window, about={"settings": {"lr": 0.1}})
+    content = json.loads(path.read_text())
+    assert content["otherData"] == {"settings": {"lr": 0.1}}
+    events: list[dict[str, Any]] = content["traceEvents"]
+    assert len(events) == count
+    return events
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_trace_keeps_the_rules_of_its_format(name: str, tmp_path: Path) -> None:
+    events = trace(RUNS[name], tmp_path / "t.json")
+    named = {event["pid"] for event in events if event["ph"] == "M" and event["name"] == "process_name"}
+    threads = {(event["pid"], event["tid"]) for event in events if event["name"] == "thread_name"}
+    timed = [event for event in events if event["ph"] != "M"]
+    assert {event["ph"] for event in timed} <= {"X", "s", "t", "f", "C"}
+    assert all(isinstance(event["ts"], int | float) and event["ts"] >= 0 and event["pid"] in named for event in timed)
+    assert [event["ts"] for event in timed] == sorted(event["ts"] for event in timed)
+
+    slices = defaultdict(list)
+    for event in timed:
+        if event["ph"] == "X":
+            assert event["dur"] > 0
+            assert event["name"]
+            assert (event["pid"], event["tid"]) in threads
+            slices[event["pid"], event["tid"]].append((event["ts"], event["ts"] + event["dur"]))
+    for extents in slices.values():  # on one thread slices contain each other or are apart
+        open_until: list[float] = []
+        for began, ended in sorted(extents, key=lambda extent: (extent[0], -extent[1])):
+            while open_until and open_until[-1] <= began + 1e-6:
+                open_until.pop()
+            assert not open_until or ended <= open_until[-1] + 1e-6
+            open_until.append(ended)
+
+    flows = defaultdict(list)
+    for event in timed:
+        if event["ph"] in "stf":
+            flows[event["id"]].append(event)
+            inside = slices[event["pid"], event["tid"]]
+            assert any(began - 1e-6 <= event["ts"] <= ended + 1e-6 for began, ended in inside)
+    assert flows
+    for stations in flows.values():
+        assert "".join(event["ph"] for event in stations) in ("sf", "stf")
+        assert stations[-1]["bp"] == "e"
+        assert len({event["name"] for event in stations}) == 1
+
+
+def test_a_trace_says_what_the_record_says(tmp_path: Path) -> None:
+    run = RUNS["slow"]
+    events = trace(run, tmp_path / "t.json")
+    names = [event["name"] for event in events if event["ph"] == "X"]
+    assert "differentiate 3" in names
+    assert "program 2" in names
+    assert any(name.endswith("(dropped)") for name in names)
+    stale = [event["args"]["τ"] for event in events if event["ph"] == "C"]
+    told = [event.staleness for event in run.events() if getattr(event, "staleness", None) is not None]  # type: ignore[union-attr]
+    assert stale == pytest.approx(told)
+    upload = next(event for event in events if event.get("cat") == "upload" and "dropped" not in event["name"])
+    assert upload["args"]["nbytes"] == 5_800_000
+
+
+def test_a_window_leaves_out_the_rest_and_arrows_into_it(tmp_path: Path) -> None:
+    whole = trace(RUNS["free"], tmp_path / "whole.json")
+    part = trace(RUNS["free"], tmp_path / "part.json", Window(0.15, 0.25))
+    assert 0 < len(part) < len(whole)
+    for event in part:
+        if event["ph"] == "X" and event["cat"] != "measurement":
+            assert event["ts"] <= 0.25e6
+            assert event["ts"] + event["dur"] >= 0.15e6
+    ids = defaultdict(set)
+    for event in part:
+        if event["ph"] in "stf":
+            ids[event["id"]].add(event["ph"])
+    assert all({"s", "f"} <= phases for phases in ids.values())
