@@ -162,6 +162,12 @@ class ReadInPast(Persistent):
     code = "OUT_OF_RANGE"
 
 
+class Clipped(Persistent):
+    """The state left the range of the device's converters, so that what they say is not its value."""
+
+    code = "OUT_OF_RANGE"
+
+
 class NoProgram(Persistent):
     """There is nothing to read: no program has taken hold."""
 

@@ -25,7 +25,8 @@ class Reading:
 
     Attributes:
         value: the state, or its average over the window; shape (N,), dtype of the program's drive.
-        time: device time of the measurement, in τ, exactly as asked; a `DeviceTime`.
+        time: device time of the measurement, in τ, exactly as asked, but for a board, which says when it measured; a
+            `DeviceTime`.
         sequence: number of the program in force at that time.
         age: how long that program had run by then, in τ.
         window: length of the average, in τ; 0 for the state itself.

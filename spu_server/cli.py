@@ -101,6 +101,10 @@ def serve(
         str | None,
         typer.Option(help="Where the emulator computes: cpu, cuda, or cuda:INDEX.", show_default="cpu"),
     ] = None,
+    driver_option: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=VALUE, one of the driver's own options; repeatable.", show_default="none"),
+    ] = None,
     insecure_remote: Annotated[
         bool | None,
         typer.Option(
@@ -145,6 +149,7 @@ def serve(
             cells=cells,
             max_bytes=max_bytes,
             compute=compute,
+            driver_option=_named(driver_option) if driver_option else None,
             insecure_remote=insecure_remote,
             log_level=log_level,
         )
@@ -163,6 +168,14 @@ def serve(
     except (AddressError, SpuError) as error:
         errors.print(f"[red]not started[/red]: {escape(str(error))}", highlight=False)
         raise typer.Exit(1) from None
+
+
+def _named(options: list[str]) -> dict[str, str]:
+    """Options NAME=VALUE by name."""
+    for option in options:
+        if "=" not in option.lstrip("="):
+            raise typer.BadParameter(f"{option!r} is not NAME=VALUE", param_hint="--driver-option")
+    return dict(option.split("=", 1) for option in options)
 
 
 @app.command()

@@ -34,6 +34,7 @@ class ServeSettings(BaseSettings):
     cells: int = Field(DriverOptions.cells, ge=1)
     max_bytes: int = Field(DriverOptions.max_bytes, ge=1)
     compute: str = Field(DriverOptions.compute, pattern=r"^(cpu|cuda(:\d+)?)$")
+    driver_option: dict[str, str] = Field(default_factory=dict)
     insecure_remote: bool = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -60,9 +61,18 @@ class ServeSettings(BaseSettings):
         return value
 
     @property
-    def effective_rate(self) -> float:
-        """τ per second of wall time: as asked, else real time, 1 / tau."""
-        return self.rate if self.rate is not None else 1.0 / self.tau
+    def driver_options(self) -> DriverOptions:
+        """What the driver is opened with."""
+        return DriverOptions(
+            self.seed,
+            self.tau,
+            self.cells,
+            self.max_bytes,
+            self.compute,
+            clock=self.clock,
+            rate=self.rate,
+            settings=self.driver_option,
+        )
 
     @classmethod
     def load(cls, config: Path | None, **given: Any) -> ServeSettings:

@@ -16,7 +16,6 @@ from spu_server.addresses import bind, release
 from spu_server.clock import FreeClock, SteppedClock
 from spu_server.config import ServeSettings
 from spu_server.device import Device
-from spu_server.drivers.base import DriverOptions
 from spu_server.drivers.process import DriverProcess
 from spu_server.memory import Payload
 from spu_server.regions import Regions
@@ -52,13 +51,13 @@ async def serve(settings: ServeSettings) -> None:
     # Without SO_REUSEPORT a second daemon on the same port fails, instead of sharing its calls.
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     addresses = await bind(server, settings.listen, insecure_remote=settings.insecure_remote)
-    options = DriverOptions(settings.seed, settings.tau, settings.cells, settings.max_bytes, settings.compute)
-    driver = DriverProcess(settings.driver, options)
+    driver = DriverProcess(settings.driver, settings.driver_options)
     memory: MemoryService | None = None
     try:
         capabilities = await driver.start()
-        clock = FreeClock(settings.effective_rate) if settings.clock == "free" else SteppedClock()
-        device: Device[Payload] = Device(driver, capabilities, clock, settings.tau)
+        tau = capabilities.tau or settings.tau
+        clock = FreeClock(settings.rate or 1.0 / tau) if settings.clock == "free" else SteppedClock()
+        device: Device[Payload] = Device(driver, capabilities, clock, tau)
         stalls = Stalls()
         regions = Regions(capabilities.max_bytes)
         regions.on_freed = driver.forget

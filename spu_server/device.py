@@ -271,10 +271,10 @@ class Device(Generic[P]):
         if self.state is not State.RUNNING:
             raise NoProgram("nothing has taken hold on this device; program it first", field="program", found="none")
         applied = self._applied
-        value = await self._faulting(self._port.read(at, opened))
+        value, taken = await self._faulting(self._port.read(at, opened))
         self._last_event = at
-        age = at - float(applied.time)
-        return Reading(value, at, applied.sequence, age, window, self.clock.now(), self.epoch)
+        age = taken - float(applied.time)
+        return Reading(value, taken, applied.sequence, age, window, self.clock.now(), self.epoch)
 
     async def halt(self, reason: str) -> float:
         """Stop at once: pending events fail, the session ends, the cells are discharged; the device time."""

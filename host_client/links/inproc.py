@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from typing import Literal, TypeVar
 
 from host_client.clock import Exchange
@@ -59,14 +59,18 @@ class InprocLink(Link):
         cells: int = DriverOptions.cells,
         max_bytes: int = DriverOptions.max_bytes,
         compute: str = DriverOptions.compute,
+        driver_option: Mapping[str, str] | None = None,
     ) -> InprocLink:
         """Open a driver and put a device before it. The options are those of ``spu-server serve``.
 
         Raises:
             DeviceFault: when the driver cannot be opened.
         """
-        port = LocalDriver(driver, DriverOptions(seed, tau, cells, max_bytes, compute))
+        settings = driver_option or {}
+        options = DriverOptions(seed, tau, cells, max_bytes, compute, clock=clock, rate=rate, settings=settings)
+        port = LocalDriver(driver, options)
         capabilities = await port.start()
+        tau = capabilities.tau or tau
         moving = SteppedClock() if clock == "stepped" else FreeClock(rate or 1.0 / tau)
         return cls(Device(port, capabilities, moving, tau), port)
 

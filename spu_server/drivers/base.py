@@ -8,11 +8,16 @@ is a device fault, except the errors of `spu_link.errors` that `stage` may raise
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
 from spu_link.program import Program
+
+INTERFACE = 1
+"""Version of this interface. It grows when a driver written for the old one would no longer do."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,9 @@ class DriverOptions:
         cells: most cells a program may use; a board takes the smaller of this and what it has.
         max_bytes: most bytes of one program's tensors; likewise.
         compute: where an emulator computes: ``"cpu"``, or ``"cuda"`` with or without an index; boards ignore it.
+        clock: what moves device time: this machine's clock, or the client. A board runs by itself and refuses that.
+        rate: τ per second of wall time that is asked for; None where nobody asked.
+        settings: what ``--driver-option NAME=VALUE`` said: a driver's own options.
     """
 
     seed: int = 0
@@ -32,6 +40,9 @@ class DriverOptions:
     cells: int = 200_000_000
     max_bytes: int = 8 << 30
     compute: str = "cpu"
+    clock: Literal["free", "stepped"] = "free"
+    rate: float | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,16 +55,43 @@ class Capabilities:
         max_bytes: most bytes of one program's tensors.
         features: names of the block kinds it takes, of the precisions narrower than float32 (which reach it decoded),
             and of optional abilities such as ``"window"``.
+        tau: time constant in seconds of a device that has one of its own; None: the one it was opened with.
+        clock_tolerance: how far the rate of the device's own clock may lie from this machine's, relative.
     """
 
     name: str
     cells: int
     max_bytes: int
     features: tuple[str, ...]
+    tau: float | None = None
+    clock_tolerance: float = 2e-4
+
+
+class Measured(NamedTuple):
+    """A reading, from a device that cannot take it at the very time asked for.
+
+    Attributes:
+        value: the state, shape (N,).
+        time: device time at which it was taken, in τ.
+    """
+
+    value: Tensor
+    time: float
+
+
+def measured(value: Tensor | Measured, at: float) -> Measured:
+    """What `Driver.read` returned, with its time: `at` unless it says otherwise."""
+    return value if isinstance(value, Measured) else Measured(value, at)
 
 
 class Driver(ABC):
-    """One device. The daemon calls these methods from one thread, in the order of device time."""
+    """One device. The daemon calls these methods from one thread, in the order of device time.
+
+    Attributes:
+        interface: version of the interface that the driver was written for.
+    """
+
+    interface: ClassVar[int] = 1
 
     @abstractmethod
     def __init__(self, options: DriverOptions) -> None:
@@ -76,6 +114,19 @@ class Driver(ABC):
             InvalidProgram: when the device cannot run it.
         """
 
+    def schedule(self, readings: Sequence[tuple[float, float]]) -> None:  # noqa: B027 - an optional ability
+        """Learn which readings will be asked for under the staged program; called after `stage`.
+
+        A device that runs by itself arms them now, because `read` comes when their time has passed. One that can tell
+        its state at any time need not listen.
+
+        Args:
+            readings: time after the commit and length of the average (0: the state itself) of each, in τ.
+
+        Raises:
+            InvalidProgram: when there are more than the device can take.
+        """
+
     @abstractmethod
     def commit(self, at: float) -> None:
         """Let the staged program take hold at device time `at`, at one instant. Fast."""
@@ -92,15 +143,30 @@ class Driver(ABC):
         """Forget a time average; one that is not open (any more) is no error."""
 
     @abstractmethod
-    def read(self, at: float, window: int | None) -> Tensor:
+    def read(self, at: float, window: int | None) -> Tensor | Measured:
         """State at device time `at`; shape (N,), dtype of the drive, memory of its own.
 
-        With the number of an open window, the average from its start to `at` instead; the window is closed.
+        With the number of an open window, the average from its start to `at` instead; the window is closed. A device
+        that could not measure at `at` says when it did.
         """
 
     @abstractmethod
     def halt(self, at: float) -> None:
         """Stop at device time `at`: drop all programs, staged too, and discharge the cells."""
+
+    def clock(self) -> float | None:
+        """Seconds on the device's own clock, from any origin; None where it has none. Fast.
+
+        The daemon compares it with this machine's, see `spu_server.drivers.watch`.
+        """
+        return None
+
+    def self_test(self) -> str:
+        """Let an idle device look at itself: what it found, in words; empty if nothing."""
+        return ""
+
+    def calibrate(self) -> None:  # noqa: B027 - an optional ability
+        """Let an idle device measure and correct its own errors; raises when it cannot be made good."""
 
     @abstractmethod
     def close(self) -> None:

@@ -23,7 +23,7 @@ class Loader:
         self._running: Program | None = None
 
     def stage(self, header: pb.ProgramHeader, memory: memoryview) -> None:
-        """Verify every value of a program that has not been verified, and stage it.
+        """Verify every value of a program that has not been verified, and stage it with its readings.
 
         Raises:
             InvalidProgram: when a value is not what it must be.
@@ -35,6 +35,7 @@ class Loader:
         else:
             program.check_values()
         self._driver.stage(program)
+        self._driver.schedule([(read.after, read.window) for read in header.reads])
         self._staged = program
 
     def call(self, method: str, *arguments: Any) -> Any:

@@ -6,9 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from torch import Tensor
-
 from spu_link.errors import DeviceFault
+from spu_server.drivers.base import Measured, measured
 from tngd.spu.v1 import spu_pb2 as pb
 
 P = TypeVar("P")
@@ -49,10 +48,9 @@ class DriverPort(ABC, Generic[P]):
         """Forget a time average."""
         await self.call("close_window", window)
 
-    async def read(self, at: float, window: int | None) -> Tensor:
+    async def read(self, at: float, window: int | None) -> Measured:
         """Measure."""
-        value: Tensor = await self.call("read", at, window)
-        return value
+        return measured(await self.call("read", at, window), at)
 
     async def halt(self, at: float) -> None:
         """Drop all programs and discharge the cells."""

@@ -16,11 +16,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from spu_link.errors import DeviceFault, SpuError
 from spu_server.descriptors import read_all, write_all
-from spu_server.drivers.base import Capabilities, DriverOptions
+from spu_server.drivers.base import Capabilities, DriverOptions, Measured, measured
 from spu_server.drivers.loader import Loader
 from spu_server.drivers.port import DriverPort
 from spu_server.drivers.registry import open_driver
@@ -104,10 +103,9 @@ class DriverProcess(DriverPort[Payload]):
         """Call one of the driver's methods."""
         return await self._run(self._call(method, *arguments))
 
-    async def read(self, at: float, window: int | None) -> Tensor:
+    async def read(self, at: float, window: int | None) -> Measured:
         """Measure."""
-        value: Tensor = await self._run(self._read(at, window))
-        return value
+        return await self._run(self._read(at, window))
 
     def forget(self, region: int) -> None:
         """Let the driver's process close the descriptor of a region that has gone."""
@@ -188,13 +186,13 @@ class DriverProcess(DriverPort[Payload]):
         await self._send((REMEMBER, (number,)), descriptor)
         await self._answer(CALL_SECONDS)
 
-    async def _read(self, at: float, window: int | None) -> Tensor:
-        dtype, count = await self._call("read", at, window)
+    async def _read(self, at: float, window: int | None) -> Measured:
+        dtype, count, time = await self._call("read", at, window)
         value = np.empty(count, dtype=dtype)
         await self._blocking(value.nbytes, self._readings.read, value.data.cast("B"))
         if value.nbytes > KEPT_BYTES:
             self._readings.clear()
-        return torch.from_numpy(value)
+        return Measured(torch.from_numpy(value), time)
 
     async def _send(self, message: tuple[str, tuple[Any, ...]], descriptor: int | None = None) -> None:
         data = ForkingPickler.dumps(message)
@@ -301,9 +299,10 @@ def _answer_call(
             os.close(regions.pop(arguments[0]))
             connection.send(("ok", None))
         elif method == "read":
-            value = loader.call("read", *arguments).numpy()
+            tensor, time = measured(loader.call("read", *arguments), arguments[0])
+            value = tensor.numpy()
             write_all(regions[READINGS], value.data.cast("B"), 0)
-            connection.send(("ok", (value.dtype.str, len(value))))
+            connection.send(("ok", (value.dtype.str, len(value), time)))
         else:
             connection.send(("ok", loader.call(method, *arguments)))
     except SpuError as error:

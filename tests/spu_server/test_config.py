@@ -25,7 +25,7 @@ def test_without_anything_the_defaults_hold():
     settings = ServeSettings.load(None)
     assert settings.listen == ("unix:/tmp/spu.sock",)
     assert (settings.driver, settings.clock, settings.seed) == ("emulator", "free", 0)
-    assert settings.effective_rate == pytest.approx(1e6)
+    assert settings.rate is None
 
 
 def test_options_go_before_the_environment_and_that_before_the_file(file, monkeypatch):
@@ -39,11 +39,6 @@ def test_options_go_before_the_environment_and_that_before_the_file(file, monkey
 def test_addresses_in_the_environment_are_separated_by_commas(monkeypatch):
     monkeypatch.setenv("SPU_LISTEN", "unix:/tmp/a,127.0.0.1:0")
     assert ServeSettings.load(None).listen == ("unix:/tmp/a", "127.0.0.1:0")
-
-
-def test_a_slower_device_is_slower_in_real_time():
-    assert ServeSettings.load(None, tau=1e-3).effective_rate == pytest.approx(1e3)
-    assert ServeSettings.load(None, tau=1e-3, rate=5.0).effective_rate == 5.0
 
 
 BAD = {

@@ -1,0 +1,44 @@
+"""A simulated board under test, in a process of its own."""
+
+from __future__ import annotations
+
+import selectors
+import subprocess
+import sys
+
+READY_SECONDS = 60.0
+
+
+class BoardSimulator:
+    """`spu-board-simulator` on a TCP port or a pseudo-terminal; ready when made.
+
+    Attributes:
+        address: what the driver is told.
+    """
+
+    def __init__(self, *options: str) -> None:
+        command = [sys.executable, "-m", "spu_server.board.simulator", *options]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.process.stdout, selectors.EVENT_READ)
+            if not selector.select(READY_SECONDS):
+                self.process.kill()
+                raise AssertionError(f"not ready after {READY_SECONDS} s")
+        line = self.process.stdout.readline().split()
+        assert line[:1] == ["ready"], line
+        self.address = line[1]
+
+    def close(self) -> None:
+        """Stop it; it ends well unless a test has killed it."""
+        assert self.process.stdout is not None
+        if self.process.poll() is None:
+            self.process.terminate()
+            assert self.process.wait(10.0) == 0
+        self.process.stdout.close()
+
+    def __enter__(self) -> BoardSimulator:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
