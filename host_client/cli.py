@@ -150,7 +150,8 @@ def next_step(error: Exception) -> str:
 
     tngd train mnist --optimizer adam --out results/adam             to compare
 
-    The folder --out then holds steps.csv (a row an iteration), run.json (settings, versions, results) and run.png.
+    The folder --out then holds steps.csv (a row an iteration), run.json (settings, versions, results), run.png, and
+    events.jsonl (what happened when), which `tngd timeline` shows.
     """
 )
 def train(
@@ -244,7 +245,7 @@ def train(
         data = mnist(train_size, test_size)
         console = Console()
         label = optimizer.value
-        result = run(data, settings, device, label=label, console=console, csv=out / "steps.csv")
+        result = run(data, settings, device, label=label, console=console, csv=out / "steps.csv", record_in=out)
         sizes = f"{train_size:,} training and {test_size:,} test images, N = {result.parameters:,}"
         caption = f"b = {batch_size}, {sizes}, seed {seed}"
         title = f"{task.value} with {label}"

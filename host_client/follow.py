@@ -14,6 +14,18 @@ from host_client.train import Evaluation, Run, Step
 SMOOTHING = 0.95
 """Weight of the past in the loss and accuracy of the progress line."""
 
+TOLD = {
+    "dropped": "uploads dropped",
+    "missed": "readings missed",
+    "waited": "waited",
+    "digital": "digital",
+    "gradient": "by gradient",
+    "lost": "times lost",
+    "reconnected": "reconnected",
+    "trust region": "cut by trust region",
+}
+"""Which of an optimizer's counts the progress line tells, once they are not 0, and how: what is out of the ordinary."""
+
 
 def follow(
     events: Iterable[Step | Evaluation],
@@ -48,7 +60,7 @@ def follow(
         TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[status]}"),
     ]
-    line = _Line(rate)
+    line = Line(rate)
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task(label, total=total, status="")
         for event in events:
@@ -65,8 +77,12 @@ def follow(
     return run
 
 
-class _Line:
-    """The changing part of the progress line."""
+class Line:
+    """The changing part of the progress line.
+
+    Args:
+        rate: τ per second of a free-running device; 0 if it has none.
+    """
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
@@ -74,6 +90,7 @@ class _Line:
         self._uploaded = 0
 
     def add(self, step: Step) -> str:
+        """The line after one more iteration."""
         self._loss = SMOOTHING * self._loss + (1 - SMOOTHING) * step.loss
         self._accuracy = SMOOTHING * self._accuracy + (1 - SMOOTHING) * step.accuracy
         self._weight = SMOOTHING * self._weight + (1 - SMOOTHING)
@@ -82,4 +99,5 @@ class _Line:
         if step.staleness is not None:
             milliseconds = f" ({1e3 * step.staleness / self._rate:.1f} ms)" if self._rate else ""
             parts += [f"staleness {step.staleness:.3g} τ{milliseconds}", f"uploaded {decimal(self._uploaded)}"]
+        parts += [f"{step.counts[what]} {said}" for what, said in TOLD.items() if step.counts.get(what)]
         return ", ".join(parts)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from host_client.blocking import Spu
 from host_client.follow import follow
 from host_client.provenance import provenance
+from host_client.record import RunRecord
 from host_client.report import plot_runs
 from host_client.results import device_summary, step_writer, summary, write_json
 from host_client.settings import Settings
@@ -29,6 +31,7 @@ def run(
     label: str,
     console: Console,
     csv: Path | None = None,
+    record_in: Path | None = None,
     evaluate_every: int | None = None,
     splits: Sequence[Split] = ("test",),
     each_evaluation: bool = True,
@@ -42,6 +45,7 @@ def run(
         label: name for people.
         console: where progress is shown.
         csv: file for the iterations, written as they happen.
+        record_in: folder for the record of what happened when, see `host_client.record`.
         evaluate_every: iterations between evaluations; by default an epoch.
         splits: what to evaluate on.
         each_evaluation: whether each evaluation is told, or only those at the end.
@@ -51,12 +55,22 @@ def run(
         FloatingPointError: when training diverges.
     """
     with ExitStack() as stack:
+        events = (
+            stack.enter_context(RunRecord(record_in, **_header(task, settings, spu))) if record_in is not None else None
+        )
         session, rate = None, 0.0
         if settings.optimizer == "tngd" and spu is not None:
             session, rate = stack.enter_context(spu.session(ttl=SESSION_TTL)), spu.info.rate
         writer = stack.enter_context(step_writer(csv)) if csv is not None else None
         return follow(
-            train(task, settings, session, evaluate_every=evaluate_every, splits=splits),
+            train(
+                task,
+                settings,
+                session,
+                evaluate_every=evaluate_every,
+                splits=splits,
+                record=events.record if events is not None else None,
+            ),
             start(task, settings),
             label=label,
             total=settings.total_steps(task.batches_per_epoch(settings.batch_size)),
@@ -65,6 +79,19 @@ def run(
             rate=rate,
             each_evaluation=each_evaluation,
         )
+
+
+def _header(task: Task, settings: Settings, spu: Spu | None) -> dict[str, Any]:
+    """What a run was made with and where."""
+    return {**provenance(), "task": _task(task), "settings": settings.model_dump(), "device": _device(spu)}
+
+
+def _task(task: Task) -> dict[str, Any]:
+    return {"name": task.name, "train_size": len(task.train), "test_size": len(task.test)}
+
+
+def _device(spu: Spu | None) -> dict[str, Any] | None:
+    return {"address": spu.address, **device_summary(spu.info)} if spu is not None else None
 
 
 def write_report(
@@ -77,8 +104,8 @@ def write_report(
     """
     content = {
         **provenance(),
-        "task": {"name": task.name, "train_size": len(task.train), "test_size": len(task.test)},
-        "device": {"address": spu.address, **device_summary(spu.info)} if spu is not None else None,
+        "task": _task(task),
+        "device": _device(spu),
         "runs": {label: summary(run) for label, run in runs.items()},
     }
     write_json(folder / f"{name}.json", content)

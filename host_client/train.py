@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -14,6 +14,8 @@ import torch
 from torch import nn
 
 from host_client.optimizers import TNGD, NGDWoodbury
+from host_client.optimizers.base import NaturalGradient
+from host_client.record import Differentiated, Event, Source, Updated
 from host_client.settings import Settings
 from host_client.tasks.task import Task
 
@@ -38,6 +40,7 @@ class Step:
         uploaded: bytes that this iteration sent to the device; 0 without one.
         device_time: device time of the reading used, in τ; None without a device.
         staleness: device time from the reading to its sending, in τ; None without a device.
+        counts: what has happened how often so far, as the optimizer counts it.
     """
 
     step: int
@@ -49,6 +52,7 @@ class Step:
     uploaded: int = 0
     device_time: float | None = None
     staleness: float | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -156,6 +160,7 @@ def train(
     *,
     evaluate_every: int | None = None,
     splits: Sequence[Split] = ("test",),
+    record: Callable[[Event], None] | None = None,
 ) -> Iterator[Step | Evaluation]:
     """Train a fresh network, giving each iteration and each evaluation as it happens.
 
@@ -165,6 +170,7 @@ def train(
         session: the device; needed for ``tngd`` only.
         evaluate_every: iterations between evaluations; by default an epoch. One comes at the end in any case.
         splits: which examples to evaluate on.
+        record: told of what happens when, see `host_client.record`.
 
     Raises:
         SpuError: when the device fails.
@@ -178,14 +184,19 @@ def train(
     uploaded = session.uploaded_bytes if session is not None else 0
     batches = itertools.islice(task.batches(settings.batch_size, settings.seed), total)
     for number in range(1, total + 1):
-        step_began = time.perf_counter()
+        step_began, host_began = time.perf_counter(), time.monotonic()
         inputs, targets = next(batches)
         outputs = model(inputs)
         loss = task.criterion(outputs, targets)
         loss.backward()
+        differentiated = time.monotonic()
         optimizer.step()
         optimizer.zero_grad()
         ended = time.perf_counter()
+        if record is not None:
+            source = _source(optimizer)
+            record(Differentiated(number - 1, host_began, differentiated))
+            record(Updated(number - 1, differentiated, time.monotonic(), None, None, source))
 
         batch_loss = loss.item()
         if not math.isfinite(batch_loss):
@@ -202,7 +213,15 @@ def train(
             uploaded=uploaded - before,
             device_time=reading.time if reading is not None else None,
             staleness=reading.sent - reading.time if reading is not None else None,
+            counts=dict(optimizer.counts) if isinstance(optimizer, NaturalGradient) else {},
         )
         if number % (evaluate_every or per_epoch) == 0 or number == total:
             for split in splits:
                 yield Evaluation(number, split, *task.evaluate(model, getattr(task, split)))
+
+
+def _source(optimizer: torch.optim.Optimizer) -> Source:
+    """Where the direction of its updates comes from."""
+    if isinstance(optimizer, TNGD):
+        return "device"
+    return "digital" if isinstance(optimizer, NaturalGradient) else "gradient"

@@ -48,7 +48,7 @@ def test_train_mnist_through_a_daemon_ends_with_its_table(free: Daemon, tmp_path
     result = tngd("train", "mnist", "--spu", free.address, *sizes, "--analog-time", "5", "--out", str(tmp_path))
     assert result.exit_code == 0, result.output
     assert "Jacobian" in result.output
-    assert {path.name for path in tmp_path.iterdir()} == {"steps.csv", "run.json", "run.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {"steps.csv", "run.json", "run.png", "events.jsonl"}
     rows = list(csv.DictReader((tmp_path / "steps.csv").read_text().splitlines()))
     assert len(rows) == 3
     assert int(rows[0]["uploaded_bytes"]) < 16 * 10 * 105_866 * 4 / 30

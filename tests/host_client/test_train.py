@@ -12,7 +12,9 @@ from rich.console import Console
 from torch import nn
 
 from host_client import connect
+from host_client.follow import Line
 from host_client.local_daemon import DaemonFailed, local_daemon
+from host_client.record import Differentiated, Updated, load
 from host_client.report import comparison_table, moving_average
 from host_client.results import COLUMNS
 from host_client.runner import run, write_report
@@ -92,6 +94,32 @@ def test_with_the_digital_solution_the_loss_is_that_of_the_device_left_to_settle
         analog = run(stripes, Settings(analog_time=60.0, **shared), spu, label="TNGD", console=quiet())
     expected = [step.loss for step in digital.steps]
     assert [step.loss for step in analog.steps] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_run_leaves_a_record_of_what_happened_when(stripes: Task, tmp_path: Path) -> None:
+    settings = Settings(optimizer="ngd-woodbury", batch_size=20, steps=3)
+    run(stripes, settings, None, label="NGD", console=quiet(), record_in=tmp_path)
+    record = load(tmp_path)
+    assert record.header["settings"] == settings.model_dump()
+    assert record.header["versions"]["torch"] == torch.__version__
+    assert record.header["machine"]["cores"] >= 1
+    differentiated, updated = list(record.of(Differentiated)), list(record.of(Updated))
+    assert [event.step for event in differentiated] == [event.step for event in updated] == [0, 1, 2]
+    assert {event.source for event in updated} == {"digital"}
+    for made, used in zip(differentiated, updated, strict=True):
+        assert made.began < made.ended <= used.began < used.ended
+
+
+def test_the_progress_line_tells_staleness_and_what_is_out_of_the_ordinary() -> None:
+    counts = {"updates": 9, "uploads": 9, "dropped": 3, "reconnected": 1, "digital": 0}
+    line = Line(rate=1000.0)
+    assert "dropped" not in line.add(Step(1, 1, 2.0, 0.1, 0.1, 0.1, counts={"dropped": 0}))
+    said = line.add(Step(2, 1, 2.0, 0.1, 0.2, 0.1, uploaded=10**6, staleness=12.5, counts=counts))
+    assert (
+        said
+        == "loss 2.000, accuracy 10.0%, staleness 12.5 τ (12.5 ms), uploaded 1.0 MB, 3 uploads dropped, 1 reconnected"
+    )
+    assert "ms" not in Line(rate=0.0).add(Step(1, 1, 2.0, 0.1, 0.2, 0.1, staleness=12.5))
 
 
 def test_the_same_seed_gives_the_same_run(stripes: Task) -> None:
