@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from torch.func import functional_call, jvp, vjp
 
 from benchmarks.networks import Network
-
-Product: TypeAlias = Callable[[Tensor], Tensor]
-"""F v for a vector v of shape (N,)."""
+from host_client.optimizers.solvers.cg import Product, Solution, conjugate_gradients
 
 
 def euler_maruyama(
@@ -39,29 +36,18 @@ def euler_maruyama(
     return x
 
 
-def conjugate_gradients(
-    product: Product, drive: Tensor, *, damping: float, tolerance: float, most: int = 2000
-) -> tuple[Tensor, int]:
-    """The solution x, from x = 0, to ‖(F + λI) x − b‖ ≤ tolerance · ‖b‖, and the number of products it took.
+def to_residual(product: Product, drive: Tensor, *, damping: float, tolerance: float, most: int = 2000) -> Solution:
+    """NGD-CG's solution, from x = 0, to ‖(F + λI) x − b‖ ≤ tolerance · ‖b‖.
 
     Raises:
-        ArithmeticError: when `most` products are not enough.
+        ArithmeticError: when `most` iterations are not enough.
     """
-    x = torch.zeros_like(drive)
-    residual = drive.clone()
-    direction = residual.clone()
-    square = residual @ residual
-    enough = tolerance**2 * square
-    for step in range(most):
-        if square <= enough:
-            return x, step
-        image = product(direction).add(direction, alpha=damping)
-        length = square / (direction @ image)
-        x.addcmul_(length, direction)
-        residual.addcmul_(-length, image)
-        before, square = square, residual @ residual
-        direction.mul_(square / before).add_(residual)
-    raise ArithmeticError(f"no convergence to {tolerance:.3g} in {most} products; the residual is {square**0.5:.3g}")
+    found = conjugate_gradients(product, drive, damping=damping, tolerance=tolerance, most=most)
+    if found.residual > tolerance:
+        raise ArithmeticError(
+            f"no convergence to {tolerance:.3g} in {found.iterations} iterations; the residual is {found.residual:.3g}"
+        )
+    return found
 
 
 def model_product(network: Network) -> Product:
