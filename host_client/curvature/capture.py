@@ -99,9 +99,9 @@ class Capture:
         self._operator: LayerRows | None = None
         self._differentiated: list[_Differentiated] = []
         handles = [
-            model.register_forward_pre_hook(_WeakHook(self._begin), with_kwargs=True, prepend=True),
-            model.register_forward_hook(_WeakHook(self._finish), with_kwargs=True, always_call=True),
-            criterion.register_forward_hook(_WeakHook(self._criterion_called), with_kwargs=True),
+            model.register_forward_pre_hook(WeakHook(self._begin), with_kwargs=True, prepend=True),
+            model.register_forward_hook(WeakHook(self._finish), with_kwargs=True, always_call=True),
+            criterion.register_forward_hook(WeakHook(self._criterion_called), with_kwargs=True),
         ]
         self._remove_hooks = weakref.finalize(self, _remove, handles, self._recorder)
 
@@ -278,19 +278,20 @@ def _note(
     differentiated.append(_Differentiated(operator, columns, factor.detach(), run))
 
 
-class _WeakHook:
+class WeakHook:
     """A hook that neither keeps its capture alive nor goes along with a copy of the module, pickled ones included."""
 
     def __init__(self, method: Callable[..., None] | None) -> None:
         self._method = None if method is None else weakref.WeakMethod(method)
 
     def __call__(self, *args: Any) -> None:
+        """The method, if its owner still lives."""
         method = self._method and self._method()
         if method:
             method(*args)
 
-    def __reduce__(self) -> tuple[type[_WeakHook], tuple[None]]:
-        return _WeakHook, (None,)
+    def __reduce__(self) -> tuple[type[WeakHook], tuple[None]]:
+        return WeakHook, (None,)
 
 
 def trained_parameters(model: nn.Module, among: Iterable[nn.Parameter] | None = None) -> list[tuple[str, nn.Parameter]]:

@@ -11,12 +11,14 @@ from weakref import WeakMethod
 import torch
 from torch import Tensor, nn
 
-from host_client.curvature import Capture, GradScaler, trained_parameters
+from host_client.curvature import Capture, GradScaler, Kind, trained_parameters
 from host_client.optimizers.groups import check_fits, make_groups, shapes_of
+from host_client.optimizers.levenberg_marquardt import LevenbergMarquardt, Trial
 from host_client.optimizers.options import Curvature
 from host_client.optimizers.ranges import COMMON, Ranges
 from host_client.optimizers.rules import update
 from host_client.optimizers.schedules import Scheduled, Schedules
+from host_client.optimizers.trust_region import scale
 from spu_link.operators import Operator
 from spu_link.saved import restored, saved
 
@@ -55,6 +57,10 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         curvature_every: k ≥ 1: each k-th step has a new F, the first one too; the steps between use the last one, and
             their forward passes are not captured.
         grad_scaler: the scaler of the losses, if the gradients of several backward passes are added up under one.
+        trust_region: δ > 0: each g̃ is shortened where −η g̃ would be longer than ½ ΔᵀFΔ = δ, see `scale`; None for no
+            bound. Momentum and weight decay come on top. Not with betas: Adam's rule does not go along g̃.
+        adapt_damping: how λ follows the success of the quadratic model, from `damping` on; None for not at all. Each
+            step then needs a closure, which with the same random numbers has to give the same loss.
         hyperparameters: further ones of the subclass, for the first group.
 
     Raises:
@@ -87,15 +93,23 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         samples: int = 1,
         curvature_every: int = 1,
         grad_scaler: GradScaler | None = None,
+        trust_region: Scheduled | None = None,
+        adapt_damping: LevenbergMarquardt | None = None,
         **hyperparameters: Any,
     ) -> None:
         if betas is not None and momentum != 0.0:
             raise ValueError(f"Invalid momentum: {momentum}; with betas it must be 0, Adam's rule has its own")
         if not (isinstance(curvature_every, int) and curvature_every >= 1):
             raise ValueError(f"Invalid curvature_every: {curvature_every}; it must be a whole number, at least 1")
+        if betas is not None and trust_region is not None:
+            raise ValueError(
+                f"Invalid trust_region: {trust_region}; with betas it must be None, steps do not go along g̃"
+            )
+        if adapt_damping is not None and callable(damping):
+            raise ValueError("Invalid damping: a schedule; with adapt_damping it must be a number, to start from")
         rule = {"momentum": momentum} if betas is None else {"betas": betas, "eps": eps}
         shared = {"lr": lr, "weight_decay": weight_decay, **rule}
-        made = make_groups(model, groups, shared, {"damping": damping, **hyperparameters})
+        made = make_groups(model, groups, shared, {"damping": damping, "trust_region": trust_region, **hyperparameters})
         self._schedules = Schedules(made)
         self._schedules.apply(made, 0, self.ranges)
         natural = [p for group in made if not group["adam"] for p in group["params"]]
@@ -109,21 +123,35 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         self.steps = 0
         self.curvature_every = curvature_every
         self._options = {"curvature": curvature, "samples": samples, "curvature_every": curvature_every}
+        self.adapt_damping = adapt_damping
+        self._model = model
         self._operator: Operator | None = None
         self.capture: Capture | None = None
         if callable(curvature):
             self._given = curvature
         else:
-            complete = WeakMethod(self._on_operator)  # the model's hooks do not keep the optimizer alive
-            self.capture = Capture(
-                model,
-                criterion,
-                curvature=curvature,
-                samples=samples,
-                on_operator=lambda operator: _tell(complete, operator),
-                grad_scaler=grad_scaler,
-                parameters=natural,
-            )
+            self.capture = self._capturing(model, criterion, natural, curvature, samples, grad_scaler)
+
+    def _capturing(
+        self,
+        model: nn.Module,
+        criterion: nn.Module,
+        natural: Sequence[nn.Parameter],
+        kind: Kind,
+        samples: int,
+        grad_scaler: GradScaler | None,
+    ) -> Capture:
+        """What makes the curvature of this kind of the losses that gradients are those of."""
+        complete = WeakMethod(self._on_operator)  # the model's hooks do not keep the optimizer alive
+        return Capture(
+            model,
+            criterion,
+            curvature=kind,
+            samples=samples,
+            on_operator=lambda operator: _tell(complete, operator),
+            grad_scaler=grad_scaler,
+            parameters=natural,
+        )
 
     def _on_operator(self, operator: Operator) -> None:
         """A curvature is complete, and its backward pass still to come; `_directions` may or may not ask for it."""
@@ -193,21 +221,57 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
 
         Raises:
             RuntimeError: when there was no training forward pass with a loss and a backward pass through it since the
-                last step, when a parameter has no gradient, or when one has been unfrozen.
+                last step, when a parameter has no gradient, or when one has been unfrozen; without a closure, when
+                `adapt_damping` needs one.
             ValueError: when a hyperparameter has left its range.
+            ArithmeticError: when no trust region can bound the step, see `scale`.
         """
+        trial = self._trial(closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         directions = self._solved()
         plain = self._plain()
+        if trial is not None:
+            trial.before(self.param_groups)
         for group in self.param_groups:
             for along in [plain] if group["adam"] else directions:
                 update(group, along, self.state)
+        if trial is not None:
+            assert self._operator is not None
+            trial.after(self._operator, [parameter for _, parameter in self._parameters])
         self._taken()
         self.counts["updates"] += len(directions)
+        if trial is not None:
+            self._adapt(trial, loss)
         return loss
+
+    def _trial(self, closure: Callable[[], float] | None) -> Trial | None:
+        if self.adapt_damping is None:
+            return None
+        if closure is None:
+            raise RuntimeError(
+                "adapt_damping compares the losses before and after a step: give step(closure), with a closure that "
+                "evaluates the model, computes gradients and returns the loss"
+            )
+        return Trial(self._model, closure) if self.adapt_damping.due(self.steps) else None
+
+    def _adapt(self, trial: Trial, loss: float | None) -> None:
+        assert self.adapt_damping is not None
+        assert loss is not None
+        paused = self.capture is None or self.capture.paused
+        if self.capture is not None:
+            self.capture.paused = True
+        try:
+            found = trial.ratio(loss)
+        finally:
+            if self.capture is not None:
+                self.capture.paused = paused
+        before = self.hyperparameters["damping"]
+        self.hyperparameters["damping"] = after = self.adapt_damping.adapt(before, found)
+        if after != before:
+            self.counts["damping grown" if after > before else "damping shrunk"] += 1
 
     @torch.no_grad()
     def precondition(self) -> None:
@@ -218,8 +282,10 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         is the last one.
 
         Raises:
-            RuntimeError, ValueError: as `step`.
+            RuntimeError, ValueError, ArithmeticError: as `step`; also with `adapt_damping`, which has to see the steps.
         """
+        if self.adapt_damping is not None:
+            raise RuntimeError("adapt_damping has to see the steps: call step(closure) instead of precondition()")
         for parameter, direction in self._solved()[-1].items():
             assert parameter.grad is not None
             parameter.grad.copy_(direction)
@@ -262,10 +328,27 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         drive = self._drive()
         self._operator = last if new is None else new
         try:
-            return [self._parts(direction) for direction in self._directions(new, drive)]
+            return [self._parts(self._bounded(direction)) for direction in self._directions(new, drive)]
         except BaseException:
             self._operator = last
             raise
+
+    def _bounded(self, direction: Tensor) -> Tensor:
+        radius = self.hyperparameters["trust_region"]
+        if radius is None:
+            return direction
+        assert self._operator is not None
+        factor = scale(self._operator, direction, self._rates().to(direction), radius)
+        self.counts["trust region"] += factor < 1.0
+        return direction * factor
+
+    def _rates(self) -> Tensor:
+        """The learning rate, or if they differ that of each element, shape (N,)."""
+        of = {id(p): float(group["lr"]) for group in self.param_groups for p in group["params"]}
+        rates = torch.tensor([of[id(p)] for _, p in self._parameters], dtype=torch.float64)
+        if (rates == rates[0]).all():
+            return rates[0]
+        return rates.repeat_interleave(torch.tensor([p.numel() for _, p in self._parameters]))
 
     def _taken(self) -> None:
         """A step has been taken."""

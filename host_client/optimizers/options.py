@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Required, TypeAlias, TypedDict
 
 from host_client.curvature import GradScaler, Kind
+from host_client.optimizers.levenberg_marquardt import LevenbergMarquardt
 from host_client.optimizers.schedules import Scheduled
 from spu_link.operators import Operator
 
@@ -27,3 +28,5 @@ class NaturalGradientOptions(TypedDict, total=False):
     samples: int
     curvature_every: int
     grad_scaler: GradScaler | None
+    trust_region: Scheduled | None
+    adapt_damping: LevenbergMarquardt | None

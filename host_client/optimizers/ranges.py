@@ -32,6 +32,16 @@ def above_zero(name: str, value: Any) -> None:
         raise ValueError(f"Invalid {name}: {value}; it must be more than 0")
 
 
+def none_or_above_zero(name: str, value: Any) -> None:
+    """Refuse what is neither None nor positive.
+
+    Raises:
+        ValueError: naming the hyperparameter.
+    """
+    if not (value is None or value > 0.0):
+        raise ValueError(f"Invalid {name}: {value}; it must be more than 0, or None")
+
+
 def share(name: str, value: Any) -> None:
     """Refuse what is not at least 0 and less than 1.
 
@@ -59,6 +69,7 @@ COMMON: Ranges = {
     "betas": two_shares,
     "eps": above_zero,
     "weight_decay": at_least_zero,
+    "trust_region": none_or_above_zero,
 }
 """Of the hyperparameters that every natural-gradient optimizer has."""
 

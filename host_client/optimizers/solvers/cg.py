@@ -44,6 +44,9 @@ def conjugate_gradients(
         tolerance: relative residual that is small enough.
         most: most iterations, c in the paper (arXiv 2405.13817).
         start: where to start, shape (N,); None for 0. One farther away than 0, by its residual, is not taken.
+
+    Raises:
+        ArithmeticError: when a value of b or of a product is not finite.
     """
     x, residual, products = torch.zeros_like(drive), drive.clone(), 0
     square = whole = float(drive @ drive)
@@ -56,10 +59,14 @@ def conjugate_gradients(
             x, residual, square = begun.clone(), remaining, nearer
     direction = residual.clone()
     iterations = 0
+    if not math.isfinite(whole):
+        raise ArithmeticError("the drive holds values that are not finite, or far too large")
     while (relative := math.sqrt(square / whole) if whole > 0.0 else 0.0) > tolerance and iterations < most:
         image = torch.add(product(direction), direction, alpha=damping)
         products += 1
         bend = float(direction @ image)
+        if not math.isfinite(bend):
+            raise ArithmeticError("a product with the curvature holds values that are not finite, or far too large")
         if not bend > 0.0:
             break
         iterations += 1

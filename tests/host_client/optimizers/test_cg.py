@@ -115,6 +115,15 @@ def test_without_damping_it_ends_in_the_range_of_the_curvature() -> None:
     assert nowhere.residual == pytest.approx(1.0)
 
 
+def test_what_is_not_finite_is_refused() -> None:
+    operator, drive = system(3, 5, 0)
+    with pytest.raises(ArithmeticError, match="a product with the curvature"):
+        conjugate_gradients(lambda v: v / 0, drive, damping=0.1, tolerance=1e-6, most=9)
+    drive[0] = float("nan")
+    with pytest.raises(ArithmeticError, match="the drive holds values that are not finite"):
+        conjugate_gradients(operator.curvature, drive, damping=0.1, tolerance=1e-6, most=9)
+
+
 def test_vectors_stay_in_the_dtype_of_the_drive_and_the_arguments_as_they_were() -> None:
     operator, drive = system(8, 12, 0, torch.float32)
     kept, start = drive.clone(), torch.zeros(12)
