@@ -49,7 +49,7 @@ def connect(address: str, *, timeout: float = 60.0, **device: Any) -> Spu:
         address: ``unix:PATH`` or ``HOST:PORT`` of a daemon, or ``inproc:`` for an emulator in this process.
         timeout: deadline of every call, in seconds of wall time, on top of the device time that a call waits for.
         device: options of an ``inproc:`` device: ``driver``, ``clock``, ``rate``, ``tau``, ``seed``, ``cells``,
-            ``max_bytes``, ``compute``, as of ``spu-server serve``.
+            ``max_bytes``, ``compute``, ``record``, as of ``spu-server serve``.
 
     Raises:
         DeviceUnavailable: when no daemon answers there.

@@ -84,7 +84,7 @@ def one_clear_message(out: Path | None = None) -> Iterator[None]:
     from host_client.record import UnreadableRecord
     from host_client.tasks.mnist import DataUnavailable
     from host_client.timeline.window import NoSuchWindow
-    from spu_link.errors import SpuError
+    from spu_link.errors import LogUnusable, SpuError
 
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
@@ -98,6 +98,7 @@ def one_clear_message(out: Path | None = None) -> Iterator[None]:
         DaemonFailed,
         DataUnavailable,
         FloatingPointError,
+        LogUnusable,
         NoResults,
         NoSuchWindow,
         OSError,
@@ -406,6 +407,30 @@ def bench(
                 typer.echo(known)
             return
         run_benchmark(name, json)
+
+
+@app.command(
+    epilog="""
+    [b]Examples[/b]
+
+    spu-server serve --record logs           a daemon that keeps a log
+
+    tngd replay logs                         the same run again, on the same driver, in this process
+    """
+)
+def replay(
+    log: Annotated[Path, typer.Argument(help="Folder of the log, or one that holds this log alone.", exists=True)],
+    json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+) -> None:
+    """Make the run of a device's event log again, and say whether its readings are the same, bit for bit.
+
+    Exit code 0 if everything came out as in the log, else 1.
+    """
+    from host_client.replay import replay as run_again
+
+    with one_clear_message():
+        if not run_again(log, Console(stderr=json), json=json):
+            raise typer.Exit(1)
 
 
 @app.command()

@@ -180,6 +180,10 @@ class ProtocolError(Persistent):
     code = "INVALID_ARGUMENT"
 
 
+class LogUnusable(Exception):
+    """A device's event log cannot be read, or cannot be written: of a folder, not of a device."""
+
+
 def _descendants(cls: type[SpuError]) -> list[type[SpuError]]:
     return [cls, *(d for child in cls.__subclasses__() for d in _descendants(child))]
 

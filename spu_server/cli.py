@@ -105,6 +105,14 @@ def serve(
         list[str] | None,
         typer.Option(help="NAME=VALUE, one of the driver's own options; repeatable.", show_default="none"),
     ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for a log of every driver call, uploads and readings included, for `tngd replay`.",
+            file_okay=False,
+            show_default="no log",
+        ),
+    ] = None,
     insecure_remote: Annotated[
         bool | None,
         typer.Option(
@@ -132,7 +140,7 @@ def serve(
     Prints one line `ready ADDRESS…` on standard output when it serves. SIGTERM ends it within 5 s, with exit code 0.
     """
     tune_process()
-    from spu_link.errors import SpuError
+    from spu_link.errors import LogUnusable, SpuError
     from spu_server import daemon, log
     from spu_server.addresses import AddressError
     from spu_server.config import ServeSettings
@@ -150,6 +158,7 @@ def serve(
             max_bytes=max_bytes,
             compute=compute,
             driver_option=_named(driver_option) if driver_option else None,
+            record=record,
             insecure_remote=insecure_remote,
             log_level=log_level,
         )
@@ -165,7 +174,7 @@ def serve(
     log.configure(settings.log_level)
     try:
         asyncio.run(daemon.serve(settings))
-    except (AddressError, SpuError) as error:
+    except (AddressError, LogUnusable, SpuError) as error:
         errors.print(f"[red]not started[/red]: {escape(str(error))}", highlight=False)
         raise typer.Exit(1) from None
 

@@ -35,6 +35,7 @@ class ServeSettings(BaseSettings):
     max_bytes: int = Field(DriverOptions.max_bytes, ge=1)
     compute: str = Field(DriverOptions.compute, pattern=r"^(cpu|cuda(:\d+)?)$")
     driver_option: dict[str, str] = Field(default_factory=dict)
+    record: Path | None = None
     insecure_remote: bool = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

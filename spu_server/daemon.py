@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Sequence
 
 import grpc
@@ -16,7 +17,10 @@ from spu_server.addresses import bind, release
 from spu_server.clock import FreeClock, SteppedClock
 from spu_server.config import ServeSettings
 from spu_server.device import Device
+from spu_server.drivers.port import DriverPort
 from spu_server.drivers.process import DriverProcess
+from spu_server.drivers.recording import RecordingPort
+from spu_server.event_log import Header, LogWriter
 from spu_server.memory import Payload
 from spu_server.regions import Regions
 from spu_server.services.memory import MemoryService, supported
@@ -44,6 +48,7 @@ async def serve(settings: ServeSettings) -> None:
     Raises:
         AddressError: when an address cannot be listened on.
         DeviceFault: when the driver cannot be opened.
+        LogUnusable: when a log is asked for and cannot be written.
     """
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
@@ -52,12 +57,18 @@ async def serve(settings: ServeSettings) -> None:
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     addresses = await bind(server, settings.listen, insecure_remote=settings.insecure_remote)
     driver = DriverProcess(settings.driver, settings.driver_options)
+    port: DriverPort[Payload] = driver
     memory: MemoryService | None = None
     try:
         capabilities = await driver.start()
         tau = capabilities.tau or settings.tau
         clock = FreeClock(settings.rate or 1.0 / tau) if settings.clock == "free" else SteppedClock()
-        device: Device[Payload] = Device(driver, capabilities, clock, tau)
+        epoch = time.time_ns()
+        if settings.record is not None:
+            writer = LogWriter(settings.record, Header.of(settings.driver, settings.driver_options, clock, epoch))
+            port = RecordingPort(driver, writer, clock)
+            log.info("recording", log=str(writer.folder))
+        device: Device[Payload] = Device(port, capabilities, clock, tau, epoch)
         stalls = Stalls()
         regions = Regions(capabilities.max_bytes)
         regions.on_freed = driver.forget
@@ -83,6 +94,8 @@ async def serve(settings: ServeSettings) -> None:
         if memory:
             await memory.close()
         await driver.close()
+        if isinstance(port, RecordingPort):
+            await port.close()
         release(addresses)
     log.info("stopped")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-import time
 from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -61,13 +60,14 @@ class Device(Generic[P]):
         capabilities: what the driver can do.
         clock: what moves device time.
         tau: time constant in seconds.
+        epoch: identity of this run; times of two epochs never compare.
     """
 
-    def __init__(self, port: DriverPort[P], capabilities: Capabilities, clock: Clock, tau: float) -> None:
+    def __init__(self, port: DriverPort[P], capabilities: Capabilities, clock: Clock, tau: float, epoch: int) -> None:
         self.capabilities = capabilities
         self.clock = clock
         self.tau = tau
-        self.epoch = time.time_ns()
+        self.epoch = epoch
         self.sessions = Sessions(self.epoch)
         self.state = State.IDLE
         self.fault = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -69,6 +70,22 @@ class Stretch:
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Store `data` at `offset` from the stretch's beginning."""
         write_all(self.region.descriptor, data, self.offset + offset)
+
+
+def pieces(payload: bytes | bytearray | SharedBytes | Stretch, size: int) -> Iterator[bytes]:
+    """Copies of a payload's bytes, `size` of them at a time."""
+    if isinstance(payload, (bytes, bytearray)):
+        view = memoryview(payload)
+        yield from (bytes(view[start : start + size]) for start in range(0, len(view), size))
+        return
+    if isinstance(payload, Stretch):
+        descriptor, begin = payload.region.descriptor, payload.offset
+    else:
+        descriptor, begin = payload.fileno(), 0
+    for start in range(0, payload.nbytes, size):
+        buffer = bytearray(min(size, payload.nbytes - start))
+        read_all(descriptor, memoryview(buffer), begin + start)
+        yield bytes(buffer)
 
 
 Payload: TypeAlias = bytes | SharedBytes | Stretch

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
+from pathlib import Path
 from typing import Literal, TypeVar
 
 from host_client.clock import Exchange
 from host_client.links.base import Info, Link, ReadPlan, Upload, plans, until
 from spu_link import wire
-from spu_link.errors import DeviceUnavailable
+from spu_link.errors import DeviceUnavailable, LogUnusable
 from spu_link.operators import Operator
 from spu_link.precision import Precision
 from spu_link.program import Applied, Program, Reading
@@ -18,6 +19,8 @@ from spu_server.clock import FreeClock, SteppedClock
 from spu_server.device import Device
 from spu_server.drivers.base import DriverOptions
 from spu_server.drivers.local import LocalDriver
+from spu_server.drivers.recording import RecordingPort
+from spu_server.event_log import Header, LogWriter
 from spu_server.services.spu import describe
 from tngd.spu.v1 import spu_pb2 as pb
 
@@ -32,9 +35,12 @@ class InprocLink(Link):
 
     address = "inproc:"
 
-    def __init__(self, device: Device[bytearray], port: LocalDriver) -> None:
+    def __init__(
+        self, device: Device[bytearray], port: LocalDriver, recording: RecordingPort[bytearray] | None = None
+    ) -> None:
         self._open: Device[bytearray] | None = device
         self._port = port
+        self._recording = recording
 
     @property
     def device(self) -> Device[bytearray]:
@@ -60,11 +66,13 @@ class InprocLink(Link):
         max_bytes: int = DriverOptions.max_bytes,
         compute: str = DriverOptions.compute,
         driver_option: Mapping[str, str] | None = None,
+        record: str | Path | None = None,
     ) -> InprocLink:
         """Open a driver and put a device before it. The options are those of ``spu-server serve``.
 
         Raises:
             DeviceFault: when the driver cannot be opened.
+            LogUnusable: when a log is asked for and cannot be written.
         """
         settings = driver_option or {}
         options = DriverOptions(seed, tau, cells, max_bytes, compute, clock=clock, rate=rate, settings=settings)
@@ -72,7 +80,16 @@ class InprocLink(Link):
         capabilities = await port.start()
         tau = capabilities.tau or tau
         moving = SteppedClock() if clock == "stepped" else FreeClock(rate or 1.0 / tau)
-        return cls(Device(port, capabilities, moving, tau), port)
+        epoch = time.time_ns()
+        if record is None:
+            return cls(Device(port, capabilities, moving, tau, epoch), port)
+        try:
+            writer = LogWriter(Path(record), Header.of(driver, options, moving, epoch))
+        except LogUnusable:
+            await port.close()
+            raise
+        recording = RecordingPort(port, writer, moving)
+        return cls(Device(recording, capabilities, moving, tau, epoch), port, recording)
 
     async def info(self, *, timeout: float) -> Info:
         """What the device is and how it stands."""
@@ -119,6 +136,8 @@ class InprocLink(Link):
             device, self._open = self._open, None
             await device.close()
             await self._port.close()
+            if self._recording is not None:
+                await self._recording.close()
 
 
 class _InprocUpload(Upload):
