@@ -168,6 +168,12 @@ class Clipped(Persistent):
     code = "OUT_OF_RANGE"
 
 
+class NotInLog(Persistent):
+    """The device plays a recorded run back, and this call is not the one that the run goes on with."""
+
+    code = "FAILED_PRECONDITION"
+
+
 class NoProgram(Persistent):
     """There is nothing to read: no program has taken hold."""
 

@@ -65,7 +65,9 @@ async def serve(settings: ServeSettings) -> None:
         clock = FreeClock(settings.rate or 1.0 / tau) if settings.clock == "free" else SteppedClock()
         epoch = time.time_ns()
         if settings.record is not None:
-            writer = LogWriter(settings.record, Header.of(settings.driver, settings.driver_options, clock, epoch))
+            writer = LogWriter(
+                settings.record, Header.of(settings.driver, settings.driver_options, capabilities, clock, epoch)
+            )
             port = RecordingPort(driver, writer, clock)
             log.info("recording", log=str(writer.folder))
         device: Device[Payload] = Device(port, capabilities, clock, tau, epoch)

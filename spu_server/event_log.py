@@ -30,7 +30,7 @@ import torch
 from spu_link.errors import LogUnusable
 from spu_server.clock import Clock
 from spu_server.descriptors import read_all, write_all
-from spu_server.drivers.base import DriverOptions
+from spu_server.drivers.base import Capabilities, DriverOptions
 from spu_server.version import VERSION
 
 FORMAT = 1
@@ -49,6 +49,7 @@ class Header:
     Attributes:
         driver: name of the driver.
         options: what it was opened with, by name.
+        capabilities: what it then could do, by name.
         clock: ``"free"`` or ``"stepped"``.
         rate: τ per second of wall time; 0 on a stepped clock.
         epoch: identity of the run.
@@ -60,6 +61,7 @@ class Header:
 
     driver: str
     options: dict[str, Any]
+    capabilities: dict[str, Any]
     clock: str
     rate: float
     epoch: int
@@ -69,10 +71,11 @@ class Header:
     format: int = FORMAT
 
     @classmethod
-    def of(cls, driver: str, options: DriverOptions, clock: Clock, epoch: int) -> Header:
+    def of(cls, driver: str, options: DriverOptions, capabilities: Capabilities, clock: Clock, epoch: int) -> Header:
         """The header of a run that begins now, on this machine."""
         began = datetime.fromtimestamp(epoch / 1e9, UTC).isoformat(timespec="milliseconds")
-        return cls(driver, asdict(options), clock.kind, clock.rate, epoch, began, versions(), machine())
+        given, able = asdict(options), asdict(capabilities)
+        return cls(driver, given, able, clock.kind, clock.rate, epoch, began, versions(), machine())
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ class InprocLink(Link):
         if record is None:
             return cls(Device(port, capabilities, moving, tau, epoch), port)
         try:
-            writer = LogWriter(Path(record), Header.of(driver, options, moving, epoch))
+            writer = LogWriter(Path(record), Header.of(driver, options, capabilities, moving, epoch))
         except LogUnusable:
             await port.close()
             raise
