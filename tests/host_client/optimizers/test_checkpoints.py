@@ -2,7 +2,7 @@
 
 import copy
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ from torch.optim import lr_scheduler
 
 from host_client import NGD, TNGD, NGDWoodbury
 from host_client.optimizers.base import NaturalGradient
-from spu_link.operators import Dense, Operator
+from spu_link.operators import Damped, Dense, Operator
 from tests.cases import Problem, named
 from tests.host_client.optimizers.fakes import Recorder
 from tests.host_client.optimizers.training import flat, train
@@ -116,6 +116,38 @@ def test_a_curvature_in_full_is_saved_too() -> None:
     train(problem, optimizer, 2)
     train(other, resumed, 2)
     torch.testing.assert_close(flat(other.model), flat(problem.model), rtol=0, atol=0)
+
+
+def test_a_curvature_that_cannot_be_saved_is_made_anew() -> None:
+    class Watched(NGD):
+        """Notes at which steps it got a curvature, and fails when told to."""
+
+        fails = False
+
+        def _directions(self, operator: Operator | None, drive: Tensor) -> Iterable[Tensor]:
+            if self.fails:
+                raise ConnectionError("the device is gone")
+            noted.append((self.steps, operator is not None))
+            return [drive]
+
+    noted: list[tuple[int, bool]] = []
+    problem = Problem(nn.Linear(3, 2), nn.CrossEntropyLoss(), torch.randn(4, 3), torch.randint(2, (4,)))
+    options: dict[str, Any] = {
+        "damping": 0.1,
+        "curvature_every": 3,
+        "curvature": lambda: Damped(Dense(torch.eye(8)), 1.0),
+    }
+    optimizer = Watched(problem.model, problem.criterion, **options)
+    train(problem, optimizer, 1)
+    resumed = Watched(problem.model, problem.criterion, **options)
+    resumed.load_state_dict(_through_a_file(optimizer.state_dict()))
+    resumed.fails = True
+    with pytest.raises(ConnectionError):
+        train(problem, resumed, 1)
+    resumed.fails = False
+    resumed.zero_grad()
+    train(problem, resumed, 3)
+    assert noted == [(0, True), (1, True), (2, False), (3, True)]
 
 
 def test_a_checkpoint_is_small_where_a_new_curvature_follows(problem: Problem) -> None:

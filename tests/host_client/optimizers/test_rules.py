@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from host_client import NGDWoodbury
+from host_client.optimizers.rules import update
 from host_client.optimizers.solvers import solve_woodbury
 from spu_link.operators import Rows
 from tests.cases import Problem
@@ -186,3 +187,16 @@ def test_rules_that_make_no_sense_are_refused(problem: Problem, options: dict[st
     with pytest.raises(ValueError, match=message):
         _optimizer(problem, **options)
     assert not problem.model._forward_hooks
+
+
+@pytest.mark.parametrize("rule", [{"momentum": 0.9}, {"betas": (0.9, 0.99), "eps": 1e-8}])
+def test_directions_are_left_as_they_are(rule: dict[str, Any]) -> None:
+    """A reading is in other hands too."""
+    parameter = torch.zeros(3)
+    group = {"params": [parameter], "lr": 0.1, "weight_decay": 0.1, **rule}
+    state: dict[Tensor, dict[str, Any]] = {parameter: {}}
+    first, second = torch.ones(3), torch.full((3,), 2.0)
+    update(group, {parameter: first}, state)
+    update(group, {parameter: second}, state)
+    assert (first.tolist(), second.tolist()) == ([1.0] * 3, [2.0] * 3)
+    assert (parameter < 0).all()
