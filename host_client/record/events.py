@@ -42,7 +42,7 @@ class Uploaded:
 
     Attributes:
         number: of the upload in this run.
-        began: when its first byte was due on the link; for a dropped one, when it was handed over.
+        began: when the host handed it over, or began to send it ahead; its first bytes may have had to wait.
         ended: when the client knew what had become of it.
         outcome: what that was.
         epoch: of the device time; None unless it took hold.

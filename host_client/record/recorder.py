@@ -29,11 +29,16 @@ class RunRecord:
 
     What a killed process leaves can be read up to its last event. The first line is the header: the format's version,
     ``wall_clock_at_zero`` (the Unix time, in seconds, at which ``time.monotonic()`` was 0) and whatever else is given.
-    An event takes some 6 µs; `record` may be called from any thread.
+    An event takes some 6 µs; `record` may be called from any thread. What happens after `close` is no part of the
+    record: it is counted, since links and sessions may end later than the record.
 
     Args:
         folder: of the run; made if need be. A record that lies there is replaced.
         header: what a reader should know: settings, device, versions, machine (see `host_client.provenance`).
+
+    Attributes:
+        path: of the file.
+        late: events that came after `close`.
 
     Raises:
         OSError: when the file cannot be made.
@@ -42,6 +47,7 @@ class RunRecord:
     def __init__(self, folder: Path, **header: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / FILE
+        self.late = 0
         self._lock = threading.Lock()
         self._file = self.path.open("w", encoding="utf-8", buffering=1)
         started = {"format": VERSION, "wall_clock_at_zero": time.time() - time.monotonic()}
@@ -52,13 +58,15 @@ class RunRecord:
 
         Raises:
             OSError: when the disk is full.
-            ValueError: after `close`.
         """
         kind = type(event)
         content = {"event": kind.__name__} | {name: getattr(event, name) for name in _FIELDS[kind]}
         line = json.dumps(content, ensure_ascii=False) + "\n"
         with self._lock:
-            self._file.write(line)
+            if self._file.closed:
+                self.late += 1
+            else:
+                self._file.write(line)
 
     def close(self) -> None:
         """Close the file; closing twice does no harm."""

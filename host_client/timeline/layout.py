@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,13 +24,15 @@ from host_client.timeline.time_base import TimeBase, Unit, time_base
 Lane: TypeAlias = Literal["host", "uploads", "readings", "SPU"]
 """Where a bar lies; uploads and readings are the two directions of the link."""
 
-BarKind: TypeAlias = Literal["differentiation", "update", "upload", "reading", "program"]
+BarKind: TypeAlias = Literal["differentiation", "wait", "update", "upload", "reading", "program"]
+"""A wait is the host's, for a reading, between a differentiation and its update."""
 
 ArrowKind: TypeAlias = Literal["hand over", "take hold", "reading"]
 """From a differentiation to its upload, from an upload to the program it becomes, from a measurement to its use."""
 
 LANES: dict[BarKind, Lane] = {
     "differentiation": "host",
+    "wait": "host",
     "update": "host",
     "upload": "uploads",
     "reading": "readings",
@@ -43,7 +46,7 @@ class Bar:
 
     Attributes:
         kind: what it is.
-        number: of the step, upload, reading, or the program's sequence.
+        number: of the step (differentiation, wait, update), upload, reading, or the program's sequence.
         began: place on the axis.
         ended: place on the axis, not before `began`.
         event: that it comes from.
@@ -164,7 +167,7 @@ def lay_out(record: Record) -> Timeline:
     """
     base = time_base(record.events)
     made = _Made(base, end=max((base.of_host(_last_host_time(event)) for event in record.events), default=0.0))
-    made.host(record.of(Differentiated), record.of(Updated))
+    made.host(list(record.of(Differentiated)), list(record.of(Updated)))
     made.gaps = _gaps(record.events, base, made.end)
     made.uploads_and_programs(list(record.of(Uploaded)))
     made.readings(list(record.of(Read)))
@@ -196,8 +199,9 @@ class _Made:
     unplaced: Counter[tuple[str, int]] = field(default_factory=Counter)
     differentiations: dict[int, Bar] = field(default_factory=dict)
     updates: dict[int, list[Bar]] = field(default_factory=dict)
+    steps_begun: list[tuple[float, int]] = field(default_factory=list)
 
-    def host(self, differentiated: Iterable[Differentiated], updated: Iterable[Updated]) -> None:
+    def host(self, differentiated: Sequence[Differentiated], updated: Sequence[Updated]) -> None:
         """Bars of the host's own work."""
         at = self.base.of_host
         work = [Bar("differentiation", event.step, at(event.began), at(event.ended), event) for event in differentiated]
@@ -206,36 +210,58 @@ class _Made:
             places = [began + (ended - began) * part / len(events) for part in range(len(events) + 1)]
             parts = zip(events, places, places[1:], strict=False)
             work += [Bar("update", event.step, start, end, event) for event, start, end in parts]
+        differentiations = {bar.number: bar for bar in work if bar.kind == "differentiation"}
+        for update in [bar for bar in work if bar.kind == "update"]:
+            before = differentiations.pop(update.number, update)
+            if before.ended < update.began:
+                work.append(Bar("wait", update.number, before.ended, update.began, update.event))
         for bar in in_rows(work):
             self.bars.append(bar)
+            if bar.kind == "wait":
+                continue
             match bar.event:
                 case Differentiated(step=step):
                     self.differentiations[step] = bar
                 case Updated(reading=int(number)):
                     self.updates.setdefault(number, []).append(bar)
 
+        self.steps_begun = sorted((event.began, event.step) for event in differentiated)
+
     def uploads_and_programs(self, uploaded: Sequence[Uploaded]) -> None:
-        """Bars of uploads, and the programs that they become."""
+        """Bars of uploads, and the programs that they become.
+
+        One upload is on its way at a time: one that was handed over earlier waits until then, and its bar begins then.
+        """
         programs = self._programs(uploaded)
-        bars = []
-        for event in uploaded:
-            began, ended = self.base.of_host(event.began), self.base.of_host(event.ended)
+        bars, free = [], float("-inf")
+        for event in sorted(uploaded, key=lambda event: event.ended):
+            handed, ended = self.base.of_host(event.began), self.base.of_host(event.ended)
             program = programs.get(event.number)
+            began = handed
+            if event.outcome != "dropped":
+                began = min(max(handed, free), max(handed, ended))
+                free = max(free, ended)
             if program is not None:
                 ended = min(max(began, program.began), max(began, ended))
             belongs = program.program if program is not None else None
             bars.append(Bar("upload", event.number, began, ended, event, belongs))
-        # What travels lies in the first row; what waited until it was dropped, below it.
+        # What travels lies in the first row; what waited until it was dropped, in another.
         travelled = in_rows(bar for bar in bars if not _dropped(bar))
-        below = 1 + max((bar.row for bar in travelled), default=0)
-        for bar in travelled + in_rows((bar for bar in bars if _dropped(bar)), first=below):
+        beside = 1 + max((bar.row for bar in travelled), default=0)
+        for bar in travelled + in_rows((bar for bar in bars if _dropped(bar)), first=beside):
             self.bars.append(bar)
-            if (step := getattr(bar.event, "step", None)) is not None and step in self.differentiations:
-                made = self.differentiations[step]
-                self.arrows.append(Arrow("hand over", min(made.ended, bar.began), bar.began, made, bar))
+            if isinstance(bar.event, Uploaded) and (made := self._made_for(bar.event)) is not None:
+                self.arrows.append(Arrow("hand over", self.base.of_host(bar.event.began), bar.began, made, bar))
             if program := programs.get(bar.number):
                 self.arrows.append(Arrow("take hold", min(bar.ended, program.began), program.began, bar, program))
         self.bars += programs.values()
+
+    def _made_for(self, upload: Uploaded) -> Bar | None:
+        """The differentiation that an upload is of; if not told, the newest one that had begun by then."""
+        if upload.step is not None:
+            return self.differentiations.get(upload.step)
+        begun = bisect_left(self.steps_begun, (upload.began, -1))
+        return self.differentiations[self.steps_begun[begun - 1][1]] if begun else None
 
     def _programs(self, uploaded: Sequence[Uploaded]) -> dict[int, Bar]:
         """The evolution under each program, by the number of its upload."""

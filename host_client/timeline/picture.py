@@ -184,12 +184,13 @@ class _Picture:
         if bar.kind == "reading":
             axes.plot([x, x + width], [y + 0.5 * BAR] * 2, color=colour, lw=3, solid_capstyle="round", zorder=3)
             return
-        box = FancyBboxPatch(
-            (x, y), width, BAR, f"round,pad=0,rounding_size={min(0.04, 0.3 * width)}", lw=0.8, zorder=3
-        )
-        box.set(facecolor=self._theme.ground, edgecolor=colour, hatch="//////") if bar.lost else box.set(
-            facecolor=colour, edgecolor=self._theme.lane
-        )
+        if bar.kind == "wait":
+            self._draw_wait(axes, bar)
+            return
+        box = FancyBboxPatch((x, y), width, BAR, f"round,pad=0,rounding_size={min(0.04, 0.3 * width)}", lw=0.8)
+        box.set(facecolor=colour, edgecolor=self._theme.lane, zorder=3.5 if bar.kind == "update" else 3)
+        if bar.lost:
+            box.set(facecolor=self._theme.ground, edgecolor=colour, hatch="//////")
         axes.add_patch(box)
         left, right = max(x, 0.0), min(x + width, self._width)
         text = self._fitting(words, right - left - 0.08, TEXT)
@@ -209,6 +210,18 @@ class _Picture:
                 "va": "bottom",
             }
             axes.text(middle, y + BAR + 0.03, words[0], ha="center", zorder=4, **style)
+
+    def _draw_wait(self, axes: Axes, bar: Bar) -> None:
+        """A dotted line where the host has nothing to do."""
+        x, right, y = max(self._x(bar.began), 0.0), min(self._x(bar.ended), self._width), self._y(bar) + 0.5 * BAR
+        if right - x < 2 * THINNEST:
+            return
+        axes.plot([x + 0.04, right - 0.04], [y, y], color=self._theme.muted, lw=1.2, ls=(0, (1, 1.6)), zorder=2)
+        ground = {"boxstyle": "square,pad=0.2", "facecolor": self._theme.lane, "edgecolor": "none"}
+        style: dict[str, Any] = {"size": SMALL, "color": self._theme.muted, "ha": "center", "va": "center_baseline"}
+        text = self._fitting(["waits"], right - x - 0.3, SMALL)
+        if text:
+            axes.text(0.5 * (x + right), y, text, bbox=ground, zorder=2.2, **style)
 
     def _dress(self, bar: Bar) -> tuple[str, list[str]]:
         """Colour, and what may be written on the bar, the longest first."""

@@ -31,6 +31,7 @@ GAPS: Final = ((2, 60), (3, 60))
 
 NAMES: Final[dict[BarKind, str]] = {
     "differentiation": "differentiate",
+    "wait": "wait for update",
     "update": "update",
     "upload": "upload",
     "reading": "reading",

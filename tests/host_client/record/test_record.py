@@ -50,8 +50,15 @@ def test_an_event_is_in_the_file_when_record_returns(tmp_path: Path) -> None:
         assert lines(tmp_path / "new" / "folder")[1:] == [
             {"event": "Differentiated", "step": 0, "began": 1.0, "ended": 2.0}
         ]
-    with pytest.raises(ValueError, match="closed"):
-        record.record(Differentiated(1, 2.0, 3.0))
+    assert record.late == 0
+
+
+def test_what_comes_after_the_end_is_counted_and_not_written(tmp_path: Path) -> None:
+    with RunRecord(tmp_path) as record:
+        pass
+    record.record(Differentiated(1, 2.0, 3.0))
+    assert record.late == 1
+    assert load(tmp_path).events == ()
 
 
 def test_many_threads_write_whole_lines(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from itertools import count
 
 from host_client.record import (
     ClockAgreed,
@@ -53,6 +54,7 @@ class FreeRunning:
         self._waiting: tuple[int, int, float] | None = None  # upload, step, handed over
         self._sequence = self._uploads = 0
         self._reads: list[Read] = []
+        self._numbers = count(1)
         now = 1000.0
         self._agree(now)
         for step in range(self.steps):
@@ -119,7 +121,7 @@ class FreeRunning:
                 received = self._zero + sent / (self.rate * (1.0 + self.drift)) + self._about(self.reply)
                 self._reads.append(
                     Read(
-                        len(self._reads) + 1,
+                        next(self._numbers),
                         self._epoch,
                         self._sequence,
                         asked,

@@ -53,7 +53,7 @@ def test_bars_and_arrows_go_forward_and_what_cannot_overlap_does_not(run: FreeRu
     assert all(arrow.began <= arrow.ended for arrow in timeline.arrows)
     assert all(m.began <= m.time for m in timeline.measurements)
     assert all(gap.began <= gap.ended for gap in timeline.gaps)
-    for kinds in (("differentiation", "update"), ("program",)):
+    for kinds in (("differentiation", "wait", "update"), ("program",)):
         bars = timeline.of(*kinds)
         assert {bar.row for bar in bars} <= {0}
         assert all(a.ended <= b.began + 1e-9 for a, b in pairwise(bars))
@@ -119,6 +119,28 @@ def test_dropped_uploads_lie_in_a_row_of_their_own() -> None:
     assert {bar.row for bar in uploads if not bar.lost} == {0}
     assert {bar.row for bar in uploads if bar.lost} == {1}
     assert all(bar.program is None for bar in uploads if bar.lost)
+
+
+def test_an_upload_that_was_handed_over_early_waits_for_the_one_before() -> None:
+    def upload(number: int, began: float, ended: float) -> Uploaded:
+        return Uploaded(number, began, ended, "took hold", 0, number, ended, 0, "grpc", False)
+
+    agreed = ClockAgreed(0.0, 0.0, 0, 1.0, 0.0)
+    differentiated = [Differentiated(0, 0.0, 1.0), Differentiated(1, 1.0, 2.0)]
+    timeline = lay_out(record(agreed, *differentiated, upload(1, 1.0, 4.0), upload(2, 2.0, 6.0)))
+    assert [(bar.began, bar.ended, bar.row) for bar in timeline.of("upload")] == [(1.0, 4.0, 0), (4.0, 6.0, 0)]
+    handed = [arrow for arrow in timeline.arrows if arrow.kind == "hand over"]
+    # Without a step told, an upload carries what was differentiated when it was handed over.
+    assert [(arrow.source.number, arrow.began, arrow.ended) for arrow in handed] == [(0, 1.0, 1.0), (1, 2.0, 4.0)]
+
+
+def test_between_differentiation_and_update_the_host_waits() -> None:
+    timeline = lay_out(record(Differentiated(0, 0.0, 1.0), Updated(0, 3.0, 4.0, None, None, "gradient")))
+    assert [(bar.kind, bar.began, bar.ended, bar.row) for bar in timeline.bars] == [
+        ("differentiation", 0.0, 1.0, 0),
+        ("wait", 1.0, 3.0, 0),
+        ("update", 3.0, 4.0, 0),
+    ]
 
 
 def test_a_lost_device_is_a_gap_without_evolution_and_its_times_are_not_mixed_up() -> None:
