@@ -13,19 +13,25 @@ import math
 import os
 import socket
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
+from weakref import WeakSet
 
 from host_client.clock import ClockAgreement
-from host_client.links.base import Capacity, Info, Link, ReadPlan, until
+from host_client.links.base import Capacity, Info, Link, Path, ReadPlan, until
 from spu_link.device_time import DeviceTime
-from spu_link.errors import DeadlineExceeded, DeviceUnavailable, ProtocolError, SpuError
+from spu_link.errors import ClockMismatch, DeadlineExceeded, DeviceUnavailable, ProtocolError, SpuError
 from spu_link.operators import Damped, Operator
 from spu_link.operators.base import ArrayLike, mismatch
 from spu_link.precision import Precision
 from spu_link.program import Applied, Program, Reading, StartPolicy
 from tngd.spu.v1 import spu_pb2 as pb
+
+if TYPE_CHECKING:
+    from host_client.loop.feed import Feed
+    from host_client.loop.policies import OnLoss
+    from host_client.record.events import Event
 
 HEARTBEATS = 4
 """Heartbeats per time to live."""
@@ -93,6 +99,27 @@ class Spu:
         return self._at_connect.rate
 
     @property
+    def features(self) -> tuple[str, ...]:
+        """Names of what the device can do."""
+        return self._at_connect.features
+
+    async def renew(self) -> None:
+        """Ask again what the device is: another daemon may answer at the address.
+
+        Raises:
+            ClockMismatch: when its clock is of another kind now.
+        """
+        info = await self.info()
+        if info.clock != self.clock:
+            raise ClockMismatch(
+                f"the device at {self.address} had a {self.clock} clock and has a {info.clock} clock now; connect anew",
+                field="clock",
+                found=info.clock,
+                expected=self.clock,
+            )
+        self._at_connect = info
+
+    @property
     def capacity(self) -> Capacity:
         """What the device can hold."""
         here = self.address.startswith(("unix:", "inproc:"))
@@ -132,14 +159,18 @@ class Spu:
         holder = holder or f"{os.environ.get('USER', 'user')}@{socket.gethostname()}:{os.getpid()}"
         ref = await self._link.open_session(holder, ttl, timeout=self.timeout)
         try:
-            clock = ClockAgreement(await self._link.time(timeout=self.timeout))
-            for _ in range(EXCHANGES - 1):
-                clock.add(await self._link.time(timeout=self.timeout))
+            clock = await self._agree()
         except BaseException:
             with suppress(SpuError):
                 await self._link.close_session(ref, timeout=self.timeout)
             raise
-        return Session(self, self._link, ref, ttl, clock)
+        return Session(self, self._link, ref, ttl, holder, clock)
+
+    async def _agree(self) -> ClockAgreement:
+        clock = ClockAgreement(await self._link.time(timeout=self.timeout))
+        for _ in range(EXCHANGES - 1):
+            clock.add(await self._link.time(timeout=self.timeout))
+        return clock
 
     async def close(self) -> None:
         """Let go of the connection; sessions still open end with their time to live."""
@@ -166,13 +197,17 @@ class Session:
         device_time: newest device time known from the device's answers, in τ.
     """
 
-    def __init__(self, spu: Spu, link: Link, ref: pb.SessionRef, ttl: float, clock: ClockAgreement) -> None:
+    def __init__(
+        self, spu: Spu, link: Link, ref: pb.SessionRef, ttl: float, holder: str, clock: ClockAgreement
+    ) -> None:
         self.spu = spu
         self.clock = clock
         self.bytes_by_path: Counter[str] = Counter()
         self.device_time = DeviceTime(0.0, ref.epoch)
         self._link = link
         self._ref = ref
+        self._ttl, self._holder = ttl, holder
+        self._feeds: WeakSet[Feed] = WeakSet()
         self._heartbeat = asyncio.create_task(self._beat(ttl / HEARTBEATS))
 
     @property
@@ -302,8 +337,54 @@ class Session:
         self._learn(reading.time)
         return reading
 
+    def feed(
+        self,
+        *,
+        on_loss: OnLoss = "raise",
+        record: Callable[[Event], None] | None = None,
+        counts: Counter[str] | None = None,
+    ) -> Feed:
+        """Feed the device in the background: uploads one after the other, readings as they come.
+
+        Args:
+            on_loss: unless ``"raise"``, the session is opened again when the device is lost.
+            record: told what happens.
+            counts: where it counts what happened how often.
+
+        Returns:
+            The feed. It lives as long as the session.
+        """
+        from host_client.loop.feed import Feed
+
+        feed = Feed(self, on_loss=on_loss, record=record, counts=counts)
+        self._feeds.add(feed)
+        return feed
+
+    async def reopen(self) -> None:
+        """Take the device again, after this session has ended: a new session, and perhaps a new epoch.
+
+        Raises:
+            DeviceUnavailable: when no daemon answers.
+            DeviceBusy: while another session lives.
+            ClockMismatch: when the device's clock is of another kind now.
+        """
+        self._heartbeat.cancel()
+        await self.spu.renew()
+        await self._link.close_session(self._ref, timeout=self.spu.timeout)  # no error where it has ended
+        self._ref = await self._link.open_session(self._holder, self._ttl, timeout=self.spu.timeout)
+        self.clock = await self.spu._agree()
+        self.device_time = DeviceTime(0.0, self.epoch)
+        self._heartbeat = asyncio.create_task(self._beat(self._ttl / HEARTBEATS))
+
+    @property
+    def epoch(self) -> int:
+        """Run of the daemon that the session belongs to; device times of two epochs never compare."""
+        return self._ref.epoch
+
     async def close(self) -> None:
         """Give the device back; a daemon that is gone has done so already."""
+        for feed in self._feeds:
+            await feed.close()
         self._heartbeat.cancel()
         await asyncio.gather(self._heartbeat, return_exceptions=True)
         with suppress(DeviceUnavailable):
@@ -363,6 +444,11 @@ class Upload:
         """Bytes of tensors that have left so far."""
         return self._upload.sent_bytes if self._upload else 0
 
+    @property
+    def path(self) -> Path | None:
+        """How its bytes go; None before the first of them."""
+        return self._upload.path if self._upload and self._upload.sent_bytes else None
+
     def begin(self) -> None:
         """Send the operator ahead, if anything of it travels."""
         if self._upload is not None and self.operator.nbytes:
@@ -398,18 +484,53 @@ class Upload:
         timeout: float | None = None,
     ) -> Reading:
         """Send the rest, let the device evolve, and read it. Arguments and errors as of `Session.solve`."""
-        session = self._session
-        program = await self._program(drive, damping, noise, start, not_before)
-        stepped = session.spu.clock == "stepped"
-        if stepped and not_before is not None and not_before > session.device_time:
-            await session.advance(not_before - session.device_time)
-        async with aclosing(self._finish(program, [ReadPlan(analog_time, window)], not_before, timeout)) as events:
+        events = self.stream(
+            drive,
+            [ReadPlan(analog_time, window)],
+            length=analog_time,
+            damping=damping,
+            noise=noise,
+            start=start,
+            not_before=not_before,
+            timeout=timeout,
+        )
+        async with aclosing(events):
             await anext(events)
-            if stepped:
-                await session.advance(analog_time)
             reading = await anext(events)
         assert isinstance(reading, Reading)
         return reading
+
+    async def stream(
+        self,
+        drive: ArrayLike,
+        reads: Sequence[ReadPlan],
+        *,
+        length: float,
+        damping: float = 0.0,
+        noise: float = 0.0,
+        start: StartPolicy | ArrayLike = "keep",
+        not_before: float | None = None,
+        timeout: float | None = None,
+    ) -> AsyncGenerator[Applied | Reading, None]:
+        """Send the rest, and give what comes back as it comes: when the program took hold, then each reading.
+
+        Args:
+            drive, damping, noise, start, not_before, timeout: as of `Session.program`.
+            reads: the readings to take, in the order of their times.
+            length: by how much a stepped clock is moved under the program, in τ: at least to the last reading.
+        """
+        session = self._session
+        program = await self._program(drive, damping, noise, start, not_before)
+        stepped = session.spu.clock == "stepped"
+        # More than once where a sum has been rounded down: each time goes on by at least the last digit.
+        while stepped and not_before is not None and not_before > session.device_time:
+            await session.advance(not_before - session.device_time)
+        async with aclosing(self._finish(program, reads, not_before, timeout)) as events:
+            yield await anext(events)
+            if stepped:
+                await session.advance(length)
+            async for event in events:
+                yield event
 
     async def abandon(self) -> None:
         """Break off, unless it is over. Nothing is left behind, and the old program goes on."""

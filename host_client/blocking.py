@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, Self, TypeVar
 
+from torch import Tensor
+
 from host_client import aio
 from host_client.clock import ClockAgreement
 from host_client.links.base import Capacity, Info
+from host_client.loop import Freshness, OnLoss
+from host_client.loop import feed as aio_feed
+from host_client.record.events import Event
 from spu_link.device_time import DeviceTime
+from spu_link.errors import SpuError
 from spu_link.operators import Operator
 from spu_link.operators.base import ArrayLike
 from spu_link.precision import Precision
@@ -67,6 +74,16 @@ class Spu:
     def address(self) -> str:
         """Where the connection leads."""
         return self._connection.address
+
+    @property
+    def rate(self) -> float:
+        """τ per second of wall time; 0 on a stepped clock."""
+        return self._connection.rate
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Names of what the device can do."""
+        return self._connection.features
 
     @property
     def info(self) -> Info:
@@ -223,6 +240,25 @@ class Session:
         """Measure the state at device time `at`, or now. See `host_client.aio.Session.read`."""
         return _wait(self._session.read(at, window, timeout=timeout))
 
+    @property
+    def epoch(self) -> int:
+        """Run of the daemon that the session belongs to; device times of two epochs never compare."""
+        return self._session.epoch
+
+    def feed(
+        self,
+        *,
+        on_loss: OnLoss = "raise",
+        record: Callable[[Event], None] | None = None,
+        counts: Counter[str] | None = None,
+    ) -> Feed:
+        """Feed the device in the background. See `host_client.aio.Session.feed`."""
+
+        async def make() -> aio_feed.Feed:
+            return self._session.feed(on_loss=on_loss, record=record, counts=counts)
+
+        return Feed(_wait(make()))
+
     def close(self) -> None:
         """Give the device back."""
         _wait(self._session.close())
@@ -301,3 +337,85 @@ class Upload:
     def __exit__(self, *exc: object) -> None:
         """Abandon what has not been finished."""
         self.abandon()
+
+
+class Feed:
+    """Programs to a device in the background, and its readings back. Made by `Session.feed`.
+
+    See `host_client.loop.feed.Feed`.
+    """
+
+    def __init__(self, feed: aio_feed.Feed) -> None:
+        self._feed = feed
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """What happened how often."""
+        return self._feed.counts
+
+    @property
+    def lost(self) -> SpuError | None:
+        """Why there is no device now; None while there is."""
+        return self._feed.lost
+
+    @property
+    def free_from(self) -> float | None:
+        """Device time at which the last program has run its schedule, in τ; None before the first."""
+        return self._feed.free_from
+
+    def begin(self, operator: Operator, precision: Precision | None, *, copied: bool) -> None:
+        """Send an operator ahead of the rest, if nothing else is under way."""
+
+        async def begin() -> None:
+            self._feed.begin(operator, precision, copied=copied)
+
+        _wait(begin())
+
+    def abandon(self) -> None:
+        """No hand-over will follow for what has been sent ahead."""
+
+        async def abandon() -> None:
+            self._feed.abandon()
+
+        _wait(abandon())
+
+    def exchange(
+        self, operator: Operator, drive: Tensor, *, freshness: Freshness, timeout: float, **options: Any
+    ) -> list[aio_feed.Arrived]:
+        """Hand a program over, and take the readings for a step, waiting `timeout` seconds at most.
+
+        Args:
+            operator, drive, options: as of `host_client.loop.feed.Feed.hand_over`.
+            freshness: which readings will do.
+            timeout: longest wait, in seconds.
+
+        Raises:
+            TooStale: when none came in time that will do.
+            SpuError: why the device is lost, or has refused a program.
+        """
+
+        async def exchange() -> list[aio_feed.Arrived]:
+            number = self._feed.hand_over(operator, drive, **options)
+            return await self._feed.readings(number, freshness, timeout=timeout)
+
+        return _wait(exchange())
+
+    def back(self, timeout: float) -> None:
+        """Wait until the device is there again, `timeout` seconds at most.
+
+        Raises:
+            SpuError: why it is lost.
+        """
+        _wait(self._feed.back(timeout))
+
+    def resume(self, free_from: float | None) -> None:
+        """The device's state has been restored."""
+
+        async def resume() -> None:
+            self._feed.resume(free_from)
+
+        _wait(resume())
+
+    def close(self) -> None:
+        """Break off whatever is under way."""
+        _wait(self._feed.close())

@@ -67,6 +67,10 @@ class Stretch:
     offset: int
     nbytes: int
 
+    def fileno(self) -> int:
+        """The region's descriptor, to be passed on."""
+        return self.region.descriptor
+
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Store `data` at `offset` from the stretch's beginning."""
         write_all(self.region.descriptor, data, self.offset + offset)

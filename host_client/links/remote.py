@@ -17,6 +17,13 @@ from spu_link.program import Reading
 from tngd.spu.v1 import spu_pb2 as pb
 from tngd.spu.v1 import spu_pb2_grpc
 
+RECONNECT = [
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
+"""How soon a daemon that was gone is looked for again; gRPC's own pauses grow to two minutes."""
+
 
 class RemoteLink(Link):
     """A daemon behind an address.
@@ -27,7 +34,7 @@ class RemoteLink(Link):
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self._channel = grpc.aio.insecure_channel(address)
+        self._channel = grpc.aio.insecure_channel(address, options=RECONNECT)
         self._info: Info | None = None
         self._memories: dict[str, SharedMemory] = {}  # by the session's id
         self._stub: spu_pb2_grpc.SpuServiceAsyncStub = spu_pb2_grpc.SpuServiceStub(self._channel)

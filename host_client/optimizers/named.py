@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeAlias, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_type_hints
 
 import torch
 from torch import nn
@@ -15,7 +15,10 @@ from host_client.optimizers.ngd import NGD
 from host_client.optimizers.ngd_cg import NGDCG
 from host_client.optimizers.ngd_woodbury import NGDWoodbury
 from host_client.optimizers.options import NaturalGradientOptions
-from host_client.optimizers.tngd import TNGD, Solver
+from host_client.optimizers.tngd import TNGD
+
+if TYPE_CHECKING:
+    from host_client.blocking import Session
 
 OptimizerName: TypeAlias = Literal["tngd", "ngd", "ngd-cg", "ngd-woodbury", "kfac", "adam", "sgd"]
 """What `make_optimizer` makes."""
@@ -34,7 +37,7 @@ _PLAIN: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 def make_optimizer(
-    name: str, model: nn.Module, criterion: nn.Module, *, session: Solver | None = None, **hyperparameters: Any
+    name: str, model: nn.Module, criterion: nn.Module, *, session: Session | None = None, **hyperparameters: Any
 ) -> torch.optim.Optimizer:
     """The optimizer of this name for the trained parameters of a model.
 

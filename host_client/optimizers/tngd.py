@@ -2,223 +2,286 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, ClassVar, Protocol, Unpack, get_args, runtime_checkable
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack, get_args
+from weakref import WeakMethod, ref
 
+import structlog
 import torch
 from torch import Tensor, nn
 
-from host_client.links.base import Capacity
+from host_client.loop import Freshness, NoOlderThan, OnLoss, Schedule, TooStale
+from host_client.loop.recovery import LOST
 from host_client.optimizers.base import NaturalGradient
 from host_client.optimizers.options import NaturalGradientOptions
 from host_client.optimizers.ranges import COMMON, Ranges, at_least_zero
 from host_client.optimizers.schedules import Scheduled
+from host_client.optimizers.solvers.direct import solve_direct
+from host_client.record.events import Differentiated, Event, Source, Updated
 from spu_link.operators import Operator
 from spu_link.precision import PRECISIONS, Precision
 from spu_link.program import Reading, StartPolicy
 
+if TYPE_CHECKING:
+    from host_client.blocking import Feed, Session
+    from host_client.loop.feed import Arrived
 
-class Solver(Protocol):
-    """What `TNGD` asks of a session: one program, left to run, and a reading."""
+log = structlog.get_logger(__name__)
 
-    @property
-    def capacity(self) -> Capacity:
-        """What the device can hold."""
-        ...
-
-    def solve(
-        self,
-        operator: Operator,
-        drive: Tensor,
-        *,
-        analog_time: float,
-        damping: float = 0.0,
-        noise: float = 0.0,
-        start: StartPolicy | Tensor = "keep",
-        precision: Precision | None = None,
-        not_before: float | None = None,
-    ) -> Reading:
-        """The state `analog_time` after a program has taken hold, which it does not do before `not_before`."""
-        ...
-
-
-class Upload(Protocol):
-    """What becomes of an operator that is sent ahead."""
-
-    @property
-    def operator(self) -> Operator:
-        """What is sent."""
-        ...
-
-    def solve(
-        self,
-        drive: Tensor,
-        *,
-        analog_time: float,
-        damping: float = 0.0,
-        noise: float = 0.0,
-        start: StartPolicy | Tensor = "keep",
-        not_before: float | None = None,
-    ) -> Reading:
-        """As `Solver.solve`, with the rest of the program."""
-        ...
-
-    def abandon(self) -> None:
-        """Break off."""
-        ...
-
-
-@runtime_checkable
-class Uploader(Protocol):
-    """A session that takes the operator ahead of the rest; `TNGD` uses it where it can."""
-
-    def upload(self, operator: Operator, *, precision: Precision | None = None) -> Upload:
-        """Begin to send an operator."""
-        ...
+Combine = Literal["average", "each"]
+"""What becomes of several readings: their average is one direction; or each one is, in turn."""
 
 
 class TNGD(NaturalGradient):
     """Natural gradient descent with g̃ read from a stochastic processing unit (arXiv 2405.13817).
 
-    At each step the device's cells follow dx = −((F + λI) x − ∇ℓ) ds + √(2κ₀) dW for the analog time t, and g̃ is what
-    is read then. With start ``"drive"``, t = 0 is gradient descent and t → ∞ is natural gradient descent. Between a
-    reading and the next program the device goes on under the old one, for at least the delay. The curvature is sent
-    ahead while the backward pass runs; it is abandoned when no step follows.
+    The device's cells follow dx = −((F + λI) x − ∇ℓ) ds + √(2κ₀) dW, and g̃ is what is read from them. With start
+    ``"drive"``, t = 0 is gradient descent and t → ∞ is natural gradient descent. Each step hands a program to the
+    device, in the background, and goes along readings that are fresh enough: by default those of its own program, for
+    which it waits. With ``freshness="newest"`` or a `NoOlderThan` the device works while the next gradient is computed.
+    The curvature is sent ahead while the backward pass runs.
 
     Args:
         model: what is trained.
         criterion: the loss.
-        session: the device, such as a session of ``host_client.connect``.
-        analog_time: t ≥ 0, in units of the device's τ.
-        delay: t_d ≥ 0, in τ: least time between a reading and the moment the next program takes hold.
+        session: the device, a session of ``host_client.connect``.
+        analog_time: t ≥ 0, in units of the device's τ: how long a program runs before it is read.
+        delay: t_d ≥ 0, in τ: least time between a reading and the moment the next program takes hold; the device goes
+            on under the old one.
         noise: κ₀ ≥ 0.
         start: where the cells start: ``"keep"``, from ∇ℓ at the first step and then from where they stand, as in the
             paper; or ``"drive"``, always from ∇ℓ.
         precision: how the curvature travels to the device: ``"float32"``, ``"float16"``, ``"bfloat16"``, ``"int16"``,
             or None, as it is. 16 bits halve the upload; ``"int16"`` is the most accurate of them.
+        readings: how many readings are taken under each program, the first after t.
+        spacing: device time from one of them to the next, in τ.
+        period: if given, readings are taken at the multiples of it in device time instead, in τ, whatever is uploaded
+            when; a program then runs for at least t.
+        combine: ``"average"``: g̃ is the average of the readings of the newest program; ``"each"``: every reading since
+            the last step is a g̃, and the parameters go along one after the other.
+        freshness: which readings a step may use, and so what it waits for: ``"this program"``, ``"newest"`` or
+            `NoOlderThan`.
+        on_loss: what a step does when the device is lost, at fault, held by another or too stale: ``"raise"``;
+            ``"wait"`` until it is there again; ``"digital"``, solve the system here; ``"gradient"``, go along ∇ℓ. With
+            all but the first the session is opened again as soon as that can be. A device that someone has halted
+            stays so.
+        patience: longest that a step waits for a reading, beyond the device time it takes, or for a lost device, in
+            seconds.
+        record: told of uploads, readings, differentiation, updates and losses; see `host_client.record`.
         options: see `NaturalGradient`.
 
     Raises:
         UnsupportedLayer, UnsupportedCriterion: for a model or loss whose curvature is not known.
-        ValueError: for a hyperparameter out of its range.
+        ValueError: for an argument out of its range.
 
     Note:
         The state dictionary holds the last reading. After ``load_state_dict``, or when `session` is replaced, what the
         device holds says nothing about this run, so with ``start="keep"`` the next program starts from that reading.
 
     Attributes:
-        last_reading: the reading of the last step taken with this session; None before the first one.
+        last_reading: the newest reading used; None before the first one of this session.
     """
 
-    ranges: ClassVar[Ranges] = {**COMMON, **dict.fromkeys(("analog_time", "delay", "noise"), at_least_zero)}
+    ranges: ClassVar[Ranges] = {**COMMON, **dict.fromkeys(("analog_time", "delay", "noise", "spacing"), at_least_zero)}
 
     def __init__(
         self,
         model: nn.Module,
         criterion: nn.Module,
-        session: Solver,
+        session: Session,
         *,
         analog_time: Scheduled,
         delay: Scheduled = 0.0,
         noise: Scheduled = 0.0,
         start: StartPolicy = "keep",
         precision: Precision | None = None,
+        readings: int = 1,
+        spacing: Scheduled = 0.0,
+        period: float | None = None,
+        combine: Combine = "average",
+        freshness: Freshness = "this program",
+        on_loss: OnLoss = "raise",
+        patience: float = 60.0,
+        record: Callable[[Event], None] | None = None,
         **options: Unpack[NaturalGradientOptions],
     ) -> None:
-        self._ahead: tuple[Upload, Precision | None] | None = None
-        if start not in get_args(StartPolicy):
-            raise ValueError(f"Invalid start: {start!r}; it must be 'keep' or 'drive'")
-        if precision is not None and precision not in PRECISIONS:
-            raise ValueError(f"Invalid precision: {precision!r}; it must be one of {', '.join(PRECISIONS)}, or None")
+        _check_one("start", start, get_args(StartPolicy))
+        _check_one("combine", combine, get_args(Combine))
+        _check_one("on_loss", on_loss, get_args(OnLoss))
+        _check_one("precision", precision, (*PRECISIONS, None))
+        if not isinstance(freshness, NoOlderThan):
+            _check_one("freshness", freshness, ("this program", "newest"), " or a NoOlderThan")
+        if not (isinstance(readings, int) and readings >= 1):
+            raise ValueError(f"Invalid readings: {readings}; it must be a whole number, at least 1")
+        if period is not None and (not period > 0 or readings > 1):
+            raise ValueError(f"Invalid period: {period} with readings={readings}; it must be above 0, with one reading")
+        self._session: Session | None = None
+        self._ahead: ref[Operator] | None = None
+        self._readings, self._period, self._combine, self._freshness = readings, period, combine, freshness
+        self._on_loss, self._patience, self._record = on_loss, patience, record
         super().__init__(
             model,
             criterion,
             analog_time=analog_time,
             delay=delay,
             noise=noise,
+            spacing=spacing,
             start=start,
             precision=precision,
             **options,
         )
+        self._differentiating: float | None = None
+        self._solved_at = 0.0
+        self._updates: list[tuple[Source, int | None, float | None]] = []
+        if record is not None:
+            began = WeakMethod(self._forward)
+            model.register_forward_pre_hook(lambda module, args: _call(began, module))
         self.session = session
 
     @property
-    def session(self) -> Solver:
+    def session(self) -> Session:
         """The device; may be replaced, for instance after a session has expired."""
+        assert self._session is not None
         return self._session
 
     @session.setter
-    def session(self, session: Solver) -> None:
-        self._abandon()
+    def session(self, session: Session) -> None:
+        if self._session is not None:
+            self._feed.close()
         self._session = session
+        self._feed: Feed = session.feed(on_loss=self._on_loss, record=self._record, counts=self.counts)
         self.last_reading: Reading | None = None
         if self.capture is not None:
-            precision = self.hyperparameters.get("precision")
+            precision = self.hyperparameters["precision"]
             itemsize = None if precision is None else PRECISIONS[precision].itemsize
             self.capture.bound_for(session.capacity, itemsize=itemsize)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take hyperparameters, momentum and the last reading from a state dictionary of this class."""
-        super().load_state_dict(state_dict)
-        self.last_reading = None
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients, and what has been sent ahead for them."""
         if self._ahead is not None and self.capture is not None:
             try:
-                differentiated = self.capture.operator_of_gradients() is self._ahead[0].operator
+                differentiated = self.capture.operator_of_gradients() is self._ahead()
             except RuntimeError:
                 differentiated = False  # its backward pass is still to come
             if differentiated:
-                self._abandon()
+                self._ahead = None
+                self._feed.abandon()
         super().zero_grad(set_to_none)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where another optimizer of this class was, see `NaturalGradient`; the cells start from its reading.
+
+        Raises:
+            ValueError: for the state of another kind of optimizer or of other parameters; nothing has changed then.
+        """
+        super().load_state_dict(state_dict)
+        self.last_reading = None
+        self._feed.close()
+        self._feed = self.session.feed(on_loss=self._on_loss, record=self._record, counts=self.counts)
 
     def _on_operator(self, operator: Operator) -> None:
         """Send the operator while the backward pass runs."""
-        self._abandon()
-        if isinstance(self._session, Uploader):
-            precision = self._precision()
-            self._ahead = self._session.upload(operator, precision=precision), precision
-
-    def _abandon(self) -> None:
-        """No step will use what has been sent ahead."""
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None:
-            ahead[0].abandon()
-
-    def _precision(self) -> Precision | None:
-        precision: Precision | None = self.hyperparameters.get("precision")  # absent in earlier state dictionaries
-        return precision
+        self._ahead = ref(operator)
+        self._feed.begin(operator, self.hyperparameters["precision"], copied=self._freshness != "this program")
 
     def _directions(self, operator: Operator | None, drive: Tensor) -> Iterable[Tensor]:
+        if self._record is not None:
+            ended = time.monotonic()
+            self._record(Differentiated(self.steps, self._differentiating or ended, ended))
+            self._differentiating = None
+        self._updates = []
+        directions = self._found(operator is None, drive)
+        self._solved_at = time.monotonic()
+        return directions
+
+    def _found(self, keep: bool, drive: Tensor) -> list[Tensor]:
         operator = self._operator
         assert operator is not None
-        group = self.hyperparameters
-        last = self.last_reading
-        options = {
-            "analog_time": group["analog_time"],
-            "damping": group["damping"],
-            "noise": group["noise"],
-            "start": self._start(),
-            "not_before": None if last is None else last.time + group["delay"],
-        }
-        precision = self._precision()
-        if self._ahead is not None and self._ahead[0].operator is operator and self._ahead[1] == precision:
-            (upload, _), self._ahead = self._ahead, None
-            reading = upload.solve(drive, **options)
-        else:
-            self._abandon()
-            reading = self.session.solve(operator, drive, precision=precision, **options)
+        try:
+            arrived = self._exchange(operator, drive, keep)
+        except (*LOST, TooStale) as error:
+            if self._on_loss in ("raise", "wait"):
+                raise
+            log.warning("a step without the device", policy=self._on_loss, why=str(error))
+            self.counts[self._on_loss] += 1
+            if self._on_loss == "gradient":
+                self._updates.append(("gradient", None, None))
+                return [drive]
+            self._updates.append(("digital", None, None))
+            return [solve_direct(operator, drive, self.hyperparameters["damping"])]
+        self._keep(arrived[-1].reading)
+        if self._combine == "average":
+            arrived = [one for one in arrived if one.program == arrived[-1].program]
+        values = [one.reading.value for one in arrived]
+        if self._combine == "average" and len(values) > 1:
+            self._updates.append(("device", arrived[-1].number, self._staleness(arrived[0].reading)))
+            return [torch.stack(values).mean(0)]
+        self._updates += [("device", one.number, self._staleness(one.reading)) for one in arrived]
+        return values
+
+    def _exchange(self, operator: Operator, drive: Tensor, keep: bool) -> list[Arrived]:
+        self._ahead = None
+        group, deadline = self.hyperparameters, time.monotonic() + self._patience
+        schedule = Schedule(group["analog_time"], self._readings, group["spacing"], group["delay"], self._period)
+        rate = self.session.spu.rate
+        running = (schedule.delay + schedule.length + (self._period or 0.0)) / rate if rate else 0.0
+        while True:
+            try:
+                return self._feed.exchange(
+                    operator,
+                    drive,
+                    damping=group["damping"],
+                    noise=group["noise"],
+                    start=group["start"],
+                    resume=self._last_value(),
+                    schedule=schedule,
+                    precision=group["precision"],
+                    keep=keep,
+                    copied=self._freshness != "this program",
+                    freshness=self._freshness,
+                    timeout=self._patience + running,
+                )
+            except LOST:
+                if self._on_loss != "wait":
+                    raise
+                self.counts["waited"] += 1
+                self._feed.back(deadline - time.monotonic())
+
+    def _keep(self, reading: Reading) -> None:
         self.last_reading = reading
         for parameter, part in self._parts(reading.value).items():
             self.state[parameter]["reading"] = part
-        return [reading.value]
 
-    def _start(self) -> StartPolicy | Tensor:
-        group = self.hyperparameters
+    def _last_value(self) -> Tensor | None:
+        """The last reading, of this run or of the one that it goes on with."""
         states = [self.state[parameter] for _, parameter in self._parameters]
-        if group["start"] == "drive" or not all("reading" in state for state in states):
-            return "drive"
-        if self.last_reading is None:
-            return torch.cat([state["reading"].flatten() for state in states])
-        return "keep"
+        if not all("reading" in state for state in states):
+            return None
+        return torch.cat([state["reading"].flatten() for state in states])
+
+    def _staleness(self, reading: Reading) -> float:
+        """Device time since a reading, in τ."""
+        return max(0.0, self.session.clock.device_time() - float(reading.time))
+
+    def _forward(self, module: nn.Module) -> None:
+        if self._differentiating is None and module.training and torch.is_grad_enabled():
+            self._differentiating = time.monotonic()
+
+    def _taken(self) -> None:
+        if self._record is not None:
+            ended = time.monotonic()
+            for source, reading, staleness in self._updates:
+                self._record(Updated(self.steps, self._solved_at, ended, reading, staleness, source))
+        super()._taken()
+
+
+def _call(method: WeakMethod[Any], *arguments: Any) -> None:
+    called = method()
+    if called is not None:
+        called(*arguments)
+
+
+def _check_one(name: str, value: object, known: tuple[object, ...], more: str = "") -> None:
+    if value not in known:
+        raise ValueError(f"Invalid {name}: {value!r}; it must be one of {', '.join(map(repr, known))}{more}")

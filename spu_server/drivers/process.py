@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from spu_link.errors import DeviceFault, SpuError
-from spu_server.descriptors import read_all, write_all
+from spu_server.descriptors import close, read_all, write_all
 from spu_server.drivers.base import Capabilities, DriverOptions, Measured, measured
 from spu_server.drivers.loader import Loader
 from spu_server.drivers.port import DriverPort
@@ -97,7 +97,14 @@ class DriverProcess(DriverPort[Payload]):
 
     async def stage(self, header: pb.ProgramHeader, payload: Payload) -> None:
         """Let the driver's process take the payload, verify every value and stage the program."""
-        await self._run(self._stage(header, payload))
+        if isinstance(payload, bytes):
+            await self._run(self._stage(header, payload, None))
+            return
+        # The caller may go, and take its own descriptor along, while the exchange waits for its turn.
+        descriptor = os.dup(payload.fileno())
+        exchange = self._begin(self._stage(header, payload, descriptor))
+        exchange.add_done_callback(lambda _: close(descriptor, payload.nbytes))
+        await asyncio.shield(exchange)
 
     async def call(self, method: str, *arguments: Any) -> Any:
         """Call one of the driver's methods."""
@@ -109,9 +116,7 @@ class DriverProcess(DriverPort[Payload]):
 
     def forget(self, region: int) -> None:
         """Let the driver's process close the descriptor of a region that has gone."""
-        if region in self._regions:
-            self._regions.discard(region)
-            self._begin(self._call(FORGET, region)).add_done_callback(_look_at)
+        self._begin(self._forget(region)).add_done_callback(_look_at)
 
     async def close(self) -> None:
         """Close the device and end the process; a process that does not end is killed."""
@@ -168,16 +173,17 @@ class DriverProcess(DriverPort[Payload]):
         await self._send((method, arguments))
         return await self._answer(CALL_SECONDS)
 
-    async def _stage(self, header: pb.ProgramHeader, payload: Payload) -> None:
+    async def _stage(self, header: pb.ProgramHeader, payload: Payload, descriptor: int | None) -> None:
         serialized = header.SerializeToString()
         if isinstance(payload, bytes):
             await self._send((STAGE_BYTES, (serialized, payload)))
         elif isinstance(payload, SharedBytes):
-            await self._send((STAGE_FILE, (serialized, payload.nbytes)), payload.fileno())
+            await self._send((STAGE_FILE, (serialized, payload.nbytes)), descriptor)
         else:
             number = payload.region.number
             if number not in self._regions:
-                await self._remember(number, payload.region.descriptor)
+                assert descriptor is not None
+                await self._remember(number, descriptor)
                 self._regions.add(number)
             await self._send((STAGE_REGION, (serialized, number, payload.offset, payload.nbytes)))
         await self._answer(CALL_SECONDS)
@@ -185,6 +191,11 @@ class DriverProcess(DriverPort[Payload]):
     async def _remember(self, number: int, descriptor: int) -> None:
         await self._send((REMEMBER, (number,)), descriptor)
         await self._answer(CALL_SECONDS)
+
+    async def _forget(self, region: int) -> None:
+        if region in self._regions:  # only now: a program that lies there may have been waiting for its turn
+            self._regions.discard(region)
+            await self._call(FORGET, region)
 
     async def _read(self, at: float, window: int | None) -> Measured:
         dtype, count, time = await self._call("read", at, window)

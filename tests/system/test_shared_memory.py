@@ -498,3 +498,25 @@ def test_an_upload_that_is_broken_off_takes_its_region_out_of_use(stepped):
             assert torch.equal((await session.read()).value, DRIVE)
 
     asyncio.run(scenario())
+
+
+async def test_clients_that_go_while_their_programs_wait_for_the_driver_do_no_harm(stepped):
+    """Each leaves with its memory while one program is being staged and others are queued behind it."""
+    busy = Rows(torch.ones(64, 60_000))
+    async with await aio.connect(stepped.address, timeout=20.0) as spu:
+        for _ in range(15):
+            session = await spu.open_session()
+            programs = [
+                asyncio.create_task(session.program(operator, torch.ones(operator.parameters).double(), damping=1.0))
+                for operator in (busy, Rows(WIDE.a.clone()))
+            ]
+            await asyncio.sleep(0.004)
+            await session.close()
+            for program in programs:
+                program.cancel()
+            await asyncio.gather(*programs, return_exceptions=True)
+        assert (await spu.info()).fault == ""
+        async with spu.session() as session:
+            reading = await session.solve(WIDE, DRIVE, damping=0.5, analog_time=LONG)
+        torch.testing.assert_close(reading.value, EXPECTED, rtol=1e-6, atol=1e-9)
+    eventually(lambda: not shared_in(stepped), "no memory of theirs is left")

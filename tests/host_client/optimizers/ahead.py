@@ -1,43 +1,40 @@
-"""A session that notes what becomes of what is sent ahead."""
+"""What becomes of operators that are sent ahead."""
 
 from __future__ import annotations
 
-from host_client import Session
+import pytest
+
+from host_client.aio import Upload
+from tests.system.raw import eventually
 
 
 class Ahead:
-    """A session that only notes what becomes of an upload, and solves by itself."""
+    """What becomes of operators that are sent ahead, through any session of this process."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.begun = 0
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun: list[Upload] = []
         self.finished = 0
         self.abandoned = 0
+        begin, stream, abandon = Upload.begin, Upload.stream, Upload.abandon
 
-    @property
-    def capacity(self):
-        return self.session.capacity
+        def counting_begin(upload):
+            self.begun.append(upload)
+            begin(upload)
 
-    def solve(self, *args, **options):
-        return self.session.solve(*args, **options)
+        def counting_stream(upload, *args, **options):
+            self.finished += upload in self.begun
+            return stream(upload, *args, **options)
 
-    def upload(self, operator, *, precision=None):
-        self.begun += 1
-        return _Upload(self, self.session.upload(operator, precision=precision))
+        async def counting_abandon(upload):
+            self.abandoned += upload in self.begun and not upload._over
+            await abandon(upload)
 
-    @property
-    def counts(self) -> tuple[int, int, int]:
-        return self.begun, self.finished, self.abandoned
+        monkeypatch.setattr(Upload, "begin", counting_begin)
+        monkeypatch.setattr(Upload, "stream", counting_stream)
+        monkeypatch.setattr(Upload, "abandon", counting_abandon)
 
-
-class _Upload:
-    def __init__(self, ahead, upload):
-        self.ahead, self.upload, self.operator = ahead, upload, upload.operator
-
-    def solve(self, drive, **options):
-        self.ahead.finished += 1
-        return self.upload.solve(drive, **options)
-
-    def abandon(self):
-        self.ahead.abandoned += 1
-        self.upload.abandon()
+    def became(self, begun: int, finished: int, abandoned: int) -> bool:
+        """Whether so many were begun, finished and abandoned; the last happens in the background."""
+        expected = (begun, finished, abandoned)
+        eventually(lambda: (len(self.begun), self.finished, self.abandoned) == expected, f"{expected}")
+        return True

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
 
 from host_client.links.base import Capacity
+from host_client.loop import Schedule
+from host_client.loop.feed import Arrived
 from spu_link.errors import DeviceUnavailable
 from spu_link.operators import Operator
 from spu_link.program import Reading
@@ -15,24 +19,50 @@ from spu_link.program import Reading
 
 @dataclass
 class Recorder:
-    """Answers each solve with its drive, after writing down what was asked.
+    """A session whose feed answers each exchange with its drive, after writing down what was asked.
 
     Attributes:
-        asked: options of each solve.
+        asked: options of each exchange.
+        begun: operators that were sent ahead.
         capacity: what it can hold.
-        fails: whether the next one fails.
+        fails: whether the next exchange fails.
         time: device time, in τ.
     """
 
     asked: list[dict[str, Any]] = field(default_factory=list)
+    begun: list[Operator] = field(default_factory=list)
     capacity: Capacity = field(default=Capacity(1 << 33, 200_000_000, False))
     fails: bool = False
     time: float = 0.0
+    counts: Counter[str] = field(default_factory=Counter)
+    lost: None = None
+    free_from: None = None
+    spu: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(features=(), rate=0.0))
 
-    def solve(self, operator: Operator, drive: Tensor, *, analog_time: float, **options: Any) -> Reading:
+    @property
+    def clock(self) -> SimpleNamespace:
+        """A clock that stands still."""
+        return SimpleNamespace(device_time=lambda: self.time)
+
+    def feed(self, **options: Any) -> Recorder:
+        """Itself."""
+        return self
+
+    def begin(self, operator: Operator, precision: object, *, copied: bool) -> None:
+        """Note it."""
+        self.begun.append(operator)
+
+    def abandon(self) -> None:
+        """Nothing is under way."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def exchange(self, operator: Operator, drive: Tensor, *, schedule: Schedule, **options: Any) -> list[Arrived]:
         """The drive."""
         if self.fails:
             raise DeviceUnavailable("the daemon is gone")
-        self.asked.append({"analog_time": analog_time, **options})
-        self.time = max(self.time, options["not_before"] or 0.0) + analog_time
-        return Reading(drive.clone(), self.time, len(self.asked), analog_time, 0.0, self.time)
+        self.asked.append({"schedule": schedule, **options})
+        self.time += schedule.delay + schedule.analog_time
+        reading = Reading(drive.clone(), self.time, len(self.asked), schedule.analog_time, 0.0, self.time)
+        return [Arrived(len(self.asked), len(self.asked), reading)]

@@ -22,8 +22,8 @@ from tests.system.raw import eventually
 
 
 @pytest.fixture
-def ahead(session: Session) -> Ahead:
-    return Ahead(session)
+def ahead(monkeypatch: pytest.MonkeyPatch) -> Ahead:
+    return Ahead(monkeypatch)
 
 
 def optimizer_of(problem: Problem, session, **options) -> TNGD:
@@ -34,63 +34,69 @@ def forward(problem: Problem) -> torch.Tensor:
     return problem.criterion(problem.model(problem.inputs), problem.targets)
 
 
-def test_every_step_of_the_ordinary_loop_uses_what_was_sent_ahead(problem: Problem, ahead: Ahead) -> None:
-    train(problem, optimizer_of(problem, ahead), 3)
-    assert ahead.counts == (3, 3, 0)
+def test_every_step_of_the_ordinary_loop_uses_what_was_sent_ahead(
+    problem: Problem, session: Session, ahead: Ahead
+) -> None:
+    train(problem, optimizer_of(problem, session), 3)
+    assert ahead.became(3, 3, 0)
 
 
-def test_gradients_may_be_dropped_between_forward_and_backward(problem: Problem, ahead: Ahead) -> None:
-    optimizer = optimizer_of(problem, ahead)
+def test_gradients_may_be_dropped_between_forward_and_backward(
+    problem: Problem, session: Session, ahead: Ahead
+) -> None:
+    optimizer = optimizer_of(problem, session)
     for _ in range(3):
         loss = forward(problem)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert ahead.counts == (3, 3, 0)
+    assert ahead.became(3, 3, 0)
 
 
-def test_dropped_gradients_abandon_it(problem: Problem, ahead: Ahead) -> None:
-    optimizer = optimizer_of(problem, ahead)
+def test_dropped_gradients_abandon_it(problem: Problem, session: Session, ahead: Ahead) -> None:
+    optimizer = optimizer_of(problem, session)
     forward(problem).backward()
     optimizer.zero_grad()
-    assert ahead.counts == (1, 0, 1)
+    assert ahead.became(1, 0, 1)
 
 
-def test_another_forward_pass_abandons_it_and_evaluation_does_not(problem: Problem, ahead: Ahead) -> None:
-    optimizer = optimizer_of(problem, ahead)
+def test_another_forward_pass_abandons_it_and_evaluation_does_not(
+    problem: Problem, session: Session, ahead: Ahead
+) -> None:
+    optimizer = optimizer_of(problem, session)
     forward(problem)
     problem.model.eval()
     forward(problem)
     problem.model.train()
-    assert ahead.counts == (1, 0, 0)
+    assert ahead.became(1, 0, 0)
     forward(problem).backward()
     optimizer.step()
-    assert ahead.counts == (2, 1, 1)
+    assert ahead.became(2, 1, 1)
 
 
-def test_a_session_replaced_abandons_it(problem: Problem, ahead: Ahead, session: Session) -> None:
-    optimizer = optimizer_of(problem, ahead)
+def test_a_session_replaced_abandons_it(problem: Problem, session: Session, ahead: Ahead) -> None:
+    optimizer = optimizer_of(problem, session)
     forward(problem).backward()
     optimizer.session = session
-    assert ahead.counts == (1, 0, 1)
+    assert ahead.became(1, 0, 1)
     optimizer.step()
     assert optimizer.last_reading is not None
 
 
-def test_a_precision_changed_meanwhile_holds(problem: Problem, ahead: Ahead) -> None:
-    optimizer = optimizer_of(problem, ahead)
+def test_a_precision_changed_meanwhile_holds(problem: Problem, session: Session, ahead: Ahead) -> None:
+    optimizer = optimizer_of(problem, session)
     forward(problem).backward()
     optimizer.hyperparameters["precision"] = "float16"
     optimizer.step()
-    assert ahead.counts == (1, 0, 1)
+    assert ahead.became(1, 0, 1)
 
 
-def test_the_model_does_not_keep_the_optimizer_alive(problem: Problem, ahead: Ahead) -> None:
-    optimizer = weakref.ref(optimizer_of(problem, ahead))
+def test_the_model_does_not_keep_the_optimizer_alive(problem: Problem, session: Session, ahead: Ahead) -> None:
+    optimizer = weakref.ref(optimizer_of(problem, session))
     gc.collect()
     assert optimizer() is None
     forward(problem)
-    assert ahead.counts == (0, 0, 0)
+    assert ahead.became(0, 0, 0)
 
 
 class SlowProxy:

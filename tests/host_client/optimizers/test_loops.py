@@ -15,8 +15,8 @@ from tests.host_client.optimizers.training import flat, train
 
 
 @pytest.fixture
-def ahead(session: Session) -> Ahead:
-    return Ahead(session)
+def ahead(monkeypatch: pytest.MonkeyPatch) -> Ahead:
+    return Ahead(monkeypatch)
 
 
 def _optimizer(problem: Problem, **options: Any) -> NGDWoodbury:
@@ -27,11 +27,13 @@ def _gradient(model: nn.Module) -> Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-def test_a_step_that_the_scaler_skips_leaves_device_momentum_and_count_alone(problem: Problem, ahead: Ahead) -> None:
+def test_a_step_that_the_scaler_skips_leaves_device_momentum_and_count_alone(
+    problem: Problem, session: Session, ahead: Ahead
+) -> None:
     optimizer = TNGD(
         problem.model,
         problem.criterion,
-        ahead,
+        session,
         damping=lambda step: 0.1 / (1 + step),
         lr=0.3,
         analog_time=2.0,
@@ -47,7 +49,7 @@ def test_a_step_that_the_scaler_skips_leaves_device_momentum_and_count_alone(pro
 
     iteration()
     parameters, state, last = flat(problem.model), copy.deepcopy(optimizer.state_dict()), optimizer.last_reading
-    time = ahead.session.read().time
+    time = session.read().time
     scaler.update(2.0**127)  # 8 · 2¹²⁷ is infinite in float32
     iteration()
     assert scaler.get_scale() == 2.0**126  # it was skipped
@@ -57,12 +59,13 @@ def test_a_step_that_the_scaler_skips_leaves_device_momentum_and_count_alone(pro
     assert optimizer.steps == 1
     assert last is not None
     assert optimizer.last_reading is last
-    now = ahead.session.read()
+    now = session.read()
     assert (now.time, now.sequence) == (time, last.sequence)
-    assert ahead.counts == (2, 1, 1)  # what was sent ahead has been abandoned
+    assert ahead.became(2, 1, 1)  # what was sent ahead has been abandoned
     scaler.update(2.0**10)
     iteration()
-    assert (optimizer.steps, ahead.counts) == (2, (3, 2, 1))
+    assert optimizer.steps == 2
+    assert ahead.became(3, 2, 1)
 
 
 def test_a_scaled_loop_with_clipping_is_the_plain_one(problem: Problem) -> None:

@@ -49,9 +49,9 @@ def test_what_the_device_is_told_can_be_scheduled(problem: Problem) -> None:
         noise=lambda step: 1e-3 * step,
     )
     train(problem, optimizer, 3)
-    told = [(asked["damping"], asked["analog_time"], asked["noise"]) for asked in recorder.asked]
+    told = [(asked["damping"], asked["schedule"].analog_time, asked["noise"]) for asked in recorder.asked]
     assert told == [(1.0, 10.0, 0.0), (0.5, 11.0, 1e-3), (1 / 3, 12.0, 2e-3)]
-    assert [asked["not_before"] for asked in recorder.asked] == [None, 10.5, 22.5]
+    assert [asked["schedule"].delay for asked in recorder.asked] == [0.0, 0.5, 1.0]
 
 
 def test_a_group_has_a_schedule_of_its_own(problem: Problem) -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from host_client import NGD, TNGD, NGDWoodbury, Session, connect
+from host_client.record.events import Event, Uploaded
 from spu_link.errors import DeviceUnavailable
 from tests.cases import Problem
 from tests.host_client.optimizers.fakes import Recorder
@@ -57,7 +58,8 @@ def test_the_first_solve_starts_from_the_drive_and_the_next_ones_from_where_the_
 ) -> None:
     recorder = Recorder()
     train(problem, _optimizer(problem, recorder), 3)
-    assert [asked["start"] for asked in recorder.asked] == ["drive", "keep", "keep"]
+    assert [asked["start"] for asked in recorder.asked] == ["keep"] * 3
+    assert recorder.asked[0]["resume"] is None  # nothing to go on from: the drive
 
 
 def test_every_solve_can_start_from_the_drive(problem: Problem) -> None:
@@ -76,10 +78,12 @@ def test_the_curvature_travels_in_16_bits_where_asked(problem: Problem, session:
     torch.testing.assert_close(flat(problem.model), flat(other.model), rtol=1e-3, atol=1e-4)
 
 
-def test_a_program_takes_hold_no_sooner_than_the_delay_after_the_last_reading(problem: Problem) -> None:
-    recorder = Recorder()
-    train(problem, _optimizer(problem, recorder, analog_time=2.0, delay=0.5), 3)
-    assert [asked["not_before"] for asked in recorder.asked] == [None, 2.5, 5.0]
+def test_a_program_takes_hold_the_delay_after_the_last_reading(problem: Problem, session: Session) -> None:
+    events: list[Event] = []
+    train(problem, _optimizer(problem, session, analog_time=2.0, delay=0.5, record=events.append), 3)
+    took_hold = [one.took_hold for one in events if isinstance(one, Uploaded)]
+    assert took_hold[0] is not None
+    assert took_hold == [took_hold[0] + k * 2.5 for k in range(3)]
 
 
 def test_the_device_is_told_all_hyperparameters_as_they_are_now(problem: Problem) -> None:
@@ -88,11 +92,8 @@ def test_the_device_is_told_all_hyperparameters_as_they_are_now(problem: Problem
     train(problem, optimizer, 1)
     optimizer.hyperparameters.update(damping=0.2, noise=0.0, analog_time=4.0)
     train(problem, optimizer, 1)
-    told = [{k: asked[k] for k in ("damping", "noise", "analog_time")} for asked in recorder.asked]
-    assert told == [
-        {"damping": 0.1, "noise": 1e-3, "analog_time": 1.0},
-        {"damping": 0.2, "noise": 0.0, "analog_time": 4.0},
-    ]
+    told = [(asked["damping"], asked["noise"], asked["schedule"].analog_time) for asked in recorder.asked]
+    assert told == [(0.1, 1e-3, 1.0), (0.2, 0.0, 4.0)]
 
 
 def test_the_last_reading_is_at_hand(problem: Problem) -> None:
@@ -116,7 +117,6 @@ def test_a_failing_device_leaves_everything_as_it_was(problem: Problem) -> None:
     torch.testing.assert_close(optimizer.state_dict()["state"], state["state"], rtol=0, atol=0)
     recorder.fails = False
     optimizer.step()  # with the same gradients
-    assert recorder.asked[-1]["not_before"] == 1.0
     assert not torch.equal(flat(problem.model), parameters)
 
 
@@ -141,11 +141,10 @@ def test_a_session_replaced_starts_from_the_last_reading(problem: Problem) -> No
     assert optimizer.last_reading is not None
     reading = optimizer.last_reading.value
     other = Recorder()
-    optimizer.session = other
-    train(problem, optimizer, 2)
-    torch.testing.assert_close(other.asked[0]["start"], reading, rtol=0, atol=0)
-    assert other.asked[0]["not_before"] is None
-    assert other.asked[1]["start"] == "keep"
+    optimizer.session = other  # type: ignore[assignment]
+    assert optimizer.last_reading is None
+    train(problem, optimizer, 1)
+    torch.testing.assert_close(other.asked[0]["resume"], reading, rtol=0, atol=0)
 
 
 def test_repr_lists_all_hyperparameters(problem: Problem) -> None:
@@ -160,10 +159,10 @@ def test_repr_lists_all_hyperparameters(problem: Problem) -> None:
         ({"analog_time": -1.0}, "Invalid analog_time: -1.0"),
         ({"delay": -1.0}, "Invalid delay: -1.0"),
         ({"noise": float("nan")}, "Invalid noise: nan"),
-        ({"start": "zero"}, "Invalid start: 'zero'; it must be 'keep' or 'drive'"),
+        ({"start": "zero"}, "Invalid start: 'zero'; it must be one of 'keep', 'drive'"),
         (
             {"precision": "int8"},
-            "Invalid precision: 'int8'; it must be one of float32, float16, bfloat16, int16, or None",
+            "Invalid precision: 'int8'; it must be one of 'float32', 'float16', 'bfloat16', 'int16', None",
         ),
     ],
 )

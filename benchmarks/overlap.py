@@ -1,0 +1,219 @@
+"""Host and device at once: the free-running loop beside the blocking one, and how late scheduled readings arrive.
+
+The device's rate is set so that an analog solve of 50 τ takes as long as the host's differentiation (forward pass,
+capture, backward pass, and the update), which is timed first, with no device in use. Then the same network is trained
+through a daemon in three ways, which take turns: blocking, each step waiting for the reading of its own program; free,
+each step going along the reading of the program before (`NoOlderThan(programs=1)`), while the device works on its own;
+and newest, with whatever reading is there. "Longer" is the longer of differentiation and analog solve, "sum" is both.
+A Monte-Carlo Fisher matrix with one label a sample is used unless the name says exact: it leaves the processor to
+the host, as a board would; the emulator of an exact program on the same two cores takes time from the host that a board
+would not.
+
+Readings are late by the time from the asked device time, on the host's clock as agreed with the device, to their
+arrival in this process: every 20 ms one, on the reference network's operator; "loaded" while programs of the same size
+(5.8 MB) are uploaded one after the other as fast as they go.
+
+Ratios:
+    overlap_vs_longer: time an iteration of the free-running loop, reference network of 256 samples, over the longer.
+    blocking_vs_longer: the same of the blocking loop.
+    overlap_vs_sum: time an iteration of the free-running loop over the sum of both.
+    newest_vs_longer: time an iteration when each step takes the newest reading, over the longer.
+    overlap_vs_longer_NETWORK: as overlap_vs_longer, on another network or with exact curvature.
+    blocking_vs_longer_NETWORK: as blocking_vs_longer, likewise.
+    read_lateness_p50_ms_idle: median lateness of a scheduled reading, in milliseconds.
+    read_lateness_p99_ms_idle: the lateness that 99 % of them stay below.
+    read_lateness_p50_ms_loaded: median lateness during uploads at full speed.
+    read_lateness_p99_ms_loaded: the lateness that 99 % stay below then.
+    upload_mb_per_s_loaded: speed of these uploads, in MB/s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.networks import NETWORKS, Network
+from benchmarks.timing import alone, log, turn
+from host_client import TNGD, aio, connect
+from host_client.curvature import Capture
+from host_client.curvature.losses import Kind
+from host_client.local_daemon import local_daemon
+from host_client.loop import Freshness, NoOlderThan
+from host_client.tasks.mnist import mnist
+from host_client.tasks.task import Task
+from spu_link.operators import Operator
+
+ANALOG_TIME = 50.0
+SETTINGS: dict[str, Any] = {"lr": 1e-4, "damping": 0.01, "analog_time": ANALOG_TIME}
+LOOPS: dict[str, Freshness] = {
+    "blocking": "this program",
+    "free": NoOlderThan(programs=1),
+    "newest": "newest",
+}
+CASES: dict[str, tuple[str, int, Kind]] = {
+    "": ("reference", 256, "mc"),
+    "_exact": ("reference", 64, "exact"),
+    "_resnet": ("resnet", 32, "mc"),
+    "_transformer": ("transformer", 32, "mc"),
+}
+"""Network, samples and curvature, by the end of the ratio's name."""
+
+READ_EVERY = 0.02
+"""Seconds from one scheduled reading to the next."""
+
+AHEAD = 0.01
+"""How far ahead a reading is scheduled, in seconds."""
+
+
+def run(
+    rounds: int = 5,
+    steps: int = 20,
+    readings: int = 500,
+    cases: Mapping[str, tuple[str, int, Kind]] = CASES,
+    task: Callable[[], Task] = mnist,
+) -> dict[str, Any]:
+    """Measure.
+
+    Args:
+        rounds: turns of each loop.
+        steps: iterations in a turn.
+        readings: scheduled readings, idle and loaded.
+        cases: network, samples and curvature by the end of the ratio's name.
+        task: data for the reference network.
+    """
+    ratios: dict[str, float] = {}
+    seconds: dict[str, Any] = {}
+    for suffix, (name, batch, curvature) in cases.items():
+        make = partial(NETWORKS[name], batch, task) if name == "reference" else partial(NETWORKS[name], batch)
+        log.info("%s of %d samples, %s curvature", name, batch, curvature)
+        host = alone(host_seconds, make, curvature, steps)
+        rate = ANALOG_TIME / host
+        with local_daemon(options=("--rate", str(rate))) as address:
+            times = alone(loop_seconds, make, curvature, address, rounds, steps)
+        device = ANALOG_TIME / rate
+        longer = max(host, device)
+        ratios |= {
+            f"overlap_vs_longer{suffix}": times["free"] / longer,
+            f"blocking_vs_longer{suffix}": times["blocking"] / longer,
+        }
+        if not suffix:
+            ratios |= {
+                "overlap_vs_sum": times["free"] / (host + device),
+                "newest_vs_longer": times["newest"] / longer,
+            }
+        seconds[f"{name}{suffix}"] = {"host": host, "device": device, **times}
+    lateness = alone(read_lateness, partial(NETWORKS["reference"], 64, task), readings)
+    return {
+        "ratios": ratios | lateness,
+        "seconds": seconds,
+        "settings": {**SETTINGS, "rounds": rounds, "steps": steps, "readings": readings, "cases": dict(cases)},
+    }
+
+
+def host_seconds(make: Callable[[], Network], curvature: Kind, steps: int) -> float:
+    """Median time of a step without a device: forward pass, capture, backward pass, drive and update."""
+    network = make()
+    capture = Capture(network.model, network.criterion, curvature=curvature)
+    parameters: list[Tensor] = [*network.trained()]
+
+    def differentiate() -> None:
+        network.loss().backward()
+        assert capture.operator_of_gradients().parameters
+        drive = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+        with torch.no_grad():
+            parts = [
+                part.view_as(p)
+                for p, part in zip(parameters, drive.split([p.numel() for p in parameters]), strict=True)
+            ]
+            torch._foreach_add_(parameters, parts, alpha=-SETTINGS["lr"])
+        network.model.zero_grad()
+        capture.forget_gradients()
+
+    return median(turn({"host": differentiate}, repeats=5 * steps, warmup=5)["host"])
+
+
+def loop_seconds(
+    make: Callable[[], Network], curvature: Kind, address: str, rounds: int, steps: int
+) -> dict[str, float]:
+    """Median over rounds of the mean time of an iteration, by loop: single iterations are not alike in a pipeline."""
+    times: dict[str, list[float]] = {name: [] for name in LOOPS}
+    with connect(address, timeout=300.0) as spu:
+        for number in range(1, rounds + 1):
+            for name, freshness in LOOPS.items():
+                log.info("round %d of %d: %s", number, rounds, name)
+                with spu.session() as session:
+                    network = make()
+                    optimizer = TNGD(
+                        network.model, network.criterion, session, curvature=curvature, freshness=freshness, **SETTINGS
+                    )
+                    times[name].append(_iteration_seconds(network, optimizer, steps))
+    return {name: median(values) for name, values in times.items()}
+
+
+def _iteration_seconds(network: Network, optimizer: TNGD, steps: int, warmup: int = 3) -> float:
+    began = 0.0
+    for number in range(warmup + steps):
+        if number == warmup:
+            began = time.perf_counter()
+        network.loss().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return (time.perf_counter() - began) / steps
+
+
+def read_lateness(make: Callable[[], Network], readings: int) -> dict[str, float]:
+    """Lateness of scheduled readings, idle and during uploads."""
+    network = make()
+    capture = Capture(network.model, network.criterion, curvature="exact")
+    drive = torch.cat([g.flatten() for g in torch.autograd.grad(network.loss(), network.trained())])
+    operator = capture.operator
+    capture.close()
+    with local_daemon(options=("--rate", "1000")) as address:
+        return asyncio.run(_read_lateness(address, operator, drive, readings))
+
+
+async def _read_lateness(address: str, operator: Operator, drive: Tensor, readings: int) -> dict[str, float]:
+    async with await aio.connect(address) as spu, spu.session() as session:
+        await session.program(operator, drive, damping=SETTINGS["damping"], start="drive")
+        idle = await _late_ms(session, readings)
+        uploaded, began = session.uploaded_bytes, time.perf_counter()
+
+        async def upload() -> None:
+            while True:
+                await session.program(operator, drive, damping=SETTINGS["damping"], start="drive")
+
+        uploads = asyncio.create_task(upload())
+        try:
+            loaded = await _late_ms(session, readings)
+        finally:
+            uploads.cancel()
+            await asyncio.gather(uploads, return_exceptions=True)
+        speed = (session.uploaded_bytes - uploaded) / (time.perf_counter() - began)
+    return {
+        "read_lateness_p50_ms_idle": median(idle),
+        "read_lateness_p99_ms_idle": quantiles(idle, n=100)[98],
+        "read_lateness_p50_ms_loaded": median(loaded),
+        "read_lateness_p99_ms_loaded": quantiles(loaded, n=100)[98],
+        "upload_mb_per_s_loaded": speed / 1e6,
+    }
+
+
+async def _late_ms(session: aio.Session, readings: int) -> list[float]:
+    """How late each reading arrived, in milliseconds; the device time of each is checked to be the asked one."""
+    late = []
+    for _ in range(readings):
+        at = session.clock.device_time() + session.clock.rate * AHEAD
+        reading = await session.read(at)
+        arrived = time.monotonic()
+        if reading.time != at:
+            raise AssertionError(f"asked for {at} τ, got {reading.time} τ")
+        late.append(1e3 * (arrived - session.clock.host_time(at)))
+        await asyncio.sleep(READ_EVERY - AHEAD)
+    return late
