@@ -8,7 +8,7 @@ when it has grown beyond all numbers the step raises `OverflowError`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -27,22 +27,31 @@ LAWS = 4
 
 
 class DenseDrift:
-    """Motion under M given in full.
+    """Motion under M + λI with M given in full.
 
     A step costs products of N × N matrices, about two for each doubling of the time; `step` is as in `Transition`, but
     that `normal` is called twice with `integral`, and once without, only when κ₀ > 0.
 
     Args:
-        matrix: M with its damping, shape (N, N), any real matrix.
+        matrix: M, shape (N, N), any real matrix.
         drive: b, shape (N,), float64.
+        damping: λ.
         noise: κ₀ ≥ 0.
     """
 
-    def __init__(self, matrix: Tensor, drive: Tensor, *, noise: float) -> None:
+    def __init__(self, matrix: Tensor, drive: Tensor, *, damping: float, noise: float) -> None:
         self.matrix = matrix.to(torch.float64)
         self.drive = drive
+        self.damping = damping
         self.noise = noise
         self._law = lru_cache(maxsize=LAWS)(self._new_law)
+
+    def under(self, drive: Tensor, *, damping: float, noise: float) -> DenseDrift:
+        """The motion with the same M under another drive; laws serve on where damping and noise allow."""
+        other = DenseDrift(self.matrix, drive, damping=damping, noise=noise)
+        if _same_law(self, other):
+            other._law = self._law
+        return other
 
     def prepare(self) -> None:
         """Nothing can be done before the duration is known."""
@@ -68,7 +77,8 @@ class DenseDrift:
         return _checked(Step(moved, total), duration)
 
     def _new_law(self, duration: float, integral: bool) -> DenseLaw:
-        return DenseLaw(self.matrix, duration, noise=self.noise > 0.0, integral=integral)
+        damped = self.matrix + self.damping * torch.eye(len(self.matrix), dtype=torch.float64)
+        return DenseLaw(damped, duration, noise=self.noise > 0.0, integral=integral)
 
 
 class FactorDrift:
@@ -94,13 +104,20 @@ class FactorDrift:
         self.drive = drive
         self.damping = damping
         self.noise = noise
-        self._grams: tuple[Tensor, Tensor] | None = None
+        self._grams = cache(partial(grams_of, forward, backward))
         self._law = lru_cache(maxsize=LAWS)(self._new_law)
+
+    def under(self, drive: Tensor, *, damping: float, noise: float) -> FactorDrift:
+        """The motion with the same arrays under another drive; what is known of them serves on."""
+        other = FactorDrift(self.forward, self.backward, drive, damping=damping, noise=noise)
+        other._grams = self._grams
+        if _same_law(self, other):
+            other._law = self._law
+        return other
 
     def prepare(self) -> None:
         """Compute A Aᵀ and A Bᵀ."""
-        if self._grams is None:
-            self._grams = grams_of(self.forward, self.backward)
+        self._grams()
 
     def step(self, state: Tensor | None, duration: float, normal: NoiseSource, *, integral: bool = False) -> Step:
         """Move over `duration`, as in `Transition`.
@@ -140,9 +157,7 @@ class FactorDrift:
         return result
 
     def _new_law(self, duration: float, integral: bool) -> FactorLaw:
-        self.prepare()
-        assert self._grams is not None
-        gram, cross = self._grams
+        gram, cross = self._grams()
         return FactorLaw(
             cross, gram if self.noise > 0.0 else None, damping=self.damping, duration=duration, integral=integral
         )
@@ -161,8 +176,7 @@ def drift_of(
     m, n = forward.shape
     if m >= n:
         matrix = backward.dense().to(torch.float64).T @ forward.dense().to(torch.float64)
-        matrix = matrix + damping * torch.eye(n, dtype=torch.float64)
-        return DenseDrift(matrix, drive.to(torch.float64, copy=True), noise=noise)
+        return DenseDrift(matrix, drive.to(torch.float64, copy=True), damping=damping, noise=noise)
     dtype = torch.float64 if m * n <= SMALL_PROBLEM else None
     forward, backward = (o.map(lambda t: t.to(device=compute, dtype=dtype)) for o in (forward, backward))
     return FactorDrift(forward, backward, drive.to(compute, torch.float64, copy=True), damping=damping, noise=noise)
@@ -194,6 +208,10 @@ def _columns(factor: BlockFactor) -> int:
     """c, the number of rows a sample; explicit rows have no samples, and count as one."""
     cotangents = factor.wire()[0][1].get(pb.ROLE_COTANGENT)
     return 1 if cotangents is None else len(cotangents)
+
+
+def _same_law(one: DenseDrift | FactorDrift, other: DenseDrift | FactorDrift) -> bool:
+    return one.damping == other.damping and (one.noise > 0.0) == (other.noise > 0.0)
 
 
 def _unmoved(state: Tensor | None, drive: Tensor, integral: bool) -> Step:

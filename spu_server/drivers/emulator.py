@@ -11,7 +11,7 @@ from spu_link.errors import NoProgram, ReadInPast
 from spu_link.precision import NARROW
 from spu_link.program import Program
 from spu_server.drivers.base import Capabilities, Driver, DriverOptions
-from spu_server.dynamics import Transition, transition_of
+from spu_server.dynamics import Motion, motion_of
 
 KINDS = ("dense", "rows", "linear", "conv2d", "embedding")
 """Block kinds the emulator takes: all there are."""
@@ -25,7 +25,7 @@ class _Loaded:
     """A program, and how the cells move under it."""
 
     program: Program
-    transition: Transition
+    transition: Motion
 
 
 @dataclass
@@ -65,11 +65,18 @@ class Emulator(Driver):
         """As many cells and bytes as the options allow, every block kind and precision, and windows."""
         return Capabilities("emulator", self._options.cells, self._options.max_bytes, FEATURES)
 
-    def stage(self, program: Program) -> None:
-        """Take a program in; the work on it begins after `commit`. What is known of the running operator serves on."""
-        running = self._running
-        former = running.transition if running and running.program.operator is program.operator else None
-        self._staged = _Loaded(program, transition_of(program, self._compute, former))
+    def stage(self, program: Program, motion: Motion | None = None) -> None:
+        """Take a program in; the work on it begins after `commit`. What is known of the running operator serves on.
+
+        Args:
+            program: what to run.
+            motion: how the cells move under it, where that is not what the program says.
+        """
+        if motion is None:
+            running = self._running
+            former = running.transition if running and running.program.operator is program.operator else None
+            motion = motion_of(program, self._compute, former)
+        self._staged = _Loaded(program, motion)
 
     def commit(self, at: float) -> None:
         """Let the staged program take hold at `at`.
@@ -102,6 +109,15 @@ class Emulator(Driver):
         if self._state is not None:
             self._state = self._state.to(transition.drive.device)
         self._running, self._staged = self._staged, None
+
+    def limit(self, largest: float) -> int:
+        """Bring every cell's state within ±`largest`, as a supply's rails do; how many cells were beyond."""
+        if self._state is None:
+            return 0
+        beyond = int((self._state.abs() > largest).sum())
+        if beyond:
+            self._state = self._state.clamp(-largest, largest)
+        return beyond
 
     def prepare(self) -> None:
         """Compute what every step under the running program needs: Gram matrix, A b, eigenvectors of a small one."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -32,6 +32,25 @@ class Step(NamedTuple):
 
     state: Tensor
     integral: Tensor | None
+
+
+class Motion(Protocol):
+    """A law of motion under one program, exact or otherwise; see `Transition` for what the methods mean.
+
+    Attributes:
+        drive: b, shape (N,), float64.
+    """
+
+    drive: Tensor
+
+    def under(self, drive: Tensor, *, damping: float, noise: float) -> Motion:
+        """The motion with the same operator under another drive, damping and noise."""
+
+    def prepare(self) -> None:
+        """Do now what the first step would do once for all steps."""
+
+    def step(self, state: Tensor | None, duration: float, normal: NoiseSource, *, integral: bool = False) -> Step:
+        """Move over `duration`."""
 
 
 class Transition(ABC):

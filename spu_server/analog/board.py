@@ -1,0 +1,154 @@
+"""A board: all that distinguishes a real device from the ideal one, each part by itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from spu_server.analog.breadboard import Network
+from spu_server.analog.cells import Amplifier, GainDrift, Offsets, Thermal
+from spu_server.analog.converters import AnalogToDigital, DigitalToAnalog
+from spu_server.analog.programming import Programming
+from spu_server.analog.timing import Timing
+
+
+@dataclass(frozen=True)
+class Rails:
+    """The range of the cells' voltages, and with it the scale: how many volts one unit of the problem is."""
+
+    volts: float = math.inf
+    """Voltage at which a cell saturates, V, either way. inf: never, and one unit of the problem is 1 V. What has gone
+    beyond is set to the rail when it is read and when the next program takes hold, and counted; on the way there the
+    motion stays linear, which a real amplifier's is not."""
+
+    headroom: float = 64.0
+    """How many times larger than the drive's largest value a solution may grow before it reaches the rail. A program
+    whose start is given sets the scale to volts / (headroom · largest |b|); one that keeps the cells' state keeps the
+    scale, since voltages cannot be rescaled. The bound that always holds is 1/λ."""
+
+    def scale(self, largest: float) -> float:
+        """Volts per unit of the problem for a drive whose largest value is `largest`."""
+        if math.isinf(self.volts) or largest == 0.0:
+            return 1.0
+        return self.volts / (self.headroom * largest)
+
+
+@dataclass(frozen=True)
+class Averaging:
+    """Error mitigation: the same program, rounded in several ways, and its readings averaged (see `rounding`)."""
+
+    roundings: int = 1
+    """How many dithered roundings of operator, drive and start run side by side. 1: plain rounding."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Offsets and gains are measured by running the device on known problems (see `calibration`)."""
+
+    readings: int = 0
+    """Readings averaged for each of three known problems. 0: no calibration."""
+
+    every: float = math.inf
+    """Seconds of device time after which it is repeated, before the next program takes hold. inf: once."""
+
+
+@dataclass(frozen=True)
+class Board:
+    """All parts of a board. The default of each is ideal."""
+
+    source: str = "no board: the equation itself"
+    """Where the values come from."""
+
+    cells: int | None = None
+    """Cells the board has; None: as many as the daemon is told."""
+
+    tau: float | None = None
+    """Time constant, s; None: as the daemon is told."""
+
+    dac: DigitalToAnalog = field(default_factory=DigitalToAnalog)
+    """Converters for drive and start."""
+
+    adc: AnalogToDigital = field(default_factory=AnalogToDigital)
+    """Converters for readings."""
+
+    programming: Programming = field(default_factory=Programming)
+    """Arrays of resistors."""
+
+    rails: Rails = field(default_factory=Rails)
+    """Range of the cells, and the scale."""
+
+    thermal: Thermal = field(default_factory=Thermal)
+    """Thermal noise."""
+
+    amplifier: Amplifier = field(default_factory=Amplifier)
+    """Operational amplifiers."""
+
+    offsets: Offsets = field(default_factory=Offsets)
+    """Offsets and their 1/f drift."""
+
+    drift: GainDrift = field(default_factory=GainDrift)
+    """Drift of the reading channels' gain."""
+
+    averaging: Averaging = field(default_factory=Averaging)
+    """Error mitigation."""
+
+    calibration: Calibration = field(default_factory=Calibration)
+    """Calibration."""
+
+    timing: Timing = field(default_factory=Timing)
+    """Modelled time and energy."""
+
+    network: Network | None = None
+    """A network soldered once and for all; None: programmable."""
+
+    @property
+    def ideal(self) -> bool:
+        """Whether the board does what the equation says, and nothing else."""
+        plain = Board()
+        return dataclasses.replace(self, source=plain.source, cells=None, tau=None, timing=plain.timing) == plain
+
+    def with_settings(self, settings: Mapping[str, str]) -> Board:
+        """The board with fields set by name, such as ``{"dac.bits": "8", "rails.volts": "inf"}``.
+
+        Raises:
+            ValueError: naming the setting, for a part or field that does not exist or a value that it cannot have.
+        """
+        board = self
+        for name, text in settings.items():
+            part, _, attribute = name.partition(".")
+            parts = {f.name: getattr(board, f.name) for f in dataclasses.fields(board)}
+            if not attribute or not dataclasses.is_dataclass(parts.get(part)) or part == "network":
+                known = ", ".join(n for n, value in parts.items() if dataclasses.is_dataclass(value) and n != "network")
+                raise ValueError(f"setting {name!r} is not PART.FIELD with a part of the board: {known}")
+            types = get_type_hints(type(parts[part]))
+            if attribute not in types:
+                raise ValueError(f"setting {name!r}: {part} has the fields {', '.join(types)}")
+            value = _parsed(name, text, types[attribute])
+            board = dataclasses.replace(board, **{part: dataclasses.replace(parts[part], **{attribute: value})})
+        return board
+
+
+def _parsed(name: str, text: str, kind: Any) -> Any:
+    choices = get_args(kind)
+    if get_origin(kind) is Literal:
+        if text in choices:
+            return text
+        raise ValueError(f"setting {name!r} is {text!r}; expected {' or '.join(choices)}")
+    if type(None) in choices:
+        if text.lower() == "none":
+            return None
+        kind = next(choice for choice in choices if choice is not type(None))
+    if kind is bool:
+        if text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        raise ValueError(f"setting {name!r} is {text!r}; expected true or false")
+    try:
+        value = kind(text)
+    except ValueError:
+        raise ValueError(f"setting {name!r} is {text!r}; expected a number of type {kind.__name__}") from None
+    if not value >= 0:
+        raise ValueError(f"setting {name!r} is {text!r}; expected a number, at least 0")
+    return value

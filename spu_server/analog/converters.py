@@ -1,0 +1,94 @@
+"""What the converters do: digital to analog for drive and start, analog to digital for readings.
+
+Signals are in volts here; `board.Scale` says how many volts one unit of the problem is.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spu_server.analog.rounding import rounded
+
+
+@dataclass(frozen=True)
+class DigitalToAnalog:
+    """The converters that make drive and start voltages.
+
+    Source: uniform mid-tread quantiser, W. R. Bennett, Bell System Technical Journal 27 (1948) 446.
+    """
+
+    bits: int | None = None
+    """Resolution; codes run from −(2^(bits−1) − 1) to 2^(bits−1) − 1. None: exact. Paper: 16."""
+
+    range: float = math.inf
+    """Largest output, V. What lies beyond is clipped, and counted. inf: no limit."""
+
+    ranging: bool = True
+    """Automatic ranging: the host scales each vector so that its largest value is the largest code, and an attenuator
+    behind the converter undoes it. Nothing clips then, and small drives keep their bits. Without, one unit of the
+    problem is 1 V."""
+
+    def converted(self, volts: Tensor, threshold: Tensor | float = 0.5) -> tuple[Tensor, int]:
+        """Voltages as they come out, and how many were clipped.
+
+        Args:
+            volts: any shape.
+            threshold: where a code rounds up, 0 to 1; see `rounding`.
+
+        Raises:
+            ValueError: when there are bits, but neither ranging nor a finite range for them to divide.
+        """
+        largest = float(volts.abs().max()) if self.ranging else self.range
+        return _converted(volts, largest, self.bits, threshold)
+
+
+@dataclass(frozen=True)
+class AnalogToDigital:
+    """The converters that read the cells."""
+
+    bits: int | None = None
+    """Resolution, as of the converters for the drive. None: exact. Paper: 16."""
+
+    range: float = math.inf
+    """Largest input, V. What lies beyond is clipped, and counted. inf: no limit."""
+
+    noise: float = 0.0
+    """Noise of one conversion, V rms at the input: thermal, quantisation of an inner stage, clock jitter. Data sheets
+    give it as effective number of bits, ENOB = log2(range / (√3 · rms)) for bipolar inputs."""
+
+    ranging: bool = True
+    """A programmable-gain amplifier before the converter halves its range as long as the sampled vector fits."""
+
+    gains: int = 16
+    """Most halvings of the range by that amplifier: a gain of up to 2^gains."""
+
+    mismatch: float = 0.0
+    """Relative gain error of the channels, rms, fixed for each cell. Calibration measures it."""
+
+    def converted(self, volts: Tensor, generator: torch.Generator) -> tuple[Tensor, int]:
+        """Voltages as they are read, and how many were clipped."""
+        if self.noise:
+            volts = volts + self.noise * torch.randn(volts.shape, dtype=volts.dtype, generator=generator)
+        return _converted(volts, self._range_for(float(volts.abs().max())), self.bits, 0.5)
+
+    def _range_for(self, largest: float) -> float:
+        if not self.ranging or largest <= 0.0 or largest >= self.range:
+            return self.range
+        if math.isinf(self.range):
+            return largest
+        return self.range * 0.5 ** min(self.gains, math.floor(math.log2(self.range / largest)))
+
+
+def _converted(volts: Tensor, largest: float, bits: int | None, threshold: Tensor | float) -> tuple[Tensor, int]:
+    clipped = int((volts.abs() > largest).sum())
+    if clipped:
+        volts = volts.clamp(-largest, largest)
+    if bits is None or largest == 0.0:
+        return volts, clipped
+    if math.isinf(largest):
+        raise ValueError("a converter with bits needs a finite range, or automatic ranging")
+    return rounded(volts, largest, bits, threshold), clipped

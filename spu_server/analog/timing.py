@@ -1,0 +1,103 @@
+"""What a device of the paper would take, in seconds and joules, for what the emulator does.
+
+The times are the paper's own model (arXiv 2405.13817, the section on runtime): a link of 50 Gb/s, 16 bits a value,
+resistors programmed by their codes, R = 1 kΩ and C = 1 nF so that τ = 1 µs. It gives no conversion times and no
+energies; those here are *ours*, with their sources, and are rough.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from spu_link.operators import FactorOperator, Operator
+from spu_link.program import Program
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Time and energy of uploads, conversions and analog evolution."""
+
+    link: float = 50e9
+    """Rate of the digital link, bit/s. Paper: 50 Gb/s."""
+
+    bits: int = 16
+    """Bits a value on the link, and of a conversion. Paper: 16."""
+
+    arrays: Literal["factors", "paper"] = "factors"
+    """Which resistors are programmed: the elements of the upload's factors, once for A and once for Aᵀ; or the paper's
+    m (m + 2N), for J, H and Jᵀ held element by element."""
+
+    converters: int = 0
+    """Converters that work side by side, each for N / converters cells in turn. 0: one a cell. Not in the paper."""
+
+    sample: float = 1e-6
+    """Time of one conversion, s. Not in the paper; 1 MS/s at 16 bits is a usual successive-approximation part."""
+
+    link_energy: float = 5e-12
+    """Energy a bit on the link, J. Ours: 5 pJ/bit, a usual serial link over a board."""
+
+    conversion_energy: float = 1e-13
+    """Energy of one conversion for each of its 2^bits steps, J. Ours: Walden's figure of merit (IEEE J. Sel. Areas
+    Commun. 17 (1999) 539), 100 fJ a step as in surveys of parts of that speed."""
+
+    resistance: float = 1e3
+    """Of one resistor, Ω. Paper: 1 kΩ."""
+
+    volts: float = 1e-3
+    """Rms voltage across a resistor, V. Ours: at 1 V, 1e8 resistors of 1 kΩ would take 100 kW."""
+
+    hold: bool = False
+    """Whether the driver holds an upload back until its modelled time has gone by on the wall clock."""
+
+    def resistors(self, operator: Operator) -> int:
+        """How many resistors an operator takes."""
+        if not isinstance(operator, FactorOperator):
+            return operator.parameters**2
+        m, n = operator.shape
+        if self.arrays == "paper":
+            return m * (m + 2 * n)
+        floats = (t for _, tensors in operator.wire() for t in tensors.values() if t.is_floating_point())
+        return 2 * sum(t.numel() for t in floats)
+
+    def upload_seconds(self, program: Program, *, kept: bool = False) -> float:
+        """Time to send and set resistors and drive, s; with `kept`, the drive alone."""
+        return self._uploaded_bits(program, kept) / self.link
+
+    def conversion_seconds(self, cells: int) -> float:
+        """Time to convert one vector, s."""
+        return self.sample * (-(-cells // self.converters) if self.converters else 1)
+
+    def solve_seconds(self, program: Program, analog_time: float, tau: float, *, kept: bool = False) -> float:
+        """Time of one solve, s: upload, drive to analog, evolution, reading to digital and back over the link.
+
+        Args:
+            program: what is solved.
+            analog_time: t, in τ.
+            tau: time constant, s.
+            kept: whether the device holds the operator already.
+        """
+        reading = program.cells * self.bits / self.link
+        return (
+            self.upload_seconds(program, kept=kept)
+            + 2 * self.conversion_seconds(program.cells)
+            + (analog_time * tau + reading)
+        )
+
+    def upload_joules(self, program: Program, *, kept: bool = False) -> float:
+        """Energy of an upload with the conversion of its drive, J."""
+        return self.link_energy * self._uploaded_bits(program, kept) + self._conversion_joules(program.cells)
+
+    def reading_joules(self, cells: int) -> float:
+        """Energy of one reading, J."""
+        return self.link_energy * self.bits * cells + self._conversion_joules(cells)
+
+    def analog_joules(self, operator: Operator, seconds: float) -> float:
+        """Energy that the resistors turn into heat, J: V²/R each."""
+        return self.resistors(operator) * self.volts**2 / self.resistance * seconds
+
+    def _uploaded_bits(self, program: Program, kept: bool) -> int:
+        return self.bits * (program.cells + (0 if kept else self.resistors(program.operator)))
+
+    def _conversion_joules(self, cells: int) -> float:
+        return float(self.conversion_energy * 2**self.bits * cells)

@@ -1,0 +1,95 @@
+"""Boards by name and by setting, and what they take in time and energy."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from spu_link.operators import Dense, LayerRows, LinearRows, Rows
+from spu_link.program import Program
+from spu_server.analog.board import Board
+from spu_server.analog.presets import PRESETS, preset
+from spu_server.analog.timing import Timing
+
+
+def test_presets_cite_a_source_and_only_one_is_ideal() -> None:
+    assert [name for name, board in PRESETS.items() if board.ideal] == ["ideal"]
+    assert all(board.source for board in PRESETS.values())
+
+
+def test_settings_replace_fields_by_name_and_type() -> None:
+    board = preset("8-bit").with_settings(
+        {
+            "dac.bits": "none",
+            "adc.bits": "12",
+            "adc.ranging": "false",
+            "programming.holds": "rows",
+            "rails.volts": "inf",
+            "averaging.roundings": "4",
+        }
+    )
+    assert board.dac.bits is None
+    assert board.adc.bits == 12
+    assert not board.adc.ranging
+    assert board.programming.holds == "rows"
+    assert math.isinf(board.rails.volts)
+    assert board.averaging.roundings == 4
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("dac", "8", "PART.FIELD"),
+        ("dca.bits", "8", "dac, adc"),
+        ("dac.bit", "8", "bits, range, ranging"),
+        ("dac.bits", "eight", "number of type int"),
+        ("dac.ranging", "yes", "true or false"),
+        ("adc.noise", "-1", "at least 0"),
+        ("adc.noise", "nan", "at least 0"),
+        ("programming.holds", "all", "factors or rows"),
+        ("network.rms", "1", "PART.FIELD"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_by_name(setting: str, value: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        Board().with_settings({setting: value})
+    assert setting in str(caught.value)
+
+
+def test_an_unknown_preset_lists_those_that_are_known() -> None:
+    with pytest.raises(ValueError, match=r"paper-16-bit, 8-bit"):
+        preset("16-bit")
+
+
+def test_the_upload_of_the_paper_takes_41_ms_at_its_sizes() -> None:
+    """Ours in the paper's model: b = 64, d_z = 10, N = 1e5, 16 bits at 50 Gb/s."""
+    n, m = 100_000, 640
+    program = Program(Rows(torch.zeros(1, n).expand(m, n)), torch.zeros(n))
+    timing = Timing(arrays="paper")
+    assert timing.resistors(program.operator) == m * (m + 2 * n)
+    assert abs(timing.upload_seconds(program) / 41e-3 - 1.0) < 0.01
+    assert abs(timing.upload_seconds(program, kept=True) - 16 * n / 50e9) < 1e-12
+    solve = timing.solve_seconds(program, 50.0, 1e-6)
+    assert abs(solve - (timing.upload_seconds(program) + 2e-6 + 50e-6 + 16 * n / 50e9)) < 1e-12
+
+
+def test_factors_take_as_many_resistors_as_elements_once_for_each_array() -> None:
+    factors = LayerRows([LinearRows(torch.zeros(4, 30), torch.zeros(2, 4, 20), bias=True)])
+    assert Timing().resistors(factors) == 2 * (4 * 30 + 2 * 4 * 20)
+    assert Timing(arrays="paper").resistors(factors) == 8 * (8 + 2 * 620)
+    assert Timing().resistors(Dense(torch.zeros(5, 5))) == 25
+
+
+def test_fewer_converters_take_turns() -> None:
+    assert Timing(sample=1e-6).conversion_seconds(1000) == 1e-6
+    assert Timing(sample=1e-6, converters=64).conversion_seconds(1000) == pytest.approx(16e-6)
+
+
+def test_energy_adds_up_from_bits_conversions_and_heat() -> None:
+    program = Program(Dense(torch.zeros(10, 10)), torch.zeros(10))
+    timing = Timing(bits=8, link_energy=1e-12, conversion_energy=1e-13, volts=0.1, resistance=1e3)
+    assert timing.upload_joules(program) == pytest.approx(1e-12 * 8 * 110 + 1e-13 * 256 * 10)
+    assert timing.reading_joules(10) == pytest.approx(1e-12 * 80 + 1e-13 * 256 * 10)
+    assert timing.analog_joules(program.operator, 2.0) == pytest.approx(100 * 0.01 / 1e3 * 2.0)
