@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, overload
 from weakref import WeakMethod
 
@@ -12,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from host_client.curvature import Capture, GradScaler, Kind, trained_parameters
-from host_client.optimizers.groups import check_fits, make_groups, shapes_of
+from host_client.optimizers.groups import check_fits, check_frozen, make_groups, shapes_of
 from host_client.optimizers.levenberg_marquardt import LevenbergMarquardt, Trial
 from host_client.optimizers.options import Curvature
-from host_client.optimizers.ranges import COMMON, Ranges
+from host_client.optimizers.ranges import COMMON, Ranges, check_together
 from host_client.optimizers.rules import update
 from host_client.optimizers.schedules import Scheduled, Schedules
 from host_client.optimizers.trust_region import scale
+from host_client.optimizers.vectors import check_dense, gradient_of, parts_of, rates_of
 from spu_link.operators import Operator
 from spu_link.saved import restored, saved
 
@@ -97,14 +99,9 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         adapt_damping: LevenbergMarquardt | None = None,
         **hyperparameters: Any,
     ) -> None:
-        if betas is not None and momentum != 0.0:
-            raise ValueError(f"Invalid momentum: {momentum}; with betas it must be 0, Adam's rule has its own")
         if not (isinstance(curvature_every, int) and curvature_every >= 1):
             raise ValueError(f"Invalid curvature_every: {curvature_every}; it must be a whole number, at least 1")
-        if betas is not None and trust_region is not None:
-            raise ValueError(
-                f"Invalid trust_region: {trust_region}; with betas it must be None, steps do not go along g̃"
-            )
+        check_together(betas, momentum=momentum, trust_region=trust_region)
         if adapt_damping is not None and callable(damping):
             raise ValueError("Invalid damping: a schedule; with adapt_damping it must be a number, to start from")
         rule = {"momentum": momentum} if betas is None else {"betas": betas, "eps": eps}
@@ -115,6 +112,8 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         natural = [p for group in made if not group["adam"] for p in group["params"]]
         self._parameters = trained_parameters(model, natural)
         self._check_size(sum(p.numel() for p in natural))
+        chosen = {id(p) for p in natural}
+        self._left = [(path, p) for path, p in trained_parameters(model) if id(p) not in chosen]
         self._frozen = [(path, p) for path, p in model.named_parameters() if not p.requires_grad]
         self._whole = False
         super().__init__(made, {name: made[0][name] for name in shared})
@@ -122,7 +121,12 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         self.counts: Counter[str] = Counter()
         self.steps = 0
         self.curvature_every = curvature_every
-        self._options = {"curvature": curvature, "samples": samples, "curvature_every": curvature_every}
+        self._options = {
+            "curvature": curvature,
+            "samples": samples,
+            "curvature_every": curvature_every,
+            "adapt_damping": adapt_damping,
+        }
         self.adapt_damping = adapt_damping
         self._model = model
         self._operator: Operator | None = None
@@ -225,8 +229,10 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
                 `adapt_damping` needs one.
             ValueError: when a hyperparameter has left its range.
             ArithmeticError: when no trust region can bound the step, see `scale`.
+
+        What the closure raises when `adapt_damping` calls it once more comes after the step has been taken.
         """
-        trial = self._trial(closure)
+        trial = None if self.adapt_damping is None else self.adapt_damping.trial(self.steps, self._model, closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -247,27 +253,11 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
             self._adapt(trial, loss)
         return loss
 
-    def _trial(self, closure: Callable[[], float] | None) -> Trial | None:
-        if self.adapt_damping is None:
-            return None
-        if closure is None:
-            raise RuntimeError(
-                "adapt_damping compares the losses before and after a step: give step(closure), with a closure that "
-                "evaluates the model, computes gradients and returns the loss"
-            )
-        return Trial(self._model, closure) if self.adapt_damping.due(self.steps) else None
-
     def _adapt(self, trial: Trial, loss: float | None) -> None:
         assert self.adapt_damping is not None
         assert loss is not None
-        paused = self.capture is None or self.capture.paused
-        if self.capture is not None:
-            self.capture.paused = True
-        try:
+        with _paused(self.capture):
             found = trial.ratio(loss)
-        finally:
-            if self.capture is not None:
-                self.capture.paused = paused
         before = self.hyperparameters["damping"]
         self.hyperparameters["damping"] = after = self.adapt_damping.adapt(before, found)
         if after != before:
@@ -277,9 +267,9 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
     def precondition(self) -> None:
         """Put g̃ in the place of the gradients, and leave the update to another optimizer of the same parameters.
 
-        It stands where `step` would: schedules, `curvature_every` and the device go on by one step. Learning rates,
-        momentum, weight decay and groups left to Adam have no part in it. Where the method gives several directions it
-        is the last one.
+        It stands where `step` would: schedules, `curvature_every` and the device go on by one step. Momentum, weight
+        decay and groups left to Adam have no part in it, the learning rate only where a `trust_region` bounds the step.
+        Where the method gives several directions it is the last one.
 
         Raises:
             RuntimeError, ValueError, ArithmeticError: as `step`; also with `adapt_damping`, which has to see the steps.
@@ -320,12 +310,12 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
 
     def _solved(self) -> list[dict[Tensor, Tensor]]:
         """The directions of this step, by parameter; nothing that a later attempt would miss has changed."""
-        self._check_frozen()
+        check_frozen(self._frozen)
         self._schedules.apply(self.param_groups, self.steps, self.ranges)
         last, new = self._operator, None
         if self._curvature_due():
             new = self._given() if self.capture is None else self.capture.operator_of_gradients()
-        drive = self._drive()
+        drive = gradient_of(self._parameters)
         self._operator = last if new is None else new
         try:
             return [self._parts(self._bounded(direction)) for direction in self._directions(new, drive)]
@@ -338,17 +328,10 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         if radius is None:
             return direction
         assert self._operator is not None
-        factor = scale(self._operator, direction, self._rates().to(direction), radius)
+        rates = rates_of(self.param_groups, [parameter for _, parameter in self._parameters])
+        factor = scale(self._operator, direction, rates.to(direction), radius)
         self.counts["trust region"] += factor < 1.0
         return direction * factor
-
-    def _rates(self) -> Tensor:
-        """The learning rate, or if they differ that of each element, shape (N,)."""
-        of = {id(p): float(group["lr"]) for group in self.param_groups for p in group["params"]}
-        rates = torch.tensor([of[id(p)] for _, p in self._parameters], dtype=torch.float64)
-        if (rates == rates[0]).all():
-            return rates[0]
-        return rates.repeat_interleave(torch.tensor([p.numel() for _, p in self._parameters]))
 
     def _taken(self) -> None:
         """A step has been taken."""
@@ -363,35 +346,31 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         if self.capture is not None:
             self.capture.paused = not self._curvature_due()
 
-    def _check_frozen(self) -> None:
-        for path, parameter in self._frozen:
-            if parameter.requires_grad:
-                raise RuntimeError(
-                    f"parameter {path!r} was frozen when the optimizer was made and is not any more: make a new "
-                    "optimizer to train it, or freeze it with requires_grad_(False)"
-                )
-
-    def _drive(self) -> Tensor:
-        gradients = []
-        for path, parameter in self._parameters:
-            if parameter.grad is None:
-                raise RuntimeError(f"parameter {path!r} has no gradient: call loss.backward() before step()")
-            gradients.append(parameter.grad.flatten())
-        return torch.cat(gradients)
-
     def _plain(self) -> dict[Tensor, Tensor]:
         """The gradients of the parameters that are left to Adam; as with Adam, not all need to have one."""
-        parameters = [p for group in self.param_groups if group["adam"] for p in group["params"]]
-        return {p: p.grad for p in parameters if p.grad is not None}
+        for path, parameter in self._left:
+            check_dense(path, parameter)
+        return {parameter: parameter.grad for _, parameter in self._left if parameter.grad is not None}
 
     def _parts(self, direction: Tensor) -> dict[Tensor, Tensor]:
         """A direction of shape (N,) as directions of the parameters."""
-        parameters = [parameter for _, parameter in self._parameters]
-        parts = direction.split([p.numel() for p in parameters])
-        return {p: part.view_as(p).to(p) for p, part in zip(parameters, parts, strict=True)}
+        return parts_of(direction, [parameter for _, parameter in self._parameters])
 
 
 def _tell(method: WeakMethod[Any], operator: Operator) -> None:
     called = method()
     if called is not None:
         called(operator)
+
+
+@contextmanager
+def _paused(capture: Capture | None) -> Iterator[None]:
+    """Forward passes inside are not captured."""
+    before = capture is not None and capture.paused
+    if capture is not None:
+        capture.paused = True
+    try:
+        yield
+    finally:
+        if capture is not None:
+            capture.paused = before

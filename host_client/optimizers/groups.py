@@ -63,6 +63,23 @@ def make_groups(
     return groups
 
 
+def check_frozen(parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
+    """Refuse to go on without parameters that have been unfrozen since the groups were made.
+
+    Args:
+        parameters: those that were frozen then, with their paths.
+
+    Raises:
+        RuntimeError: naming the first that is not frozen any more.
+    """
+    for path, parameter in parameters:
+        if parameter.requires_grad:
+            raise RuntimeError(
+                f"parameter {path!r} was frozen when the optimizer was made and is not any more: make a new optimizer "
+                "to train it, or freeze it with requires_grad_(False)"
+            )
+
+
 def shapes_of(groups: Sequence[Mapping[str, Any]]) -> list[list[tuple[int, ...]]]:
     """The shapes of the parameters of each group."""
     return [[tuple(parameter.shape) for parameter in group["params"]] for group in groups]

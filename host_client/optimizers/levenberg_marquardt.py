@@ -58,6 +58,19 @@ class LevenbergMarquardt:
         """Whether λ is adapted after the step of this number, from 0."""
         return step % self.every == self.every - 1
 
+    def trial(self, step: int, model: nn.Module, closure: Callable[[], float] | None) -> Trial | None:
+        """What judges the step of this number, from 0, if λ is adapted after it; made before the closure is called.
+
+        Raises:
+            RuntimeError: when there is no closure, whether λ is adapted after this step or not.
+        """
+        if closure is None:
+            raise RuntimeError(
+                "adapt_damping compares the losses before and after a step: give step(closure), with a closure that "
+                "evaluates the model, computes gradients and returns the loss"
+            )
+        return Trial(model, closure) if self.due(step) else None
+
     def adapt(self, damping: float, ratio: float) -> float:
         """λ for the next steps, within [least, most].
 

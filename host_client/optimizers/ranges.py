@@ -83,3 +83,17 @@ def check(group: Mapping[str, Any], ranges: Ranges, number: int) -> None:
     for name, one in ranges.items():
         if name in group:
             one(name if number == 0 else f"{name} of group {number}", group[name])
+
+
+def check_together(betas: object, *, momentum: object, trust_region: object) -> None:
+    """Refuse hyperparameters of SGD's rule beside those of Adam's.
+
+    Raises:
+        ValueError: naming what does not go with betas.
+    """
+    if betas is None:
+        return
+    if momentum != 0.0:
+        raise ValueError(f"Invalid momentum: {momentum}; with betas it must be 0, Adam's rule has its own")
+    if trust_region is not None:
+        raise ValueError(f"Invalid trust_region: {trust_region}; with betas it must be None, steps do not go along g̃")

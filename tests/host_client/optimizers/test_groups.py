@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from host_client import NGD, TNGD, NGDWoodbury, Session
 from host_client.curvature import Capture
 from host_client.optimizers.solvers import solve_dense
+from spu_link.operators import Rows
 from tests.cases import Problem
 from tests.host_client.optimizers.training import flat, train
 
@@ -252,3 +253,15 @@ def test_clipped_gradients_are_what_is_solved_for(mlp: Problem) -> None:
     expected = flat(mlp.model) - 0.1 * solve_dense(optimizer.capture.operator, clipped, 0.1).float()
     optimizer.step()
     torch.testing.assert_close(flat(mlp.model), expected)
+
+
+@pytest.mark.parametrize("adam", [False, True])
+def test_sparse_gradients_are_refused_before_anything_has_moved(adam: bool) -> None:
+    model = nn.Sequential(nn.Embedding(5, 4, sparse=True), nn.Linear(4, 3))
+    problem = Problem(model, nn.CrossEntropyLoss(), torch.randint(5, (6,)), torch.randint(3, (6,)))
+    groups = [{"params": model[0].parameters(), "adam": adam}]
+    optimizer = _optimizer(problem, groups, curvature=lambda: Rows(torch.zeros(1, 15 if adam else 35)))
+    before = flat(model)
+    with pytest.raises(RuntimeError, match=r"parameter '0\.weight' has a sparse gradient: .* sparse=False"):
+        train(problem, optimizer, 1)
+    torch.testing.assert_close(flat(model), before, rtol=0, atol=0)
