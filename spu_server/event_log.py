@@ -101,10 +101,9 @@ class Event:
         call: name of the driver's method; ``"start"`` when the driver has been opened, ``"close"`` when it is closed.
         time: device time at which it was made, in τ.
         arguments: numbers, None, and blobs.
-        value: the reading that it returned, or whatever bytes it did; None if nothing.
-        dtype: element type of a reading; empty for other bytes.
+        value: the reading that it returned; None if it returned nothing.
+        dtype: element type of the reading.
         taken: device time at which the device did take a reading that it could not take when asked, in τ; else None.
-        kept: whether the bytes of `value` are in the data, and not only their checksum.
         refused: reason of the driver's refusal; empty if there was none.
         fault: what failed; empty if nothing did.
     """
@@ -115,7 +114,6 @@ class Event:
     value: Blob | None = None
     dtype: str = ""
     taken: float | None = None
-    kept: bool = True
     refused: str = ""
     fault: str = ""
 
@@ -134,7 +132,7 @@ class Event:
         return cls(arguments=arguments, value=Blob(**value) if value else None, **fields)
 
 
-_DEFAULTS = {"arguments": (), "value": None, "dtype": "", "taken": None, "kept": True, "refused": "", "fault": ""}
+_DEFAULTS = {"arguments": (), "value": None, "dtype": "", "taken": None, "refused": "", "fault": ""}
 
 
 class LogWriter:

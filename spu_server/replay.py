@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import google_crc32c
 import torch
 from torch import Tensor
 
 from spu_link import wire
 from spu_link.errors import SpuError
-from spu_server.drivers.base import DriverOptions, Measured
+from spu_server.drivers.base import DriverOptions, measured
 from spu_server.drivers.loader import Loader
 from spu_server.drivers.registry import open_driver
 from spu_server.event_log import Blob, Event, Log, machine, versions
@@ -144,25 +143,17 @@ class _Run:
         return partial(self._loader.call, event.call, *arguments)
 
     def _compare(self, number: int, event: Event, expected: Blob, value: Any) -> None:
-        taken = None
-        if isinstance(value, Measured):
-            value, taken = value.value, value.time if value.time != event.arguments[0] else None
-        data = bytes(wire.byte_views([value])[0]) if isinstance(value, Tensor) else bytes(value)
-        same = len(data) == expected.nbytes and google_crc32c.value(data) == expected.crc32c
-        if event.kept:
-            there = self._log.bytes_of(expected)
-            same = data == there
-        if taken != event.taken:
-            self._differs(number, event, f"taken at {taken} τ, in the log at {event.taken} τ")
-            return
-        if event.dtype:
-            self.same += same
-        if not same:
-            difference = self._difference(number, event, f"{event.call} gave other bytes")
-            if isinstance(value, Tensor) and event.kept:
-                logged = torch.frombuffer(there, dtype=getattr(torch, event.dtype))
-                difference = _measured(difference, logged, value)
-            self._note(difference)
+        asked = event.arguments[0]
+        assert isinstance(asked, float), "the device time of a reading"
+        value, taken = measured(value, asked)
+        then = asked if event.taken is None else event.taken
+        logged = torch.frombuffer(self._log.bytes_of(expected), dtype=getattr(torch, event.dtype))
+        if taken != then:
+            self._differs(number, event, f"taken at {taken} τ, in the log at {then} τ")
+        elif _bits(value) == _bits(logged):
+            self.same += 1
+        else:
+            self._note(_measured(self._difference(number, event, ""), logged, value))
 
     def _differs(self, number: int, event: Event, what: str) -> None:
         self._note(self._difference(number, event, f"{event.call}: {what}"))
@@ -174,6 +165,10 @@ class _Run:
 
     def _note(self, difference: Difference) -> None:
         self.first = self.first or difference
+
+
+def _bits(value: Tensor) -> tuple[torch.dtype, memoryview]:
+    return value.dtype, wire.byte_views([value])[0]
 
 
 def _measured(difference: Difference, logged: Tensor, value: Tensor) -> Difference:

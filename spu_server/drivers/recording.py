@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-import google_crc32c
 import structlog
 
 from spu_link import wire
@@ -31,11 +30,23 @@ PIECE_BYTES = 1 << 20
 """Most bytes of a value that are copied at a time."""
 
 
+class _Bytes(NamedTuple):
+    """Bytes that are read where they lie.
+
+    Attributes:
+        nbytes: how many.
+        pieces: makes copies of them, piece by piece.
+    """
+
+    nbytes: int
+    pieces: Callable[[], Iterable[bytes]]
+
+
 class RecordingPort(DriverPort[P]):
     """Passes calls on to a driver that has been opened, and adds each to a log before its caller goes on.
 
-    Calls run and are written in the order in which they are made. An upload is written while the driver looks at it. A
-    client that changes shared memory during its own upload, which it must not, can make the log differ from what ran.
+    Calls run, and are written, in the order in which they are made. An upload is written while the driver looks at it:
+    a client that changes shared memory during its own upload, which it must not, can make the log differ from the run.
 
     When the log cannot be written any more, it ends there with a warning; the device goes on.
 
@@ -49,60 +60,52 @@ class RecordingPort(DriverPort[P]):
         self._port = port
         self._clock = clock
         self._turn = asyncio.Lock()
-        self._calls: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._writer: LogWriter | None = writer
         port.on_fault = self._faulted
         self._add(Event("start", clock.now()))
 
     async def stage(self, header: pb.ProgramHeader, payload: P) -> None:
         """Pass a program on, and write it down."""
-        await self._in_turn(lambda: self._stage(header, payload))
+        described = pb.ProgramHeader()
+        described.CopyFrom(header)
+        described.ClearField("session")  # whoever knows it has the device
+        nbytes = sum(wire.nbytes_of(spec) for spec in header.tensors)
+        serialized = described.SerializeToString()
+        stored = (serialized, _Bytes(nbytes, lambda: pieces(payload, PIECE_BYTES)))
+        await self._passed("stage", stored, self._port.stage(header, payload))
 
     async def call(self, method: str, *arguments: Any) -> Any:
         """Pass a call on, and write it down with its result."""
-        return await self._in_turn(lambda: self._call(method, *arguments))
+        made = getattr(self._port, method, None)  # a port has its own way with some of its calls
+        call = made(*arguments) if made is not None else self._port.call(method, *arguments)
+        return await self._passed(method, arguments, call)
 
     async def close(self) -> None:
         """End the log. The driver belongs to whoever opened it, and is closed before."""
-        for task in self._calls:
-            task.cancel()
-        await asyncio.gather(*self._calls, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._add(Event("close", self._clock.now()))
         if self._writer is not None:
             self._writer.close()
             self._writer = None
 
-    async def _in_turn(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    async def _passed(self, method: str, arguments: Sequence[Any], call: Coroutine[Any, Any, T]) -> T:
         """Await a call. It goes on to its end, and into the log, though nobody may want its result any more."""
+        begun = asyncio.get_running_loop().create_task(call)
+        return await asyncio.shield(self._task(self._written(method, arguments, begun)))
 
-        async def run() -> T:
-            async with self._turn:
-                return await call()
+    def _task(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
-        task = asyncio.get_running_loop().create_task(run())
-        self._calls.add(task)
-        task.add_done_callback(self._calls.discard)
-        return await asyncio.shield(task)
-
-    async def _stage(self, header: pb.ProgramHeader, payload: P) -> None:
-        event = Event("stage", self._clock.now())
-        nbytes = sum(wire.nbytes_of(spec) for spec in header.tensors)
-        staging = asyncio.ensure_future(self._port.stage(header, payload))
-        described = pb.ProgramHeader()
-        described.CopyFrom(header)
-        described.ClearField("session")  # whoever knows it has the device
-        serialized = await self._store(described.SerializeToString())
-        written = await self._put(nbytes, lambda: pieces(payload, PIECE_BYTES))
-        if serialized is not None and written is not None:
-            event = replace(event, arguments=(serialized, written))
-        await self._outcome(event, staging)
-
-    async def _call(self, method: str, *arguments: Any) -> Any:
-        known = [await self._store(a) if isinstance(a, (bytes, bytearray)) else a for a in arguments]
-        event = Event(method, self._clock.now(), tuple(known))
-        made = getattr(self._port, method, None)  # a port has its own way with some of its calls
-        result = made(*arguments) if made is not None else self._port.call(method, *arguments)
-        return await self._outcome(event, result)
+    async def _written(self, method: str, arguments: Sequence[Any], begun: asyncio.Task[T]) -> T:
+        """The result of a call that has begun, once the calls before it and this one are written."""
+        time = self._clock.now()
+        async with self._turn:
+            known = [await self._store(a) if isinstance(a, (bytes, bytearray, _Bytes)) else a for a in arguments]
+            return await self._outcome(Event(method, time, tuple(known)), begun)
 
     async def _outcome(self, event: Event, result: Awaitable[T]) -> T:
         try:
@@ -117,24 +120,19 @@ class RecordingPort(DriverPort[P]):
             blob = await self._store(wire.byte_views([value.value])[0])
             taken = value.time if value.time != event.arguments[0] else None
             event = replace(event, value=blob, dtype=str(value.value.dtype).removeprefix("torch."), taken=taken)
-        elif isinstance(value, (bytes, bytearray)):
-            checksum = Blob(0, len(value), await asyncio.to_thread(google_crc32c.value, bytes(value)))
-            event = replace(event, value=checksum, kept=False)
         self._add(event)
         return value
 
-    async def _store(self, data: bytes | bytearray | memoryview) -> Blob | None:
-        return await self._put(len(data), lambda: _split(data))
-
-    async def _put(self, nbytes: int, data: Callable[[], Iterable[bytes]]) -> Blob | None:
-        """Store bytes; None where nothing is recorded any more."""
+    async def _store(self, data: bytes | bytearray | memoryview | _Bytes) -> Blob | None:
+        """Write bytes; None where nothing is recorded any more."""
         writer = self._writer
         if writer is None:
             return None
+        source = data if isinstance(data, _Bytes) else _Bytes(len(data), lambda: _split(data))
         try:
-            if nbytes <= INLINE_BYTES:
-                return writer.put(data())
-            return await asyncio.to_thread(lambda: writer.put(data()))
+            if source.nbytes <= INLINE_BYTES:
+                return writer.put(source.pieces())
+            return await asyncio.to_thread(lambda: writer.put(source.pieces()))
         except OSError as error:
             self._give_up(error)
             return None
@@ -153,8 +151,13 @@ class RecordingPort(DriverPort[P]):
         self._writer = None
 
     def _faulted(self, error: DeviceFault) -> None:
-        self._add(Event("fault", self._clock.now(), fault=error.message))
+        self._task(self._note(Event("fault", self._clock.now(), fault=error.message)))
         self.on_fault(error)
+
+    async def _note(self, event: Event) -> None:
+        """Write down what is no call, in its turn."""
+        async with self._turn:
+            self._add(event)
 
 
 def _split(data: bytes | bytearray | memoryview) -> Iterator[bytes]:
