@@ -57,6 +57,15 @@ class PrecisionChoice(StrEnum):
     INT16 = "int16"
 
 
+class LossChoice(StrEnum):
+    """Values of --on-loss."""
+
+    RAISE = "raise"
+    WAIT = "wait"
+    DIGITAL = "digital"
+    GRADIENT = "gradient"
+
+
 class ThemeChoice(StrEnum):
     """Values of --theme."""
 
@@ -201,6 +210,21 @@ def train(
         PrecisionChoice,
         typer.Option(help="How the curvature travels to the device. 16 bits halve the upload; int16 errs least."),
     ] = PrecisionChoice.FLOAT32,
+    freshness: Annotated[
+        str,
+        typer.Option(
+            metavar="program|newest|K",
+            help="Which readings a step may use. program: of its own program, so it waits. newest: what there is. "
+            "K: at most K programs old; with 1 the device works while the next gradient is computed.",
+        ),
+    ] = "program",
+    on_loss: Annotated[
+        LossChoice,
+        typer.Option(
+            help="What a step does without the device. raise: end. wait: until it is back. digital: solve here. "
+            "gradient: go along the gradient. All but raise reconnect as soon as can be."
+        ),
+    ] = LossChoice.RAISE,
     momentum: Annotated[
         float, typer.Option(min=0, max=0.999, help="Momentum β of the update, dimensionless; not with adam.")
     ] = 0.0,
@@ -236,6 +260,8 @@ def train(
                 "noise": noise,
                 "start": start.value,
                 "precision": precision.value,
+                "freshness": "this program" if freshness == "program" else freshness,
+                "on_loss": on_loss.value,
                 "momentum": momentum,
                 "seed": seed,
             }

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
+from host_client.loop import OnLoss
 from spu_link.precision import Precision
 
 OptimizerName = Literal["tngd", "adam", "sgd", "ngd-woodbury"]
@@ -44,6 +54,11 @@ class Settings(BaseModel):
     noise: NonNegativeFloat = Field(default=0.0, description="noise κ₀ of the device")
     start: Literal["keep", "drive"] = Field(default="keep", description="state at the instant an upload takes hold")
     precision: Precision = Field(default="float32", description="how the curvature travels to the device")
+    freshness: Literal["this program", "newest"] | NonNegativeInt = Field(
+        default="this program",
+        description="readings a step may use: of its own program, the newest, or at most so many programs old",
+    )
+    on_loss: OnLoss = Field(default="raise", description="what a step does when the device is lost")
     momentum: float = Field(default=0.0, ge=0, lt=1, description="momentum β of the update")
     seed: int = Field(default=0, ge=0, description="seed of the network's start and of the batches")
 
@@ -68,4 +83,5 @@ class Settings(BaseModel):
             parts += [f"t = {self.analog_time:g} τ", f"t_d = {self.delay:g} τ"]
             parts += [f"κ₀ = {self.noise:g}"] if self.noise else []
             parts += [self.precision] if self.precision != "float32" else []
+            parts += [f"freshness {self.freshness}"] if self.freshness != "this program" else []
         return ", ".join(parts)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import torch
 from torch import nn
 
+from host_client.loop import NoOlderThan
 from host_client.optimizers import TNGD, NGDWoodbury
 from host_client.optimizers.base import NaturalGradient
 from host_client.record import Differentiated, Event, Source, Updated
@@ -39,7 +40,7 @@ class Step:
         duration: seconds that this iteration took: batch, differentiation, upload, reading and update.
         uploaded: bytes that this iteration sent to the device; 0 without one.
         device_time: device time of the reading used, in τ; None without a device.
-        staleness: device time from the reading to its sending, in τ; None without a device.
+        staleness: device time from the reading used to its use, in τ; None without a device.
         counts: what has happened how often so far, as the optimizer counts it.
     """
 
@@ -121,9 +122,13 @@ def start(task: Task, settings: Settings) -> Run:
 
 
 def make_optimizer(
-    settings: Settings, model: nn.Module, criterion: nn.Module, session: Session | None
+    settings: Settings,
+    model: nn.Module,
+    criterion: nn.Module,
+    session: Session | None,
+    record: Callable[[Event], None] | None = None,
 ) -> torch.optim.Optimizer:
-    """The optimizer that the settings name.
+    """The optimizer that the settings name; with a device it tells `record` what happens.
 
     Raises:
         ValueError: when it needs a device and there is no session.
@@ -150,6 +155,13 @@ def make_optimizer(
                 momentum=settings.momentum,
                 start=settings.start,
                 precision=settings.precision,
+                freshness=(
+                    settings.freshness
+                    if isinstance(settings.freshness, str)
+                    else NoOlderThan(programs=settings.freshness)
+                ),
+                on_loss=settings.on_loss,
+                record=record,
             )
 
 
@@ -177,7 +189,8 @@ def train(
         FloatingPointError: when the loss is no longer finite.
     """
     model = task.build(settings.seed)
-    optimizer = make_optimizer(settings, model, task.criterion, session)
+    told = _Told(record)
+    optimizer = make_optimizer(settings, model, task.criterion, session, told)
     per_epoch = task.batches_per_epoch(settings.batch_size)
     total = settings.total_steps(per_epoch)
     began = time.perf_counter()
@@ -193,15 +206,17 @@ def train(
         optimizer.step()
         optimizer.zero_grad()
         ended = time.perf_counter()
-        if record is not None:
-            source = _source(optimizer)
-            record(Differentiated(number - 1, host_began, differentiated))
-            record(Updated(number - 1, differentiated, time.monotonic(), None, None, source))
+        if not isinstance(optimizer, TNGD):  # which tells what happens itself
+            told(Differentiated(number - 1, host_began, differentiated))
+            source: Source = "digital" if isinstance(optimizer, NaturalGradient) else "gradient"
+            told(Updated(number - 1, differentiated, time.monotonic(), None, None, source))
 
         batch_loss = loss.item()
         if not math.isfinite(batch_loss):
             raise FloatingPointError(f"the loss is {batch_loss} at iteration {number}; lower the learning rate")
-        reading = optimizer.last_reading if isinstance(optimizer, TNGD) else None
+        updated, reading = told.update, optimizer.last_reading if isinstance(optimizer, TNGD) else None
+        if updated is None or updated.source != "device":
+            reading = None
         before, uploaded = uploaded, session.uploaded_bytes if session is not None else 0
         yield Step(
             step=number,
@@ -212,7 +227,7 @@ def train(
             duration=ended - step_began,
             uploaded=uploaded - before,
             device_time=reading.time if reading is not None else None,
-            staleness=reading.sent - reading.time if reading is not None else None,
+            staleness=updated.staleness if updated is not None else None,
             counts=dict(optimizer.counts) if isinstance(optimizer, NaturalGradient) else {},
         )
         if number % (evaluate_every or per_epoch) == 0 or number == total:
@@ -220,8 +235,19 @@ def train(
                 yield Evaluation(number, split, *task.evaluate(model, getattr(task, split)))
 
 
-def _source(optimizer: torch.optim.Optimizer) -> Source:
-    """Where the direction of its updates comes from."""
-    if isinstance(optimizer, TNGD):
-        return "device"
-    return "digital" if isinstance(optimizer, NaturalGradient) else "gradient"
+class _Told:
+    """Passes events on, and remembers the last update.
+
+    Args:
+        record: where they go.
+    """
+
+    def __init__(self, record: Callable[[Event], None] | None) -> None:
+        self._record = record
+        self.update: Updated | None = None
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Updated):
+            self.update = event
+        if self._record is not None:
+            self._record(event)

@@ -9,7 +9,7 @@ import weakref
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +20,7 @@ from host_client.aio import Upload
 from host_client.loop.policies import Freshness, NoOlderThan, OnLoss, TooStale
 from host_client.loop.recovery import LOST, Recovery
 from host_client.loop.schedule import Schedule
+from host_client.record.clocks import ClockNotes
 from host_client.record.events import Event, Read, Uploaded
 from spu_link.errors import OperatorGone, ReadInPast, SpuError, UploadCorrupt
 from spu_link.operators import Kept, Operator
@@ -71,7 +72,7 @@ class _HandOver:
     schedule: Schedule
     precision: Precision | None
     ahead: Upload | None
-    began: float = field(default_factory=time.monotonic)
+    began: float
 
 
 class Feed:
@@ -108,11 +109,12 @@ class Feed:
         self.newest: Arrived | None = None
         self._session = session
         self._record = record or (lambda event: None)
+        self._clocks = ClockNotes(self._record)
         self._recovery = Recovery(session, on_loss, self.counts, self._record)
         self._numbers, self._read_numbers = count(1), count(1)
         self._in_flight: _HandOver | None = None
         self._waiting: _HandOver | None = None
-        self._ahead: tuple[weakref.ref[Operator], Precision | None, Upload] | None = None
+        self._ahead: tuple[weakref.ref[Operator], Precision | None, Upload, float] | None = None
         self._finished = 0  # number of the newest hand-over whose readings have all come, or never will
         self._refused: Exception | None = None
         self._arrived: deque[Arrived] = deque(maxlen=KEPT_READINGS)
@@ -155,7 +157,8 @@ class Feed:
         self.abandon()
         if self._in_flight is None and self.lost is None:
             sent = operator.map(torch.clone) if copied else operator
-            self._ahead = weakref.ref(operator), precision, self._session.upload(sent, precision=precision)
+            began = time.monotonic()
+            self._ahead = weakref.ref(operator), precision, self._session.upload(sent, precision=precision), began
 
     def abandon(self) -> None:
         """No hand-over will follow for what has been sent ahead."""
@@ -191,9 +194,9 @@ class Feed:
         Raises:
             SpuError: why the device is lost.
         """
-        upload = None
+        upload, began = None, time.monotonic()
         if self._ahead is not None and self._ahead[0]() is operator and self._ahead[1] == precision:
-            upload, self._ahead = self._ahead[2], None
+            (_, _, upload, began), self._ahead = self._ahead, None
         self.abandon()
         if self.lost is not None:
             raise self.lost
@@ -213,6 +216,7 @@ class Feed:
             schedule,
             precision,
             upload,
+            began,
         )
         if self._in_flight is None:
             self._send(one)
@@ -378,6 +382,7 @@ class Feed:
             self._programs.popitem(last=False)
         self.counts["uploads"] += 1
         self.counts["kept"] += kept
+        self._clocks.note(self._session.clock)
         self._record(
             Uploaded(
                 one.number,

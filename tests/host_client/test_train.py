@@ -20,6 +20,7 @@ from host_client.results import COLUMNS
 from host_client.runner import run, write_report
 from host_client.settings import LEARNING_RATES, Settings
 from host_client.tasks.task import Examples, Task
+from host_client.timeline import lay_out
 from host_client.train import Evaluation, Run, Step, make_optimizer, train
 from spu_link.errors import DeviceUnavailable
 from tests.daemon import Daemon
@@ -108,6 +109,25 @@ def test_a_run_leaves_a_record_of_what_happened_when(stripes: Task, tmp_path: Pa
     assert {event.source for event in updated} == {"digital"}
     for made, used in zip(differentiated, updated, strict=True):
         assert made.began < made.ended <= used.began < used.ended
+
+
+def test_the_record_of_a_free_running_device_becomes_a_timeline(stripes: Task, free: Daemon, tmp_path: Path) -> None:
+    settings = Settings(lr=0.5, batch_size=20, steps=12, analog_time=2.0, freshness=1)
+    with connect(free.address) as spu:
+        result = run(stripes, settings, spu, label="TNGD", console=quiet(), record_in=tmp_path)
+    timeline = lay_out(load(tmp_path))
+    assert timeline.unit == "s"
+    assert timeline.notes == ()
+    assert [bar.number for bar in timeline.of("differentiation")] == [bar.number for bar in timeline.of("update")]
+    held = [arrow for arrow in timeline.arrows if arrow.kind == "take hold"]
+    assert len(held) == len(timeline.of("program")) >= 11  # the last one may not have taken hold
+    assert {arrow.source.number for arrow in timeline.arrows if arrow.kind == "hand over"} >= set(range(11))
+    ends = {arrow.target.number: arrow for arrow in timeline.arrows if arrow.kind == "reading"}
+    assert sorted(ends) == list(range(12))
+    for step in result.steps:  # staleness as the optimizer told it is that of the picture
+        arrow = ends[step.step - 1]
+        assert step.staleness == pytest.approx(1000.0 * (arrow.ended - arrow.began), abs=5.0)
+    assert result.steps[-1].counts["updates"] == 12
 
 
 def test_the_progress_line_tells_staleness_and_what_is_out_of_the_ordinary() -> None:

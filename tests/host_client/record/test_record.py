@@ -13,7 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from host_client.record import Differentiated, Event, Read, RunRecord, UnreadableRecord, Updated, load
+from host_client.clock import ClockAgreement, Exchange
+from host_client.record import ClockAgreed, Differentiated, Event, Read, RunRecord, UnreadableRecord, Updated, load
+from host_client.record.clocks import ClockNotes
 from host_client.record.recorder import KINDS, VERSION
 
 
@@ -156,3 +158,15 @@ def _seconds(record: RunRecord, event: Event) -> float:
     for _ in range(50):
         record.record(event)
     return (time.perf_counter() - began) / 50
+
+
+def test_agreements_are_noted_at_once_in_a_new_epoch_and_then_now_and_then() -> None:
+    noted: list[Event] = []
+    notes = ClockNotes(noted.append)
+    for epoch in (5, 5, 5, 6):
+        notes.note(ClockAgreement(Exchange(1.0, 1.002, 40.0, 40.0, epoch, 1000.0)))
+    assert [event.epoch for event in noted if isinstance(event, ClockAgreed)] == [5, 6]
+    first = noted[0]
+    assert isinstance(first, ClockAgreed)
+    assert first.device == pytest.approx(40.0 + 1000.0 * (first.host - 1.001))
+    assert first.error >= 0.001
