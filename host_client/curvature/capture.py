@@ -173,6 +173,12 @@ class Capture:
             )
         return stack([one.operator for one in self._differentiated], weights, columns.pop())
 
+    def differentiated(self) -> list[LayerRows]:
+        """The curvature of each loss whose gradients the parameters hold, in the order of the backward passes."""
+        if self._parameters[0][1].grad is None:  # they have been dropped, by ``model.zero_grad()`` for instance
+            return []
+        return [one.operator for one in self._differentiated]
+
     def forget_gradients(self) -> None:
         """Start over: the parameters' gradients have been used, or set to zero."""
         self._differentiated.clear()

@@ -160,13 +160,9 @@ class TNGD(NaturalGradient):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients, and what has been sent ahead for them."""
         if self._ahead is not None and self.capture is not None:
-            try:
-                differentiated = self.capture.operator_of_gradients() is self._ahead()
-            except RuntimeError:
-                differentiated = False  # its backward pass is still to come
-            if differentiated:
-                self._ahead = None
-                self._feed.abandon()
+            ahead = self._ahead()
+            if any(one is ahead for one in self.capture.differentiated()):  # not if the backward pass is still to come
+                self._abandon()
         super().zero_grad(set_to_none)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -181,9 +177,17 @@ class TNGD(NaturalGradient):
         self._feed = self.session.feed(on_loss=self._on_loss, record=self._record, counts=self.counts)
 
     def _on_operator(self, operator: Operator) -> None:
-        """Send the operator while the backward pass runs."""
+        """Send the operator while the backward pass runs, unless it will be one of several that the step needs."""
+        if self.capture is not None and self.capture.differentiated():
+            self._abandon()
+            return
         self._ahead = ref(operator)
         self._feed.begin(operator, self.hyperparameters["precision"], copied=self._freshness != "this program")
+
+    def _abandon(self) -> None:
+        if self._ahead is not None:
+            self._ahead = None
+            self._feed.abandon()
 
     def _directions(self, operator: Operator | None, drive: Tensor) -> Iterable[Tensor]:
         if self._record is not None:

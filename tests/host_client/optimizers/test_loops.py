@@ -68,6 +68,24 @@ def test_a_step_that_the_scaler_skips_leaves_device_momentum_and_count_alone(
     assert ahead.became(3, 2, 1)
 
 
+@pytest.mark.parametrize("zero_grad", ["optimizer", "model"])
+def test_of_gradients_that_are_added_up_and_dropped_nothing_stays_behind(
+    problem: Problem, session: Session, ahead: Ahead, zero_grad: str
+) -> None:
+    optimizer = TNGD(problem.model, problem.criterion, session, damping=0.1, lr=0.3, analog_time=2.0)
+    for _ in range(3):
+        (problem.loss() / 3).backward()
+    assert ahead.became(1, 0, 1)  # what is sent in the end is the curvature of all passes
+    (optimizer if zero_grad == "optimizer" else problem.model).zero_grad()
+    for _ in range(2):
+        problem.loss().backward()
+        optimizer.zero_grad()
+    assert ahead.became(3, 0, 3)
+    problem.loss().backward()
+    optimizer.step()
+    assert ahead.became(4, 1, 3)
+
+
 def test_a_scaled_loop_with_clipping_is_the_plain_one(problem: Problem) -> None:
     other = copy.deepcopy(problem)
     plain, scaled = _optimizer(problem), _optimizer(other)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from host_client import NGDWoodbury
+from host_client import TNGD, NGDWoodbury, Session
 from host_client.optimizers.rules import update
 from host_client.optimizers.solvers import solve_woodbury
 from spu_link.operators import Rows
@@ -96,6 +96,17 @@ def test_a_preconditioner_before_sgd_is_natural_gradient_descent(problem: Proble
         sgd.zero_grad()
     torch.testing.assert_close(flat(other.model), flat(problem.model), rtol=1e-6, atol=1e-7)
     assert preconditioner.steps == 4
+
+
+def test_a_device_preconditions_too(problem: Problem, session: Session) -> None:
+    other = copy.deepcopy(problem)
+    options: Any = {"damping": 0.1, "curvature_every": 2, "start": "drive"}
+    train(problem, TNGD(problem.model, problem.criterion, session, lr=0.1, analog_time=2.0, **options), 4)
+    preconditioner = TNGD(other.model, other.criterion, session, analog_time=2.0, **options)
+    sgd = torch.optim.SGD(other.model.parameters(), lr=0.1)
+    sgd.register_step_pre_hook(lambda *_: preconditioner.precondition())
+    train(other, sgd, 4)
+    torch.testing.assert_close(flat(other.model), flat(problem.model), rtol=1e-5, atol=1e-6)
 
 
 def test_a_preconditioner_hooked_to_adamw_is_the_optimizers_own_rule(problem: Problem) -> None:
