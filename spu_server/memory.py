@@ -76,9 +76,9 @@ class Stretch:
         write_all(self.region.descriptor, data, self.offset + offset)
 
 
-def pieces(payload: bytes | bytearray | SharedBytes | Stretch, size: int) -> Iterator[bytes]:
+def pieces(payload: bytes | bytearray | memoryview | SharedBytes | Stretch, size: int) -> Iterator[bytes]:
     """Copies of a payload's bytes, `size` of them at a time."""
-    if isinstance(payload, (bytes, bytearray)):
+    if isinstance(payload, (bytes, bytearray, memoryview)):
         view = memoryview(payload)
         yield from (bytes(view[start : start + size]) for start in range(0, len(view), size))
         return

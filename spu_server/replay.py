@@ -140,7 +140,8 @@ class _Run:
             header, payload = (self._log.bytes_of(a) for a in event.arguments if isinstance(a, Blob))
             return partial(self._loader.stage, pb.ProgramHeader.FromString(bytes(header)), memoryview(payload))
         arguments = [bytes(self._log.bytes_of(a)) if isinstance(a, Blob) else a for a in event.arguments]
-        return partial(self._loader.call, event.call, *arguments)
+        own = getattr(self._loader, event.call, None)
+        return partial(own, *arguments) if own else partial(self._loader.call, event.call, *arguments)
 
     def _compare(self, number: int, event: Event, expected: Blob, value: Any) -> None:
         asked = event.arguments[0]

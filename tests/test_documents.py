@@ -10,7 +10,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("name", ["curvature.md", "optimizers.md"])
+@pytest.mark.parametrize("name", ["curvature.md", "optimizers.md", "time-and-replay.md"])
 def test_every_block_of_code_runs(name: str) -> None:
     text = (DOCS / name).read_text()
     blocks = list(BLOCK.finditer(text))

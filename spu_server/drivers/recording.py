@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import structlog
 
@@ -20,7 +20,7 @@ from tngd.spu.v1 import spu_pb2 as pb
 
 log = structlog.get_logger(__name__)
 
-P = TypeVar("P", bound=Payload | bytearray)
+P = TypeVar("P", bound=Payload | bytearray | memoryview)
 T = TypeVar("T")
 
 INLINE_BYTES = 1 << 20
@@ -70,10 +70,17 @@ class RecordingPort(DriverPort[P]):
         described = pb.ProgramHeader()
         described.CopyFrom(header)
         described.ClearField("session")  # whoever knows it has the device
-        nbytes = sum(wire.nbytes_of(spec) for spec in header.tensors)
-        serialized = described.SerializeToString()
-        stored = (serialized, _Bytes(nbytes, lambda: pieces(payload, PIECE_BYTES)))
-        await self._passed("stage", stored, self._port.stage(header, payload))
+        stored = _Bytes(_nbytes(payload), lambda: pieces(payload, PIECE_BYTES))
+        await self._passed("stage", [described.SerializeToString(), stored], self._port.stage(header, payload))
+
+    async def save(self, *arguments: Any) -> Any:
+        """Pass on. Saving moves nothing, so a log is the same without."""
+        return await cast(Any, self._port).save(*arguments)
+
+    async def restore(self, payload: P) -> Any:
+        """Pass a saved state on, and write it down."""
+        stored = _Bytes(_nbytes(payload), lambda: pieces(payload, PIECE_BYTES))
+        return await self._passed("restore", [stored], cast(Any, self._port).restore(payload))
 
     async def call(self, method: str, *arguments: Any) -> Any:
         """Pass a call on, and write it down with its result."""
@@ -158,6 +165,10 @@ class RecordingPort(DriverPort[P]):
         """Write down what is no call, in its turn."""
         async with self._turn:
             self._add(event)
+
+
+def _nbytes(payload: Payload | bytearray | memoryview) -> int:
+    return len(payload) if isinstance(payload, (bytes, bytearray)) else payload.nbytes
 
 
 def _split(data: bytes | bytearray | memoryview) -> Iterator[bytes]:

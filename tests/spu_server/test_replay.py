@@ -106,6 +106,15 @@ def test_windows_over_several_programs_give_the_same_bits_again(tmp_path):
     assert any(event.refused == "READ_IN_PAST" for event in log.events)
 
 
+def test_an_analog_board_gives_the_same_bits_again(tmp_path):
+    board = {"driver": "analog", "driver_option": {"preset": "8-bit"}}
+    with connect("inproc:", record=tmp_path, clock="stepped", seed=7, **board) as spu, spu.session() as session:
+        values = exercise(session)
+    outcome = replay(Log.load(tmp_path))
+    assert outcome.identical, outcome
+    assert outcome.same == len(values)
+
+
 def test_a_free_running_daemon_under_load_and_killed_gives_the_same_bits_again(tmp_path):
     """Three threads program and read without end; the daemon is killed in the middle of it."""
 
