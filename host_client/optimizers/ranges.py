@@ -82,7 +82,12 @@ def check(group: Mapping[str, Any], ranges: Ranges, number: int) -> None:
     """
     for name, one in ranges.items():
         if name in group:
-            one(name if number == 0 else f"{name} of group {number}", group[name])
+            shown = name if number == 0 else f"{name} of group {number}"
+            if callable(group[name]):
+                raise ValueError(
+                    f"Invalid {shown}: a function; set a number, schedules are what an optimizer is made with"
+                )
+            one(shown, group[name])
 
 
 def check_together(betas: object, *, momentum: object, trust_region: object) -> None:

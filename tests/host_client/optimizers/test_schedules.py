@@ -86,6 +86,13 @@ def test_a_schedule_and_a_scheduler_of_the_same_hyperparameter_are_refused(probl
         train(problem, optimizer, 1)
 
 
+def test_a_schedule_comes_with_the_optimizer_and_not_later(problem: Problem) -> None:
+    optimizer = _optimizer(problem)
+    optimizer.hyperparameters["lr"] = lambda step: 0.1
+    with pytest.raises(ValueError, match="Invalid lr: a function; set a number"):
+        train(problem, optimizer, 1)
+
+
 def _step(optimizer: torch.optim.Optimizer) -> lr_scheduler.LRScheduler:
     return lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
 
