@@ -1,0 +1,1 @@
+"""Complete programs to start from; each says how it is run."""

@@ -1,0 +1,1 @@
+"""Where training frameworks meet a device; each module needs its framework installed."""

@@ -1,0 +1,193 @@
+"""The examples, and checkpoints as Lightning and the Trainer write them, through a real daemon."""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from host_client import connect
+from host_client.tasks import mnist as mnist_task
+from spu_link.errors import DeviceUnavailable
+from tests.daemon import Daemon
+from tests.host_client.optimizers.training import flat
+from tests.public import mend_torchvision
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`?isinstance.treespec, LeafSpec.:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
+    pytest.mark.filterwarnings("ignore:The number of training batches.*"),
+    pytest.mark.filterwarnings("ignore:The dirpath has changed from.*"),
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`.*"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def lightning_mnist() -> ModuleType:
+    mend_torchvision()
+    return import_module("examples.lightning_mnist")
+
+
+@pytest.fixture(scope="module")
+def transformers_trainer() -> ModuleType:
+    mend_torchvision()
+    return import_module("examples.transformers_trainer")
+
+
+@pytest.fixture
+def striped_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of MNIST, images with two bright rows where the label says."""
+    labels = np.arange(70_000, dtype=np.uint8) % 10
+    pixels = np.zeros((70_000, 28, 28), dtype=np.uint8)
+    for number, label in enumerate(labels[:600]):
+        for place in (number, 60_000 + number):
+            pixels[place, 2 * label + 3 : 2 * label + 5] = 200
+    monkeypatch.setattr(mnist_task, "digits", lambda: (pixels, labels))
+
+
+SIZES = ["--train-size", "200", "--test-size", "100", "--batch-size", "20"]
+
+
+@pytest.mark.usefixtures("striped_digits")
+def test_lightning_trains_through_a_daemon_and_frees_it(
+    lightning_mnist: ModuleType, free: Daemon, tmp_path: Path
+) -> None:
+    trainer = lightning_mnist.main(["--spu", free.address, *SIZES, "--epochs", "3", "--out", str(tmp_path)])
+    assert float(trainer.callback_metrics["loss"]) < 1.5
+    assert float(trainer.callback_metrics["optimizer/updates"]) == 30
+    with connect(free.address) as spu, spu.session():
+        pass
+
+
+@pytest.mark.usefixtures("striped_digits")
+def test_another_name_is_another_method_without_a_device(lightning_mnist: ModuleType, tmp_path: Path) -> None:
+    trainer = lightning_mnist.main(["--optimizer", "adam", *SIZES, "--out", str(tmp_path)])
+    assert type(trainer.optimizers[0]) is torch.optim.Adam
+    assert "optimizer/updates" not in trainer.callback_metrics
+
+
+class Toy(nn.Module):
+    """A small network that keeps its losses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.layers(x)
+        return logits
+
+
+def toy_fit(
+    example: ModuleType, address: str, folder: Path, *, epochs: int, resume: str | None = None, **device: Any
+) -> Any:
+    from lightning.pytorch import Trainer
+    from torch.utils.data import DataLoader, TensorDataset
+
+    inputs = torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
+    module = example.Classifier(
+        Toy(), nn.CrossEntropyLoss(), "tngd", lr=0.3, damping=0.1, analog_time=5.0, momentum=0.5
+    )
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        callbacks=[example.DeviceSession(address, **device)],
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=False,
+    )
+    batches = DataLoader(TensorDataset(inputs, inputs[:, :3].argmax(1)), 10)
+    trainer.fit(module, batches, ckpt_path=resume)
+    return module, trainer
+
+
+def test_a_fit_that_lightning_resumes_ends_where_one_without_a_break_ends(
+    lightning_mnist: ModuleType, tmp_path: Path
+) -> None:
+    fit = partial(toy_fit, lightning_mnist, "inproc:", clock="stepped")
+    through, _ = fit(tmp_path / "a", epochs=3)
+    _, trainer = fit(tmp_path / "b", epochs=2)
+    checkpoint = trainer.checkpoint_callback.best_model_path
+    resumed, trainer = fit(tmp_path / "c", epochs=3, resume=checkpoint)
+    assert trainer.global_step == 12
+    torch.testing.assert_close(flat(resumed), flat(through), rtol=1e-5, atol=1e-6)
+
+
+def test_a_fit_that_fails_leaves_the_device_free(lightning_mnist: ModuleType, free: Daemon, tmp_path: Path) -> None:
+    def explode(*_: object) -> None:
+        raise RuntimeError("the data is gone")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lightning_mnist.Classifier, "training_step", explode)
+        with pytest.raises(RuntimeError, match="the data is gone"):
+            toy_fit(lightning_mnist, free.address, tmp_path, epochs=1)
+    with connect(free.address) as spu, spu.session():
+        pass
+
+
+def test_without_a_daemon_a_fit_says_so(lightning_mnist: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(DeviceUnavailable, match="spu-server serve"):
+        toy_fit(lightning_mnist, f"unix:{tmp_path}/nobody", tmp_path, epochs=1)
+
+
+def test_a_session_is_there_during_a_fit_only(lightning_mnist: ModuleType) -> None:
+    from lightning.pytorch import Trainer
+
+    callback = lightning_mnist.DeviceSession("inproc:")
+    with pytest.raises(RuntimeError, match=r"open while trainer\.fit runs"):
+        lightning_mnist.DeviceSession.of(Trainer(accelerator="cpu", callbacks=[callback], logger=False))
+    assert lightning_mnist.DeviceSession.of(Trainer(accelerator="cpu", logger=False)) is None
+
+
+def test_the_trainer_of_transformers_learns_through_a_daemon(
+    transformers_trainer: ModuleType, free: Daemon, tmp_path: Path
+) -> None:
+    options = [
+        "--steps",
+        "40",
+        "--save-steps",
+        "40",
+        "--micro-batches",
+        "2",
+        "--batch-size",
+        "16",
+    ]
+    metrics = transformers_trainer.main(["--spu", free.address, *options, "--out", str(tmp_path)])
+    assert metrics["eval_accuracy"] > 0.8
+
+
+def test_a_run_that_the_trainer_resumes_ends_where_one_without_a_break_ends(
+    transformers_trainer: ModuleType, stepped: Daemon, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    def run(folder: str, *options: str) -> dict[str, Tensor]:
+        out = ["--out", str(tmp_path / folder)]
+        transformers_trainer.main(
+            ["--spu", stepped.address, "--steps", "12", "--save-steps", "6", "--batch-size", "8", *out, *options]
+        )
+        return load_file(tmp_path / folder / "checkpoint-12" / "model.safetensors")
+
+    through = run("a")
+    resumed = run("b", "--resume", str(tmp_path / "a" / "checkpoint-6"))
+    assert through.keys() == resumed.keys()
+    for name, parameter in through.items():
+        torch.testing.assert_close(parameter, resumed[name], rtol=1e-4, atol=1e-5, msg=name)
