@@ -38,7 +38,10 @@ class OptimizerChoice(StrEnum):
     TNGD = "tngd"
     ADAM = "adam"
     SGD = "sgd"
+    NGD = "ngd"
+    NGD_CG = "ngd-cg"
     NGD_WOODBURY = "ngd-woodbury"
+    KFAC = "kfac"
 
 
 class StartChoice(StrEnum):
@@ -172,7 +175,10 @@ def train(
     ] = "inproc:",
     optimizer: Annotated[
         OptimizerChoice,
-        typer.Option(help="tngd: natural gradient from the device. ngd-woodbury: the same, solved digitally."),
+        typer.Option(
+            help="tngd: natural gradient from the device. ngd, ngd-cg, ngd-woodbury: the same, solved digitally, by "
+            "the matrix in full (small networks), conjugate gradients, or in sample space. kfac: Kronecker factors."
+        ),
     ] = OptimizerChoice.TNGD,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 1,
     steps: Annotated[
@@ -183,9 +189,7 @@ def train(
     test_size: Annotated[int, typer.Option(min=1, max=10_000, help="Test images to use, of 10,000.")] = 10_000,
     lr: Annotated[
         float | None,
-        typer.Option(
-            help="Learning rate η, dimensionless.", show_default="0.01 tngd and ngd-woodbury, 0.001 adam, 0.1 sgd"
-        ),
+        typer.Option(help="Learning rate η, dimensionless.", show_default="0.001 adam, 0.1 sgd, 0.01 all others"),
     ] = None,
     damping: Annotated[
         float,
@@ -228,6 +232,16 @@ def train(
     momentum: Annotated[
         float, typer.Option(min=0, max=0.999, help="Momentum β of the update, dimensionless; not with adam.")
     ] = 0.0,
+    curvature_every: Annotated[
+        int, typer.Option(min=1, help="Iterations from one curvature to the next; those between use the last one.")
+    ] = 1,
+    trust_region: Annotated[
+        float | None,
+        typer.Option(
+            help="Radius δ of a step, as a divergence of the predictions; makes large learning rates safe.",
+            show_default="no bound",
+        ),
+    ] = None,
     seed: Annotated[
         int, typer.Option(min=0, help="Seed of network, batches and, with inproc:, the device's noise.")
     ] = 0,
@@ -263,6 +277,8 @@ def train(
                 "freshness": "this program" if freshness == "program" else freshness,
                 "on_loss": on_loss.value,
                 "momentum": momentum,
+                "curvature_every": curvature_every,
+                "trust_region": trust_region,
                 "seed": seed,
             }
             | ({} if lr is None else {"lr": lr})

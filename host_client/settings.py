@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -15,13 +15,19 @@ from pydantic import (
     model_validator,
 )
 
-from host_client.loop import OnLoss
+from host_client.loop import NoOlderThan, OnLoss
+from host_client.optimizers.named import OptimizerName, hyperparameters_of
 from spu_link.precision import Precision
 
-OptimizerName = Literal["tngd", "adam", "sgd", "ngd-woodbury"]
-"""What `--optimizer` takes."""
-
-LEARNING_RATES: dict[OptimizerName, float] = {"tngd": 0.01, "adam": 0.001, "sgd": 0.1, "ngd-woodbury": 0.01}
+LEARNING_RATES: dict[OptimizerName, float] = {
+    "tngd": 0.01,
+    "ngd": 0.01,
+    "ngd-cg": 0.01,
+    "ngd-woodbury": 0.01,
+    "kfac": 0.01,
+    "adam": 0.001,
+    "sgd": 0.1,
+}
 """Learning rates where none is given: the paper's for TNGD and Adam, TNGD's for the digital natural gradient."""
 
 
@@ -60,6 +66,10 @@ class Settings(BaseModel):
     )
     on_loss: OnLoss = Field(default="raise", description="what a step does when the device is lost")
     momentum: float = Field(default=0.0, ge=0, lt=1, description="momentum β of the update")
+    curvature_every: PositiveInt = Field(default=1, description="iterations from one curvature to the next, k")
+    trust_region: PositiveFloat | None = Field(
+        default=None, description="radius δ of a step, as a divergence of the predictions; None for no bound"
+    )
     seed: int = Field(default=0, ge=0, description="seed of the network's start and of the batches")
 
     @model_validator(mode="after")
@@ -67,6 +77,20 @@ class Settings(BaseModel):
         if self.momentum and self.optimizer == "adam":
             raise ValueError(f"momentum is {self.momentum}; adam has its own, leave it at 0")
         return self
+
+    @model_validator(mode="after")
+    def _trust_region_has_a_meaning(self) -> Self:
+        if self.trust_region and "trust_region" not in hyperparameters_of(self.optimizer):
+            raise ValueError(f"trust_region is {self.trust_region}; {self.optimizer} has none, it knows no curvature")
+        return self
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Those of the settings that are hyperparameters of this optimizer, by name."""
+        known = hyperparameters_of(self.optimizer)
+        values = self.model_dump()
+        if isinstance(self.freshness, int):
+            values["freshness"] = NoOlderThan(programs=self.freshness)
+        return {name: value for name, value in values.items() if name in known}
 
     def total_steps(self, batches_per_epoch: int) -> int:
         """Iterations of the whole run."""
@@ -77,8 +101,10 @@ class Settings(BaseModel):
         parts = [f"η = {self.lr:g}"]
         if self.momentum:
             parts.append(f"β = {self.momentum:g}")
-        if self.optimizer in ("tngd", "ngd-woodbury"):
+        if self.optimizer not in ("adam", "sgd"):
             parts.append(f"λ = {self.damping:g}")
+            parts += [f"k = {self.curvature_every}"] if self.curvature_every > 1 else []
+            parts += [f"δ = {self.trust_region:g}"] if self.trust_region else []
         if self.optimizer == "tngd":
             parts += [f"t = {self.analog_time:g} τ", f"t_d = {self.delay:g} τ"]
             parts += [f"κ₀ = {self.noise:g}"] if self.noise else []

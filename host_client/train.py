@@ -10,11 +10,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-import torch
-from torch import nn
-
-from host_client.loop import NoOlderThan
-from host_client.optimizers import TNGD, NGDWoodbury
+from host_client.optimizers import TNGD, make_optimizer
 from host_client.optimizers.base import NaturalGradient
 from host_client.record import Differentiated, Event, Source, Updated
 from host_client.settings import Settings
@@ -121,50 +117,6 @@ def start(task: Task, settings: Settings) -> Run:
     return Run(settings, parameters, task.outputs)
 
 
-def make_optimizer(
-    settings: Settings,
-    model: nn.Module,
-    criterion: nn.Module,
-    session: Session | None,
-    record: Callable[[Event], None] | None = None,
-) -> torch.optim.Optimizer:
-    """The optimizer that the settings name; with a device it tells `record` what happens.
-
-    Raises:
-        ValueError: when it needs a device and there is no session.
-    """
-    match settings.optimizer:
-        case "adam":
-            return torch.optim.Adam(model.parameters(), lr=settings.lr)
-        case "sgd":
-            return torch.optim.SGD(model.parameters(), lr=settings.lr, momentum=settings.momentum)
-        case "ngd-woodbury":
-            return NGDWoodbury(model, criterion, lr=settings.lr, damping=settings.damping, momentum=settings.momentum)
-        case "tngd":
-            if session is None:
-                raise ValueError("tngd needs a session on a device")
-            return TNGD(
-                model,
-                criterion,
-                session,
-                lr=settings.lr,
-                damping=settings.damping,
-                analog_time=settings.analog_time,
-                delay=settings.delay,
-                noise=settings.noise,
-                momentum=settings.momentum,
-                start=settings.start,
-                precision=settings.precision,
-                freshness=(
-                    settings.freshness
-                    if isinstance(settings.freshness, str)
-                    else NoOlderThan(programs=settings.freshness)
-                ),
-                on_loss=settings.on_loss,
-                record=record,
-            )
-
-
 def train(
     task: Task,
     settings: Settings,
@@ -190,7 +142,10 @@ def train(
     """
     model = task.build(settings.seed)
     told = _Told(record)
-    optimizer = make_optimizer(settings, model, task.criterion, session, told)
+    name, hyperparameters = settings.optimizer, settings.hyperparameters()
+    if name == "tngd":
+        hyperparameters["record"] = told
+    optimizer = make_optimizer(name, model, task.criterion, session=session, **hyperparameters)
     per_epoch = task.batches_per_epoch(settings.batch_size)
     total = settings.total_steps(per_epoch)
     began = time.perf_counter()

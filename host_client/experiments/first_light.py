@@ -17,11 +17,12 @@ from rich.console import Console
 from host_client.blocking import Spu, connect
 from host_client.experiments.tables import show_and_write
 from host_client.local_daemon import local_daemon
+from host_client.optimizers import OptimizerName
 from host_client.provenance import provenance
 from host_client.report import plot_runs
 from host_client.results import device_summary, summary, write_json
 from host_client.runner import run as run_once
-from host_client.settings import LEARNING_RATES, OptimizerName, Settings
+from host_client.settings import LEARNING_RATES, Settings
 from host_client.tasks.mnist import mnist
 from host_client.tasks.task import Task
 from host_client.train import Run, Split

@@ -228,7 +228,7 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
                 last step, when a parameter has no gradient, or when one has been unfrozen; without a closure, when
                 `adapt_damping` needs one.
             ValueError: when a hyperparameter has left its range.
-            ArithmeticError: when no trust region can bound the step, see `scale`.
+            FloatingPointError: when no trust region can bound the step, see `scale`.
 
         What the closure raises when `adapt_damping` calls it once more comes after the step has been taken.
         """
@@ -272,7 +272,8 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         Where the method gives several directions it is the last one.
 
         Raises:
-            RuntimeError, ValueError, ArithmeticError: as `step`; also with `adapt_damping`, which has to see the steps.
+            RuntimeError, ValueError, FloatingPointError: as `step`.
+            RuntimeError: also with `adapt_damping`, which has to see the steps.
         """
         if self.adapt_damping is not None:
             raise RuntimeError("adapt_damping has to see the steps: call step(closure) instead of precondition()")

@@ -39,12 +39,12 @@ def scale(operator: Curved, direction: Tensor, lr: float | Tensor, radius: float
         radius: δ > 0.
 
     Raises:
-        ArithmeticError: when a value of the direction is not finite, or so large that its square is not; no factor
+        FloatingPointError: when a value of the direction is not finite, or so large that its square is not; no factor
             makes a step of it.
     """
     square = quadratic(operator, direction * lr)
     if not math.isfinite(square):
-        raise ArithmeticError(
+        raise FloatingPointError(
             f"the step has a squared curvature norm of {square}, so no trust region can bound it; the direction holds "
             "values that are not finite or far too large: raise the damping"
         )

@@ -21,7 +21,7 @@ from host_client.runner import run, write_report
 from host_client.settings import LEARNING_RATES, Settings
 from host_client.tasks.task import Examples, Task
 from host_client.timeline import lay_out
-from host_client.train import Evaluation, Run, Step, make_optimizer, train
+from host_client.train import Evaluation, Run, Step, train
 from spu_link.errors import DeviceUnavailable
 from tests.daemon import Daemon
 
@@ -79,7 +79,7 @@ def test_training_through_a_daemon_learns_and_leaves_a_full_record(stripes: Task
     assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd", "ngd-woodbury"])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "ngd", "ngd-cg", "ngd-woodbury", "kfac"])
 def test_digital_optimizers_need_no_device(stripes: Task, optimizer: str) -> None:
     settings = Settings.model_validate({"optimizer": optimizer, "batch_size": 20, "steps": 3})
     result = run(stripes, settings, None, label=optimizer, console=quiet())
@@ -175,14 +175,27 @@ def test_divergence_stops_the_run_with_advice(stripes: Task) -> None:
 
 def test_tngd_without_a_device_is_refused(stripes: Task) -> None:
     with pytest.raises(ValueError, match="needs a session"):
-        make_optimizer(Settings(), stripes.build(0), stripes.criterion, None)
+        list(train(stripes, Settings(steps=1)))
+
+
+def test_what_a_setting_says_the_optimizer_does(stripes: Task) -> None:
+    settings = Settings(optimizer="ngd-cg", lr=50.0, trust_region=0.01, curvature_every=2, batch_size=20, steps=4)
+    steps = [event for event in train(stripes, settings) if isinstance(event, Step)]
+    assert steps[-1].counts["trust region"] == 4
+    assert settings.describe() == "η = 50, λ = 0.01, k = 2, δ = 0.01"
 
 
 def test_settings_have_the_papers_defaults_and_refuse_nonsense() -> None:
     assert (Settings().lr, Settings().damping, Settings().analog_time, Settings().delay) == (0.01, 0.01, 50.0, 0.0)
     for optimizer, rate in LEARNING_RATES.items():
         assert Settings(optimizer=optimizer).lr == rate
-    for wrong in ({"lr": -1}, {"batch_size": 0}, {"optimizer": "adam", "momentum": 0.9}, {"speed": 1}):
+    for wrong in (
+        {"lr": -1},
+        {"batch_size": 0},
+        {"optimizer": "adam", "momentum": 0.9},
+        {"speed": 1},
+        {"optimizer": "adam", "trust_region": 1},
+    ):
         with pytest.raises(ValidationError):
             Settings.model_validate(wrong)
 

@@ -46,7 +46,7 @@ def conjugate_gradients(
         start: where to start, shape (N,); None for 0. One farther away than 0, by its residual, is not taken.
 
     Raises:
-        ArithmeticError: when a value of b or of a product is not finite.
+        FloatingPointError: when a value of b or of a product is not finite.
     """
     x, residual, products = torch.zeros_like(drive), drive.clone(), 0
     square = whole = float(drive @ drive)
@@ -60,13 +60,13 @@ def conjugate_gradients(
     direction = residual.clone()
     iterations = 0
     if not math.isfinite(whole):
-        raise ArithmeticError("the drive holds values that are not finite, or far too large")
+        raise FloatingPointError("the drive holds values that are not finite, or far too large")
     while (relative := math.sqrt(square / whole) if whole > 0.0 else 0.0) > tolerance and iterations < most:
         image = torch.add(product(direction), direction, alpha=damping)
         products += 1
         bend = float(direction @ image)
         if not math.isfinite(bend):
-            raise ArithmeticError("a product with the curvature holds values that are not finite, or far too large")
+            raise FloatingPointError("a product with the curvature holds values that are not finite, or far too large")
         if not bend > 0.0:
             break
         iterations += 1
