@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, overload
+from typing import Any, ClassVar, NoReturn, overload
 from weakref import WeakMethod
 
 import torch
@@ -16,7 +16,7 @@ from host_client.curvature import Capture, GradScaler, Kind, trained_parameters
 from host_client.optimizers.groups import check_fits, check_frozen, make_groups, shapes_of
 from host_client.optimizers.levenberg_marquardt import LevenbergMarquardt, Trial
 from host_client.optimizers.options import Curvature
-from host_client.optimizers.ranges import COMMON, Ranges, check_together
+from host_client.optimizers.ranges import COMMON, Ranges, at_least_one, check_together
 from host_client.optimizers.rules import update
 from host_client.optimizers.schedules import Scheduled, Schedules
 from host_client.optimizers.trust_region import scale
@@ -77,7 +77,7 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
     """
 
     ranges: ClassVar[Ranges] = COMMON
-    """The range of each hyperparameter; subclasses add theirs."""
+    """The range of each hyperparameter; subclasses add theirs, which makes them known."""
 
     def __init__(
         self,
@@ -99,8 +99,9 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         adapt_damping: LevenbergMarquardt | None = None,
         **hyperparameters: Any,
     ) -> None:
-        if not (isinstance(curvature_every, int) and curvature_every >= 1):
-            raise ValueError(f"Invalid curvature_every: {curvature_every}; it must be a whole number, at least 1")
+        for name in hyperparameters.keys() - self.ranges.keys():
+            raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {name!r}")
+        at_least_one("curvature_every", curvature_every)
         check_together(betas, momentum=momentum, trust_region=trust_region)
         if adapt_damping is not None and callable(damping):
             raise ValueError("Invalid damping: a schedule; with adapt_damping it must be a number, to start from")
@@ -185,6 +186,17 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         """All hyperparameters: those of each group as they are now, then those of no group."""
         shown = "".join(f"    {name}: {value}\n" for name, value in self._options.items())
         return f"{super().__repr__()[:-1]}\nOf all groups\n{shown})"
+
+    def __getstate__(self) -> NoReturn:
+        """Refuse to be copied or pickled.
+
+        Raises:
+            TypeError: saying what to do instead.
+        """
+        raise TypeError(
+            f"{type(self).__name__} is hooked to its model and cannot be copied; make one for the copy of the model, "
+            "and give it the state: other.load_state_dict(optimizer.state_dict())"
+        )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Take the groups that the optimizer is made with; later ones are refused.

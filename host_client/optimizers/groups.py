@@ -30,7 +30,12 @@ def make_groups(
 
     Raises:
         ValueError: for a group with unknown names or parameters, and when nothing is left for the natural gradient.
+        TypeError: when the model is no module, or the groups are no list of dictionaries.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"Invalid model: a {type(model).__name__}; give the module, not its parameters")
+    if isinstance(given, Mapping) or not all(isinstance(one, Mapping) for one in given or ()):
+        raise TypeError('Invalid groups: they must be a list of dictionaries, such as [{"params": …, "lr": 0.1}]')
     paths = {id(parameter): path for path, parameter in model.named_parameters()}
     trained = trained_parameters(model)
     free = {id(parameter) for _, parameter in trained}

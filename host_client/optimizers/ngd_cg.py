@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from host_client.optimizers.base import NaturalGradient
 from host_client.optimizers.options import NaturalGradientOptions
-from host_client.optimizers.ranges import COMMON, Ranges, above_zero
-from host_client.optimizers.solvers.cg import Solution, conjugate_gradients
+from host_client.optimizers.ranges import COMMON, Ranges, above_zero, at_least_one, one_of
+from host_client.optimizers.solvers.cg import conjugate_gradients
 from spu_link.operators import Operator
 
 
@@ -35,7 +35,12 @@ class NGDCG(NaturalGradient):
             the tolerance was not reached.
     """
 
-    ranges: ClassVar[Ranges] = {**COMMON, "tolerance": above_zero}
+    ranges: ClassVar[Ranges] = {
+        **COMMON,
+        "tolerance": above_zero,
+        "iterations": at_least_one,
+        "warm_start": one_of(True, False),
+    }
 
     def __init__(
         self,
@@ -47,9 +52,6 @@ class NGDCG(NaturalGradient):
         warm_start: bool = False,
         **options: Unpack[NaturalGradientOptions],
     ) -> None:
-        if not (isinstance(iterations, int) and iterations >= 1):
-            raise ValueError(f"Invalid iterations: {iterations}; it must be a whole number, at least 1")
-        self.last_solution: Solution | None = None
         further = {"iterations": iterations, "tolerance": tolerance, "warm_start": warm_start}
         super().__init__(model, criterion, **options, **further)
 

@@ -9,7 +9,7 @@ Check: TypeAlias = Callable[[str, Any], None]
 """Raises ValueError when the hyperparameter of this name may not have this value."""
 
 Ranges: TypeAlias = Mapping[str, Check]
-"""The check of each hyperparameter, by its name."""
+"""The check of each hyperparameter, by its name; a name that is not there is none."""
 
 
 def at_least_zero(name: str, value: Any) -> None:
@@ -62,6 +62,26 @@ def two_shares(name: str, value: Any) -> None:
         raise ValueError(f"Invalid {name}: {value}; it must be two numbers, each at least 0 and less than 1")
 
 
+def at_least_one(name: str, value: Any) -> None:
+    """Refuse what is not a whole number of at least 1.
+
+    Raises:
+        ValueError: naming the hyperparameter.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"Invalid {name}: {value}; it must be a whole number, at least 1")
+
+
+def one_of(*known: object) -> Check:
+    """The check that refuses all but these."""
+
+    def check_one(name: str, value: Any) -> None:
+        if value not in known:
+            raise ValueError(f"Invalid {name}: {value!r}; it must be one of {', '.join(map(repr, known))}")
+
+    return check_one
+
+
 COMMON: Ranges = {
     "lr": at_least_zero,
     "damping": at_least_zero,
@@ -98,6 +118,8 @@ def check_together(betas: object, *, momentum: object, trust_region: object) -> 
     """
     if betas is None:
         return
+    if callable(betas):
+        raise ValueError("Invalid betas: a function; they must be two numbers, and only numbers can be scheduled")
     if momentum != 0.0:
         raise ValueError(f"Invalid momentum: {momentum}; with betas it must be 0, Adam's rule has its own")
     if trust_region is not None:

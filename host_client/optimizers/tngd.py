@@ -15,7 +15,7 @@ from host_client.loop import Freshness, NoOlderThan, OnLoss, Schedule, TooStale
 from host_client.loop.recovery import LOST
 from host_client.optimizers.base import NaturalGradient
 from host_client.optimizers.options import NaturalGradientOptions
-from host_client.optimizers.ranges import COMMON, Ranges, at_least_zero
+from host_client.optimizers.ranges import COMMON, Ranges, at_least_zero, one_of
 from host_client.optimizers.schedules import Scheduled
 from host_client.optimizers.solvers.direct import solve_direct
 from host_client.record.events import Differentiated, Event, Source, Updated
@@ -83,7 +83,12 @@ class TNGD(NaturalGradient):
         last_reading: the newest reading used; None before the first one of this session.
     """
 
-    ranges: ClassVar[Ranges] = {**COMMON, **dict.fromkeys(("analog_time", "delay", "noise", "spacing"), at_least_zero)}
+    ranges: ClassVar[Ranges] = {
+        **COMMON,
+        **dict.fromkeys(("analog_time", "delay", "noise", "spacing"), at_least_zero),
+        "start": one_of(*get_args(StartPolicy)),
+        "precision": one_of(*PRECISIONS, None),
+    }
 
     def __init__(
         self,
@@ -106,10 +111,8 @@ class TNGD(NaturalGradient):
         record: Callable[[Event], None] | None = None,
         **options: Unpack[NaturalGradientOptions],
     ) -> None:
-        _check_one("start", start, get_args(StartPolicy))
         _check_one("combine", combine, get_args(Combine))
         _check_one("on_loss", on_loss, get_args(OnLoss))
-        _check_one("precision", precision, (*PRECISIONS, None))
         if not isinstance(freshness, NoOlderThan):
             _check_one("freshness", freshness, ("this program", "newest"), " or a NoOlderThan")
         if not (isinstance(readings, int) and readings >= 1):

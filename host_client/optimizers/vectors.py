@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def gradient_of(parameters: Iterable[tuple[str, nn.Parameter]]) -> Tensor:
-    """The gradients of parameters, given with their paths, as a new vector of shape (N,).
+    """The gradients of parameters, given with their paths, as a new vector of shape (N,), in float32 at least.
 
     Raises:
         RuntimeError: when one has none, or a sparse one.
@@ -21,7 +21,8 @@ def gradient_of(parameters: Iterable[tuple[str, nn.Parameter]]) -> Tensor:
             raise RuntimeError(f"parameter {path!r} has no gradient: call loss.backward() before step()")
         check_dense(path, parameter)
         gradients.append(parameter.grad.flatten())
-    return torch.cat(gradients)
+    joined = torch.cat(gradients)
+    return joined.to(torch.promote_types(joined.dtype, torch.float32))
 
 
 def check_dense(path: str, parameter: Tensor) -> None:

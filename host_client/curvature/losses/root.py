@@ -26,7 +26,12 @@ def check_criterion(criterion: nn.Module) -> None:
 
     Raises:
         UnsupportedCriterion: naming the option and the way out.
+        TypeError: when it is no module.
     """
+    if not isinstance(criterion, nn.Module):
+        raise TypeError(
+            f"Invalid criterion: a {type(criterion).__name__}; give a module, such as nn.CrossEntropyLoss()"
+        )
     _loss_of(criterion).check(criterion)
 
 

@@ -1,6 +1,7 @@
 """Parameter groups, parameters left to Adam, and parameters that are frozen."""
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -265,3 +266,52 @@ def test_sparse_gradients_are_refused_before_anything_has_moved(adam: bool) -> N
     with pytest.raises(RuntimeError, match=r"parameter '0\.weight' has a sparse gradient: .* sparse=False"):
         train(problem, optimizer, 1)
     torch.testing.assert_close(flat(model), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": None}, "Invalid model: a generator; give the module, not its parameters"),
+        ({"criterion": nn.functional.cross_entropy}, "Invalid criterion: a function; give a module"),
+        ({"groups": {"params": []}}, "Invalid groups: they must be a list of dictionaries"),
+        ({"groups": [nn.Parameter(torch.zeros(2))]}, "Invalid groups: they must be a list of dictionaries"),
+        ({"momentun": 0.9}, r"NGDWoodbury\(\) got an unexpected keyword argument 'momentun'"),
+    ],
+)
+def test_what_people_give_by_mistake_is_refused(mlp: Problem, change: dict[str, Any], message: str) -> None:
+    options: dict[str, Any] = {"model": mlp.model, "criterion": mlp.criterion, "damping": 0.1, **change}
+    options["model"] = options["model"] or mlp.model.parameters()
+    with pytest.raises(TypeError, match=message):
+        NGDWoodbury(**options)
+    assert not mlp.model._forward_hooks
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
+def test_an_optimizer_is_not_copied_with_half_of_what_it_is(mlp: Problem, copied: Any) -> None:
+    with pytest.raises(TypeError, match=r"NGDWoodbury is hooked to its model .* other\.load_state_dict"):
+        copied(_optimizer(mlp, None))
+
+
+def test_groups_may_name_all_parameters(mlp: Problem) -> None:
+    """As in every recipe without weight decay on biases; the first group, with the damping, is empty then."""
+    other = copy.deepcopy(mlp)
+    matrices, rest = ([p for p in mlp.model.parameters() if (p.dim() > 1) == large] for large in (True, False))
+    optimizer = _optimizer(mlp, [{"params": matrices, "weight_decay": 0.1}, {"params": rest}], momentum=0.9)
+    plain = _optimizer(other, [{"params": [p for p in other.model.parameters() if p.dim() > 1], "weight_decay": 0.1}])
+    plain.param_groups[0]["momentum"] = plain.param_groups[1]["momentum"] = 0.9
+    schedulers = [torch.optim.lr_scheduler.OneCycleLR(one, 0.5, total_steps=5) for one in (optimizer, plain)]
+    for _ in range(3):
+        train(mlp, optimizer, 1)
+        train(other, plain, 1)
+        for scheduler in schedulers:
+            scheduler.step()
+    torch.testing.assert_close(flat(mlp.model), flat(other.model), rtol=0, atol=0)
+
+
+def test_parameters_in_bfloat16_are_trained_through_a_device(mlp: Problem, session: Session) -> None:
+    model, inputs = mlp.model.bfloat16(), mlp.inputs.bfloat16()
+    problem = Problem(model, mlp.criterion, inputs, mlp.targets)
+    optimizer = TNGD(model, mlp.criterion, session, lr=0.3, damping=0.1, analog_time=10.0, momentum=0.5)
+    losses = train(problem, optimizer, 8)
+    assert losses[-1] < losses[0] / 2
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
