@@ -12,7 +12,8 @@ from host_client.optimizers.base import NaturalGradient
 from host_client.optimizers.options import NaturalGradientOptions
 from host_client.optimizers.ranges import COMMON, Ranges
 from host_client.optimizers.solvers.checks import check_damping
-from host_client.optimizers.solvers.kronecker import Kronecker, KroneckerCapture
+from host_client.optimizers.solvers.kronecker import Kronecker
+from host_client.optimizers.solvers.kronecker_capture import KroneckerCapture
 from spu_link.operators import Operator
 
 
@@ -51,6 +52,19 @@ class KFAC(NaturalGradient):
         grad_scaler: GradScaler | None,
     ) -> Any:
         return KroneckerCapture(model, criterion, trained_parameters(model, natural), kind=kind, draws=samples)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As of `NaturalGradient`, with the factors between two curvatures."""
+        factors: Any = self._operator
+        return {**super().state_dict(), "operator": None if factors is None else factors.saved()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As of `NaturalGradient`."""
+        super().load_state_dict({**state_dict, "operator": None})
+        if state_dict["operator"] is not None:
+            capture: Any = self.capture
+            self._operator = capture.restored(state_dict["operator"])
+            self._pace()
 
     def _directions(self, operator: Operator | None, drive: Tensor) -> Iterable[Tensor]:
         factors: Any = self._operator

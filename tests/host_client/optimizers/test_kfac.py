@@ -1,5 +1,6 @@
 import copy
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -101,6 +102,34 @@ def test_labels_are_drawn_anew_for_each_step() -> None:
         train(one, optimizer, 1)
         steps.append(flat(one.model) - before)
     assert not torch.allclose(steps[0], steps[1], rtol=1e-3, atol=0)
+
+
+def test_between_two_curvatures_a_checkpoint_holds_the_factors(tmp_path: Path) -> None:
+    def make(problem: Problem) -> KFAC:
+        return KFAC(problem.model, problem.criterion, lr=0.1, damping=0.05, momentum=0.9, curvature_every=5)
+
+    problem = network()
+    problem.model.eval()
+    problem.model.training = True
+    other = copy.deepcopy(problem)
+    optimizer = make(problem)
+    train(problem, optimizer, 3)
+    torch.save({"model": problem.model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "checkpoint")
+    train(problem, optimizer, 4)
+    checkpoint = torch.load(tmp_path / "checkpoint", weights_only=True)
+    other.model.load_state_dict(checkpoint["model"])
+    resumed = make(other)
+    resumed.load_state_dict(checkpoint["optimizer"])
+    train(other, resumed, 4)
+    assert torch.equal(flat(problem.model), flat(other.model))
+
+
+def test_outputs_of_one_dimension_are_refused() -> None:
+    model, criterion = nn.Sequential(nn.Linear(4, 1), nn.Flatten(0)), nn.BCEWithLogitsLoss()
+    optimizer = KFAC(model, criterion, damping=0.1)
+    with pytest.raises(UnsupportedCriterion, match=r"outputs of shape \(6,\); K-FAC needs \(b, d\)"):
+        criterion(model(torch.randn(6, 4)), torch.rand(6).round())
+    optimizer.zero_grad()
 
 
 def test_a_new_batch_forgets_the_last_one() -> None:

@@ -1,0 +1,184 @@
+"""The batches behind the gradients, for factors made of them."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from host_client.curvature import Kind, UnsupportedCriterion, UnsupportedLayer
+from host_client.curvature.capture import WeakHook
+from host_client.optimizers.replay import RandomState, replay
+from host_client.optimizers.solvers.kronecker import Batch, Kronecker, library
+
+LAYERS = (nn.Linear, nn.Conv2d)
+LOSSES = (nn.CrossEntropyLoss, nn.MSELoss, nn.BCEWithLogitsLoss)
+
+
+def check_kronecker(model: nn.Module, criterion: nn.Module, parameters: Sequence[tuple[str, nn.Parameter]]) -> None:
+    """Refuse what the library has no factors for: other layers than linear ones and 2-d convolutions, or other losses.
+
+    Args:
+        model: whose layers are called as modules, each parameter used by one.
+        criterion: called on the model's output itself.
+        parameters: the trained ones that K-FAC is for, with their paths.
+
+    Raises:
+        UnsupportedLayer: naming the parameter and the way out.
+        UnsupportedCriterion: naming the option.
+    """
+    used: dict[nn.Parameter, int] = {}
+    for _, parameter in model.named_parameters(remove_duplicate=False):
+        used[parameter] = used.get(parameter, 0) + 1
+    for path, parameter in parameters:
+        layer = model.get_submodule(path.rpartition(".")[0])
+        if not isinstance(layer, LAYERS) or not any(parameter is one for one in (layer.weight, layer.bias)):
+            raise UnsupportedLayer(
+                path,
+                f"belongs to {type(layer).__name__}, and K-FAC has factors for Linear and Conv2d; freeze it, leave it "
+                'to Adam by a group {"params": […], "adam": True}, or use another method',
+            )
+        if used[parameter] > 1:
+            raise UnsupportedLayer(
+                path, "is shared by several layers, which K-FAC has no factors for; use another method"
+            )
+    if not isinstance(criterion, LOSSES):
+        names = ", ".join(loss.__name__ for loss in LOSSES)
+        raise UnsupportedCriterion("", f"is {type(criterion).__name__}; K-FAC is known for {names}")
+    if criterion.reduction not in ("mean", "sum"):
+        raise UnsupportedCriterion("reduction", f"is {criterion.reduction!r}; it must be 'mean' or 'sum'")
+    for option in ("weight", "pos_weight"):
+        if getattr(criterion, option, None) is not None:
+            raise UnsupportedCriterion(
+                option, "is given, and K-FAC here takes none; leave it out, or use another method"
+            )
+    if getattr(criterion, "label_smoothing", 0.0):
+        raise UnsupportedCriterion("label_smoothing", f"is {criterion.label_smoothing}; K-FAC here is known for 0")
+
+
+class KroneckerCapture:
+    """Hooks on a model and its criterion that keep the batches that the gradients come from, for factors made of them.
+
+    It stands where a `Capture` does. Only training forward passes count, and the loss must be the criterion of the
+    model's output itself.
+
+    Args:
+        model, criterion: see `check_kronecker`.
+        parameters: the trained ones that F is of, with their paths.
+        kind, draws: see `Kronecker`.
+
+    Attributes:
+        paused: while true, forward passes are not recorded.
+
+    Raises:
+        UnsupportedLayer, UnsupportedCriterion: see `check_kronecker`; also later, at the criterion.
+        ImportError: without curvlinops.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: nn.Module,
+        parameters: Sequence[tuple[str, nn.Parameter]],
+        *,
+        kind: Kind,
+        draws: int = 1,
+    ) -> None:
+        check_kronecker(model, criterion, parameters)
+        library()
+        self.paused = False
+        self._model, self._criterion, self._kind, self._draws = model, criterion, kind, draws
+        self._parameters = [parameter for _, parameter in parameters]
+        self._before: RandomState | None = None
+        self._pass: tuple[RandomState, Tensor, weakref.ref[Tensor]] | None = None
+        self._differentiated: list[Batch] = []
+        handles = [
+            model.register_forward_pre_hook(WeakHook(self._begin), with_kwargs=True),
+            model.register_forward_hook(WeakHook(self._finish), with_kwargs=True),
+            criterion.register_forward_hook(WeakHook(self._criterion_called), with_kwargs=True),
+        ]
+        self._remove_hooks = weakref.finalize(self, _remove, handles)
+
+    def operator_of_gradients(self) -> Kronecker:
+        """F of the batches whose losses have been differentiated; of several, over all their samples.
+
+        Raises:
+            RuntimeError: when there is none.
+            UnsupportedLayer, UnsupportedCriterion: see `Kronecker`.
+        """
+        if not self._differentiated:
+            raise RuntimeError(
+                "no backward pass through a loss since the last step: call the model in training mode, the criterion "
+                "that the optimizer was given on its output, and loss.backward(), before step()"
+            )
+        seed = int(torch.randint(2**31, ())) if self._kind == "mc" else 0
+        paused, self.paused = self.paused, True
+        try:
+            with replay(self._model, self._differentiated[0].random):
+                return self._kronecker(self._differentiated, seed)
+        finally:
+            self.paused = paused
+
+    def restored(self, saved: Mapping[str, Any]) -> Kronecker:
+        """F as its `saved` said it is."""
+        return self._kronecker(saved)
+
+    def _kronecker(self, of: Sequence[Batch] | Mapping[str, Any], seed: int = 0) -> Kronecker:
+        model, criterion, parameters = self._model, self._criterion, self._parameters
+        return Kronecker(model, criterion, parameters, of, kind=self._kind, draws=self._draws, seed=seed)
+
+    def forget_gradients(self) -> None:
+        """Start over: the parameters' gradients have been used, or set to zero."""
+        self._differentiated.clear()
+
+    def close(self) -> None:
+        """Remove the hooks and let go of the batches."""
+        self._remove_hooks()
+        self._before = self._pass = None
+        self._differentiated.clear()
+
+    def _counts(self) -> bool:
+        return self._model.training and torch.is_grad_enabled() and not self.paused
+
+    def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._counts():
+            self._before = RandomState.now()
+
+    def _finish(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
+        if not self._counts() or self._before is None:
+            return
+        if len(args) != 1 or kwargs or not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
+            raise UnsupportedLayer(
+                "", "takes or gives something else than one tensor, which K-FAC here is not for; use another method"
+            )
+        self._pass = self._before, args[0], weakref.ref(output)
+
+    def _criterion_called(
+        self, criterion: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Tensor
+    ) -> None:
+        if not self._counts() or self._pass is None or not loss.requires_grad:
+            return
+        random, inputs, output = self._pass
+        z: Tensor = args[0] if args else kwargs["input"]
+        if z is not output():
+            raise UnsupportedCriterion(
+                "", "was called on something else than the model's last output itself, which K-FAC here is not for"
+            )
+        if z.dim() < 2:
+            raise UnsupportedCriterion("", f"was called on outputs of shape {tuple(z.shape)}; K-FAC needs (b, d)")
+        batch = Batch(inputs, args[1] if len(args) > 1 else kwargs["target"], random)
+        loss.register_hook(partial(_note, self._differentiated, batch))
+
+
+def _note(differentiated: list[Batch], batch: Batch, factor: Tensor) -> None:
+    differentiated.append(batch)
+
+
+def _remove(handles: Sequence[RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()
