@@ -30,6 +30,7 @@ Ratios:
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -48,6 +49,7 @@ from host_client.local_daemon import local_daemon
 from host_client.loop import Freshness, NoOlderThan
 from host_client.tasks.mnist import mnist
 from host_client.tasks.task import Task
+from spu_link.errors import ReadInPast
 from spu_link.operators import Operator
 
 ANALOG_TIME = 50.0
@@ -68,7 +70,7 @@ CASES: dict[str, tuple[str, int, Kind]] = {
 READ_EVERY = 0.02
 """Seconds from one scheduled reading to the next."""
 
-AHEAD = 0.01
+AHEAD = 0.05
 """How far ahead a reading is scheduled, in seconds."""
 
 
@@ -206,14 +208,25 @@ async def _read_lateness(address: str, operator: Operator, drive: Tensor, readin
 
 
 async def _late_ms(session: aio.Session, readings: int) -> list[float]:
-    """How late each reading arrived, in milliseconds; the device time of each is checked to be the asked one."""
-    late = []
-    for _ in range(readings):
-        at = session.clock.device_time() + session.clock.rate * AHEAD
-        reading = await session.read(at)
+    """How late each reading arrived, in milliseconds; infinitely, where its time had passed before the device was asked.
+
+    The device time of each is checked to be the asked one.
+    """
+
+    async def read(at: float) -> float:
+        try:
+            reading = await session.read(at)
+        except ReadInPast:
+            return math.inf
         arrived = time.monotonic()
         if reading.time != at:
             raise AssertionError(f"asked for {at} τ, got {reading.time} τ")
-        late.append(1e3 * (arrived - session.clock.host_time(at)))
-        await asyncio.sleep(READ_EVERY - AHEAD)
-    return late
+        return 1e3 * (arrived - session.clock.host_time(at))
+
+    pending = []
+    first = time.monotonic() + AHEAD
+    for number in range(readings):
+        due = first + number * READ_EVERY
+        await asyncio.sleep(max(0.0, due - AHEAD - time.monotonic()))
+        pending.append(asyncio.create_task(read(session.clock.device_time(due))))
+    return list(await asyncio.gather(*pending))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import structlog
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from host_client.loop.policies import OnLoss
@@ -28,7 +28,7 @@ from spu_link.errors import (
 if TYPE_CHECKING:
     from host_client.aio import Session
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 LOST = (
     DeadlineExceeded,
@@ -75,7 +75,7 @@ class Recovery:
         """The device is gone; begin to get it back, unless the policy leaves that to the caller."""
         self._counts["lost"] += 1
         self._record(DeviceLost(time.monotonic(), f"{type(error).__name__}: {error}", self._on_loss))
-        log.warning("device lost", why=str(error), policy=self._on_loss)
+        log.warning("the device is lost (on_loss=%r): %s", self._on_loss, error)
         if self._on_loss == "raise":
             return
         self.lost = error
@@ -107,4 +107,4 @@ class Recovery:
         self.lost = None
         self._counts["reconnected"] += 1
         self._record(DeviceBack(time.monotonic(), self._session.epoch))
-        log.warning("device back", epoch=self._session.epoch)
+        log.warning("the device is back, in epoch %d", self._session.epoch)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack, get_args
 from weakref import WeakMethod, ref
 
-import structlog
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from host_client.blocking import Feed, Session
     from host_client.loop.feed import Arrived
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 Combine = Literal["average", "each"]
 """What becomes of several readings: their average is one direction; or each one is, in turn."""
@@ -210,7 +210,7 @@ class TNGD(NaturalGradient):
         except (*LOST, TooStale) as error:
             if self._on_loss in ("raise", "wait"):
                 raise
-            log.warning("a step without the device", policy=self._on_loss, why=str(error))
+            log.debug("a step without the device: %s", error)
             self.counts[self._on_loss] += 1
             if self._on_loss == "gradient":
                 self._updates.append(("gradient", None, None))

@@ -1,0 +1,199 @@
+"""A device that is fed in the background: order, freshness, and what becomes of programs that are not wanted."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from itertools import pairwise
+
+import pytest
+import torch
+
+from host_client import aio
+from host_client.loop import NoOlderThan, Schedule, TooStale
+from host_client.loop.feed import Feed
+from host_client.record.events import Event, Read, Uploaded
+from spu_link.errors import InvalidProgram
+from spu_link.operators import Rows
+from tests.system.device import LONG, A, B, solution
+
+RATE = 1000.0
+"""τ per second of the free-running devices here."""
+
+
+@asynccontextmanager
+async def feeding(record: list[Event] | None = None, **device: object) -> AsyncIterator[tuple[Feed, aio.Session]]:
+    async with await aio.connect("inproc:", timeout=20.0, **device) as spu, spu.session() as session:
+        yield session.feed(record=None if record is None else record.append), session
+
+
+def hand_over(feed: Feed, drive: torch.Tensor = B, operator: Rows | None = None, **options: object) -> int:
+    schedule = Schedule(**{"analog_time": LONG, **options})
+    return feed.hand_over(operator or Rows(A), drive, damping=0.5, start="drive", schedule=schedule)
+
+
+async def test_a_step_gets_the_reading_of_its_own_program() -> None:
+    async with feeding(clock="stepped") as (feed, _):
+        for k in range(1, 4):
+            number = hand_over(feed, k * B)
+            (arrived,) = await feed.readings(number, "this program", timeout=20.0)
+            assert (arrived.program, arrived.reading.age) == (number, LONG)
+            torch.testing.assert_close(arrived.reading.value, solution(k * B, 0.5))
+
+
+async def test_one_upload_is_in_flight_one_waits_and_the_newest_wins() -> None:
+    events: list[Event] = []
+    async with feeding(events, rate=RATE) as (feed, _):
+        numbers = [hand_over(feed, k * B) for k in range(1, 6)]
+        arrived = await feed.readings(numbers[-1], "this program", timeout=20.0)
+        torch.testing.assert_close(arrived[-1].reading.value, solution(5 * B, 0.5))
+        assert feed.counts["dropped"] == 3
+    outcomes = {one.number: one.outcome for one in events if isinstance(one, Uploaded)}
+    assert outcomes == {1: "took hold", 2: "dropped", 3: "dropped", 4: "dropped", 5: "took hold"}
+
+
+async def test_a_program_runs_its_schedule_before_the_next_takes_hold() -> None:
+    events: list[Event] = []
+    async with feeding(events, rate=RATE) as (feed, _):
+        for _ in range(4):
+            number = hand_over(feed, analog_time=15.0, readings=2, spacing=3.0, delay=2.0)
+            await feed.readings(number, NoOlderThan(programs=1) if number > 1 else "newest", timeout=20.0)
+        await feed.readings(number, "this program", timeout=20.0)
+    took_hold = [one.took_hold for one in events if isinstance(one, Uploaded)]
+    read = [one for one in events if isinstance(one, Read)]
+    assert [one.age for one in read] == [15.0, 18.0] * 4
+    for before, after in pairwise(took_hold):
+        assert before is not None
+        assert after is not None
+        assert after >= before + 15.0 + 3.0 + 2.0
+
+
+async def test_a_program_of_the_step_before_will_do_where_that_is_fresh_enough() -> None:
+    async with feeding(rate=RATE) as (feed, _):
+        first = hand_over(feed)
+        await feed.readings(first, "this program", timeout=20.0)
+        second = hand_over(feed, 2 * B, analog_time=500.0)
+        began = time.monotonic()
+        (arrived,) = await feed.readings(second, NoOlderThan(programs=1), timeout=20.0)
+        assert arrived.program == first
+        third = hand_over(feed, 3 * B)
+        (arrived,) = await feed.readings(third, NoOlderThan(programs=1), timeout=20.0)
+        assert arrived.program == second
+        assert time.monotonic() - began > 0.4  # it had to wait for the second
+
+
+async def test_the_newest_reading_never_waits_once_there_is_one() -> None:
+    async with feeding(rate=RATE) as (feed, _):
+        first = hand_over(feed)
+        (one,) = await feed.readings(first, "newest", timeout=20.0)
+        for _ in range(3):
+            number = hand_over(feed, analog_time=1e9)
+            (again,) = await asyncio.wait_for(feed.readings(number, "newest", timeout=20.0), 0.5)
+            assert again is one
+
+
+@pytest.mark.parametrize("limit", [NoOlderThan(tau=100.0), NoOlderThan(milliseconds=100.0)])
+async def test_a_reading_grows_too_old(limit: NoOlderThan) -> None:
+    async with feeding(rate=RATE) as (feed, _):
+        number = hand_over(feed)
+        await feed.readings(number, limit, timeout=20.0)
+        await asyncio.sleep(0.15)
+        with pytest.raises(TooStale, match=r"within 0.05 s"):
+            await feed.readings(number, limit, timeout=0.05)
+        number = hand_over(feed, 2 * B)
+        (arrived,) = await feed.readings(number, limit, timeout=20.0)
+        assert arrived.program == number
+
+
+async def test_periodic_readings_come_at_the_multiples_whatever_is_uploaded_when() -> None:
+    events: list[Event] = []
+    async with feeding(events, rate=RATE) as (feed, _):
+        for k in range(1, 6):
+            number = hand_over(feed, k * B, analog_time=7.0, period=20.0)
+            await feed.readings(number, "this program", timeout=20.0)
+            await asyncio.sleep(0.05)
+    read = [one for one in events if isinstance(one, Read)]
+    assert len(read) >= 10
+    assert all(one.time == one.asked == 20.0 * round(one.time / 20.0) for one in read)
+    assert [one.time for one in read] == sorted({one.time for one in read})
+    assert len({one.sequence for one in read}) == 5
+
+
+async def test_on_a_stepped_clock_the_same_steps_give_the_same_bits() -> None:
+    async def run(freshness: object) -> list[torch.Tensor]:
+        values = []
+        async with feeding(clock="stepped", seed=3) as (feed, _):
+            for k in range(1, 5):
+                schedule = Schedule(3.3, readings=2, spacing=0.1, delay=0.2)
+                number = feed.hand_over(Rows(A), k * B, damping=0.5, noise=1e-2, schedule=schedule)
+                arrived = await feed.readings(number, freshness, timeout=20.0)  # type: ignore[arg-type]
+                values += [one.reading.value for one in arrived]
+        return values
+
+    first = await run("this program")
+    for freshness in ("this program", "newest", NoOlderThan(programs=1)):
+        for one, other in zip(first, await run(freshness), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+async def test_a_refused_program_is_told_to_the_step_and_the_next_one_goes_on() -> None:
+    async with feeding(clock="stepped") as (feed, _):
+        number = hand_over(feed, B * float("nan"))
+        with pytest.raises(InvalidProgram, match="drive"):
+            await feed.readings(number, "this program", timeout=20.0)
+        number = hand_over(feed)
+        (arrived,) = await feed.readings(number, "this program", timeout=20.0)
+        torch.testing.assert_close(arrived.reading.value, solution(B, 0.5))
+
+
+async def test_an_operator_that_is_kept_does_not_travel_again() -> None:
+    events: list[Event] = []
+    operator = Rows(A)
+    async with feeding(events, clock="stepped") as (feed, _):
+        for k in range(1, 4):
+            number = feed.hand_over(operator, k * B, damping=0.5, start="drive", schedule=Schedule(LONG), keep=k > 1)
+            (arrived,) = await feed.readings(number, "this program", timeout=20.0)
+            torch.testing.assert_close(arrived.reading.value, solution(k * B, 0.5))
+    uploads = [one for one in events if isinstance(one, Uploaded)]
+    assert [one.kept for one in uploads] == [False, True, True]
+    assert [one.nbytes for one in uploads] == [A.nbytes + B.nbytes, B.nbytes, B.nbytes]
+
+
+async def test_an_operator_that_is_gone_travels_again() -> None:
+    operator = Rows(A)
+    async with feeding(clock="stepped") as (feed, session):
+        number = feed.hand_over(operator, B, damping=0.5, schedule=Schedule(1.0))
+        await feed.readings(number, "this program", timeout=20.0)
+        await session.program(Rows(2 * A), B, damping=0.5)  # beside the feed
+        number = feed.hand_over(operator, B, damping=0.5, start="drive", schedule=Schedule(LONG), keep=True)
+        (arrived,) = await feed.readings(number, "this program", timeout=20.0)
+        torch.testing.assert_close(arrived.reading.value, solution(B, 0.5))
+
+
+async def test_a_copied_operator_may_be_overwritten_at_once() -> None:
+    async with feeding(rate=RATE) as (feed, _):
+        first = hand_over(feed, analog_time=50.0)
+        a = A.clone()
+        operator = Rows(a)
+        number = feed.hand_over(operator, B, damping=0.5, start="drive", schedule=Schedule(LONG), copied=True)
+        a.zero_()
+        await feed.readings(first, "newest", timeout=20.0)
+        arrived = await feed.readings(number, "this program", timeout=20.0)
+        torch.testing.assert_close(arrived[-1].reading.value, solution(B, 0.5))
+
+
+async def test_closing_leaves_nothing_under_way() -> None:
+    events: list[Event] = []
+    async with feeding(events, rate=RATE) as (feed, session):
+        hand_over(feed, analog_time=1e9)
+        hand_over(feed, analog_time=1e9, period=20.0)
+        operator = Rows(A)
+        await feed.close()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        names = [task.get_coro().__qualname__ for task in others]  # type: ignore[union-attr]
+        assert not [name for name in names if "Feed" in name], names
+        reading = await session.solve(operator, B, damping=0.5, analog_time=LONG, start="drive")
+        torch.testing.assert_close(reading.value, solution(B, 0.5))
+    assert "abandoned" in {one.outcome for one in events if isinstance(one, Uploaded)}
