@@ -208,7 +208,7 @@ async def _read_lateness(address: str, operator: Operator, drive: Tensor, readin
 
 
 async def _late_ms(session: aio.Session, readings: int) -> list[float]:
-    """How late each reading arrived, in milliseconds; infinitely, where its time had passed before the device was asked.
+    """Lateness of each reading, in milliseconds; infinite where its time had passed before the device was asked.
 
     The device time of each is checked to be the asked one.
     """
