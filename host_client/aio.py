@@ -125,6 +125,11 @@ class Spu:
         here = self.address.startswith(("unix:", "inproc:"))
         return Capacity(self._at_connect.max_upload_bytes, self._at_connect.cells, here)
 
+    @property
+    def at_connect(self) -> Info:
+        """What the device was when the connection was made, or made anew; asks nobody."""
+        return self._at_connect
+
     async def info(self) -> Info:
         """What the device is and how it stands now."""
         return await self._link.info(timeout=self.timeout)

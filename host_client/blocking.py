@@ -86,6 +86,11 @@ class Spu:
         return self._connection.features
 
     @property
+    def at_connect(self) -> Info:
+        """What the device was when the connection was made, or made anew; asks nobody."""
+        return self._connection.at_connect
+
+    @property
     def info(self) -> Info:
         """What the device is and how it stands now."""
         return _wait(self._connection.info())

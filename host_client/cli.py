@@ -342,7 +342,7 @@ def reproduce(
     epilog="""
     [b]Examples[/b]
 
-    tngd timeline results/train                            four steps of it, as results/train/timeline.png
+    tngd timeline results/train                            four typical steps, as results/train/timeline.png
 
     tngd timeline results/train --steps 40:44 --out t.svg  steps 40 to 43
 
@@ -374,7 +374,7 @@ def timeline(
         typer.Option(
             metavar="A:B",
             help="Steps A to B − 1, counted from 0; either may be left out.",
-            show_default="four in the middle of the run",
+            show_default="four typical ones",
         ),
     ] = None,
     began: Annotated[

@@ -91,7 +91,7 @@ def _task(task: Task) -> dict[str, Any]:
 
 
 def _device(spu: Spu | None) -> dict[str, Any] | None:
-    return {"address": spu.address, **device_summary(spu.info)} if spu is not None else None
+    return {"address": spu.address, **device_summary(spu.at_connect)} if spu is not None else None
 
 
 def write_report(

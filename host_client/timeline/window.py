@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import median
 
 from host_client.timeline.layout import Bar, Timeline
 
@@ -50,7 +51,7 @@ def choose_window(
 
     Args:
         timeline: the run.
-        steps: first step, and the one after the last, as in a slice; default: four in the middle of the run, or what
+        steps: first step, and the one after the last, as in a slice; default: four typical ones, or what
             `began` and `ended` say.
         began: first place, in the axis' unit; overrides that of the steps.
         ended: last place; likewise.
@@ -59,7 +60,7 @@ def choose_window(
         NoSuchWindow: when there is nothing to show.
     """
     first, after = _extents(
-        timeline, steps if steps is not None or (began, ended) != (None, None) else _middle(timeline)
+        timeline, steps if steps is not None or (began, ended) != (None, None) else _typical(timeline)
     )
     window = Window(first if began is None else began, after if ended is None else ended)
     if not window.length > 0:
@@ -86,12 +87,19 @@ def parse_steps(text: str) -> tuple[int | None, int | None]:
     return begin, end
 
 
-def _middle(timeline: Timeline) -> tuple[int | None, int | None] | None:
-    numbers = sorted({bar.number for bar in _steps(timeline)})
-    if not numbers:
-        return None
-    first = max(0, (len(numbers) - STEPS) // 2)
-    return numbers[first], numbers[min(first + STEPS, len(numbers)) - 1] + 1
+def _typical(timeline: Timeline) -> tuple[int | None, int | None] | None:
+    """The four steps in a row that took nearest to the median of such four; of several, those in the middle."""
+    begins: dict[int, float] = {}
+    for bar in _steps(timeline):
+        begins.setdefault(bar.number, bar.began)
+    numbers = sorted(begins)
+    if len(numbers) <= STEPS:
+        return (numbers[0], numbers[-1] + 1) if numbers else None
+    lengths = [begins[after] - begins[first] for first, after in zip(numbers, numbers[STEPS:], strict=False)]
+    usual, middle = median(lengths), 0.5 * (len(lengths) - 1)
+    digits = 9  # what differs by less took the same time
+    best = min(range(len(lengths)), key=lambda i: (round(abs(lengths[i] - usual), digits), abs(i - middle)))
+    return numbers[best], numbers[best] + STEPS
 
 
 def _extents(timeline: Timeline, steps: tuple[int | None, int | None] | None) -> tuple[float, float]:

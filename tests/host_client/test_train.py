@@ -1,6 +1,7 @@
 import csv
 import itertools
 import json
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 
@@ -128,6 +129,18 @@ def test_the_record_of_a_free_running_device_becomes_a_timeline(stripes: Task, f
         arrow = ends[step.step - 1]
         assert step.staleness == pytest.approx(1000.0 * (arrow.ended - arrow.began), abs=5.0)
     assert result.steps[-1].counts["updates"] == 12
+
+
+def test_a_report_is_written_when_the_device_is_gone_by_then(
+    stripes: Task, daemon: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    one = daemon("--rate", "1000")
+    settings = Settings(batch_size=20, steps=2, analog_time=1.0)
+    with connect(one.address) as spu:
+        result = run(stripes, settings, spu, label="TNGD", console=quiet())
+        one.close()
+        write_report(tmp_path, "run", {"TNGD": result}, stripes, spu, title="Stripes")
+    assert json.loads((tmp_path / "run.json").read_text())["device"]["rate_tau_per_s"] == 1000.0
 
 
 def test_the_progress_line_tells_staleness_and_what_is_out_of_the_ordinary() -> None:

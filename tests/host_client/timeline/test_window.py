@@ -7,10 +7,24 @@ TIMELINE = lay_out(FreeRunning(steps=20).record())
 
 
 def test_a_window_that_nobody_asked_for_shows_four_steps_in_the_middle() -> None:
-    window = choose_window(TIMELINE)
-    bars = [bar for bar in TIMELINE.of("differentiation") if bar.began >= window.began and bar.ended <= window.ended]
-    assert [bar.number for bar in bars] == [8, 9, 10, 11]
-    assert headline(TIMELINE, window).startswith("Steps 8 to 11:")
+    timeline = lay_out(FreeRunning(steps=20, jitter=0.0).record())
+    window = choose_window(timeline)
+    bars = [bar for bar in timeline.of("differentiation") if bar.began >= window.began and bar.ended <= window.ended]
+    assert [bar.number for bar in bars] == [7, 8, 9, 10]
+    assert headline(timeline, window).startswith("Steps 7 to 10:")
+
+
+def test_steps_that_took_long_are_not_typical() -> None:
+    timeline = lay_out(FreeRunning(steps=20, jitter=0.0, lost_after=9).record())
+    window = choose_window(timeline)
+    assert not window.shows(timeline.gaps[0].began, timeline.gaps[0].ended)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4])
+def test_a_short_run_is_shown_whole(steps: int) -> None:
+    timeline = lay_out(FreeRunning(steps=steps).record())
+    window = choose_window(timeline)
+    assert all(window.shows(bar.began, bar.ended) for bar in timeline.of("differentiation", "update"))
 
 
 def test_steps_and_times_choose_a_window() -> None:
