@@ -254,7 +254,7 @@ class Linearise:
         path, _, name = self._paths[index].rpartition(".")
         reason = (
             "does not influence what the criterion was given, or was used without gradients; freeze it with "
-            "requires_grad_(False)"
+            "requires_grad_(False), or leave it to Adam by a parameter group"
             if self._parameters[index].requires_grad
             else "has been frozen since the optimizer was made; replace that by a new one"
         )
@@ -268,7 +268,8 @@ class Linearise:
                     CurvatureFallback(
                         f"parameter {self._paths[index]!r} is used by {function}, which has no rule here: its rows "
                         f"cost a backward pass through the model for each of {batch.columns} columns and "
-                        f"{batch.samples} samples, at each step; freeze it to avoid that"
+                        f"{batch.samples} samples, at each step; to avoid that, freeze it or leave it to "
+                        "Adam by a parameter group"
                     ),
                     stacklevel=2,
                 )
