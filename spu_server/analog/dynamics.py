@@ -16,11 +16,15 @@ from torch import Tensor
 from spu_link.operators import FactorOperator, LayerRows
 from spu_link.operators.base import BlockFactor, mismatch
 from spu_link.operators.stack import stack
+from spu_server.analog.arnoldi import arnoldi
 from spu_server.analog.doubling import DenseLaw, FactorLaw
 from spu_server.dynamics.functions import at, decay, diffusion, integrated_response, own, response, shared
 from spu_server.dynamics.load import CPU, SMALL_PROBLEM
 from spu_server.dynamics.transition import NoiseSource, Step
 from tngd.spu.v1 import spu_pb2 as pb
+
+SMALL = 128
+"""Most rows for which the law itself costs no more than an Arnoldi process."""
 
 LAWS = 4
 """Durations whose laws are kept: a run reads at a few of them, again and again."""
@@ -129,8 +133,12 @@ class FactorDrift:
         """
         if duration == 0.0:
             return _unmoved(state, self.drive, integral)
-        law = self._law(duration, integral)
         x = torch.zeros_like(self.drive) if state is None else state
+        if self.noise == 0.0 and not integral and self.forward.shape[0] > SMALL:
+            moved = self._by_arnoldi(x, duration)
+            if moved is not None:
+                return _checked(Step(moved, None), duration)
+        law = self._law(duration, integral)
         drawn = [self.noise**0.5 * normal() for _ in range(2 if integral else 1)] if law.noise is not None else []
         images = self.forward.apply(torch.stack([x, self.drive, *drawn])).cpu()
         mean = law.mean
@@ -147,6 +155,31 @@ class FactorDrift:
             weights = [weight + part for weight, part in zip(weights, added.split(m), strict=True)]
         pulled = self.backward.adjoint(torch.stack(weights).to(x.device))
         return _checked(Step(moved + pulled[0], None if total is None else total + pulled[1]), duration)
+
+    def _by_arnoldi(self, x: Tensor, duration: float) -> Tensor | None:
+        """The state without noise; None if the process does not converge.
+
+        Start and drive share one process, as in the symmetric case: x' = x + φ₁(M)(b − M x) with φ₁(M) =
+        φ₁(λ) + Bᵀ k(C) A, so that x' = e^{−λΔ} x + φ₁(λ) b + Bᵀ [k(C) q − φ₁(λ) A x], q = A (b − M x).
+        """
+        _, cross = self._grams()
+        images = self.forward.apply(torch.stack([x, self.drive])).cpu()
+        alone = self._alone(x, (decay, response), [], duration)
+        left, weight = at(decay, self.damping, duration), at(response, self.damping, duration)
+        residual = images[1] - self.damping * images[0] - cross @ images[0]
+        image, norm = left * images[0] + weight * images[1], float(alone @ alone)
+
+        def square(product: Tensor) -> float:
+            w = product - weight * images[0]
+            return norm + 2.0 * float(image @ w) + float(w @ (cross @ w))
+
+        def slopes(small: Tensor) -> Tensor:
+            return FactorLaw(small, None, damping=self.damping, duration=duration, integral=False).mean.response
+
+        product = arnoldi(cross, residual, slopes, square=square, most=len(residual) // 3)
+        if product is None:
+            return None
+        return alone + self.backward.adjoint((product - weight * images[0])[None].to(x.device))[0]
 
     def _alone(self, x: Tensor, functions: Sequence[object], drawn: Sequence[Tensor], duration: float) -> Tensor:
         """What the cells would do with the damping alone."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from spu_link.errors import InvalidProgram
 from spu_link.operators import EmbeddingRows, LayerRows, LinearRows, Rows
 from spu_link.program import Program
+from spu_server.analog import dynamics
 from spu_server.analog.dynamics import DenseDrift, FactorDrift, drift_of, grams_of
 from spu_server.dynamics import transition_of
 from tests.spu_server.dynamics.law import Law, law_by_exponentials, law_of
@@ -231,3 +232,25 @@ def test_another_drive_under_the_same_arrays_moves_as_if_they_were_new(form: str
     first.step(None, 1.0, lambda: ones)
     found = first.under(2.0 * ones, damping=damping, noise=0.0).step(None, 1.0, lambda: ones).state
     assert torch.equal(found, new(2.0 * ones, damping).step(None, 1.0, lambda: ones).state)
+
+
+@pytest.mark.parametrize("duration", [0.1, 5.0, 500.0])
+@pytest.mark.parametrize("mismatch", [1e-3, 0.3])
+def test_the_arnoldi_process_gives_what_the_law_gives(
+    duration: float, mismatch: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """300 rows with three decades of eigenvalues; nobody draws noise, so the process serves."""
+    generator = torch.Generator().manual_seed(0)
+    scales = torch.logspace(0, -1.5, 300, dtype=torch.float64)[:, None]
+    forward = Rows(scales * torch.randn(300, 500, generator=generator, dtype=torch.float64) / 20.0)
+    backward = forward.map(lambda a: a * (1.0 + mismatch * torch.randn(a.shape, generator=generator, dtype=a.dtype)))
+    b, x = torch.randn(2, 500, generator=generator, dtype=torch.float64).unbind()
+    laws = []
+    drift = FactorDrift(forward, backward, b, damping=DAMPING, noise=0.0)
+    monkeypatch.setattr(drift, "_law", lambda *arguments: laws.append(arguments) or drift._new_law(*arguments))
+    fast = drift.step(x, duration, lambda: b).state
+    assert not laws
+    monkeypatch.setattr(dynamics, "SMALL", 1000)
+    slow = drift.step(x, duration, lambda: b).state
+    assert laws
+    assert float((fast - slow).norm() / slow.norm()) < 1e-7
