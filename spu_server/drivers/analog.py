@@ -91,7 +91,8 @@ class Analog(Driver):
     def capabilities(self) -> Capabilities:
         """The emulator's, with the board's number of cells."""
         cells = self._options.cells if self.board.cells is None else min(self.board.cells, self._options.cells)
-        return Capabilities("analog", cells, self._options.max_bytes, FEATURES, tau=self.board.tau)
+        features = tuple(name for name in FEATURES if name != "state")  # a board's voltages cannot be set to the bit
+        return Capabilities("analog", cells, self._options.max_bytes, features, tau=self.board.tau)
 
     def stage(self, program: Program) -> None:
         """Take a program in as the arrays hold it; with `timing.hold`, not before its modelled time has gone by.
