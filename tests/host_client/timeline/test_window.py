@@ -17,7 +17,9 @@ def test_a_window_that_nobody_asked_for_shows_four_steps_in_the_middle() -> None
 def test_steps_that_took_long_are_not_typical() -> None:
     timeline = lay_out(FreeRunning(steps=20, jitter=0.0, lost_after=9).record())
     window = choose_window(timeline)
-    assert not window.shows(timeline.gaps[0].began, timeline.gaps[0].ended)
+    (gap,) = timeline.gaps
+    seen = min(window.ended, gap.ended) - max(window.began, gap.began)
+    assert seen < 0.03 * window.length  # at most the margin
 
 
 @pytest.mark.parametrize("steps", [1, 3, 4])
