@@ -402,10 +402,11 @@ class Session:
         return min(max(0.0, at - self.device_time) / self.spu.rate, LONGEST_WAIT)
 
     def _learn(self, time: float) -> DeviceTime:
-        """The device has told a time."""
-        told = DeviceTime(time, self._ref.epoch)
-        self.device_time = max(self.device_time, told)
-        self.clock.tell(told)
+        """The device has told a time; of a call from before `reopen` it may be one of another epoch."""
+        told = time if isinstance(time, DeviceTime) else DeviceTime(time, self.epoch)
+        if told.epoch == self.epoch:
+            self.device_time = max(self.device_time, told)
+            self.clock.tell(told)
         return told
 
     def _check_epoch(self, field: str, at: float | None) -> None:
