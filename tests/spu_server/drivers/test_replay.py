@@ -9,6 +9,7 @@ from host_client import connect
 from spu_link.errors import DeviceFault, NotInLog
 from spu_link.operators import Rows
 from spu_server.event_log import Log
+from spu_server.replay import replay
 
 A = torch.tensor([[1.0, 2.0, 0.0], [0.0, 1.0, -1.0]])
 B = torch.tensor([1.0, -2.0, 3.0])
@@ -98,9 +99,15 @@ def test_a_log_of_another_clock_is_not_opened(recorded):
     assert Log.load(recorded[0]).header.clock == "stepped"
 
 
-def test_behind_a_daemon_it_plays_the_log(recorded, daemon):
-    one = daemon("--driver", "replay", "--driver-option", f"log={recorded[0]}", "--clock", "stepped")
+def test_behind_a_daemon_it_plays_the_log_and_is_recorded_itself(recorded, daemon, tmp_path):
+    options = ("--driver", "replay", "--driver-option", f"log={recorded[0]}", "--clock", "stepped")
+    one = daemon(*options, "--record", str(tmp_path))
     with connect(one.address) as spu, spu.session() as session:
         assert all(torch.equal(a, b) for a, b in zip(recorded[1], run(session), strict=True))
         with pytest.raises(NotInLog, match="ended"):
             session.program(Rows(A), B, **PROGRAM)
+    one.close()
+    again = Log.load(tmp_path)
+    assert again.closed
+    assert (again.header.driver, again.header.options["settings"]) == ("replay", {"log": str(recorded[0])})
+    assert replay(again).identical
