@@ -101,6 +101,13 @@ def serve(
         str | None,
         typer.Option(help="Where the emulator computes: cpu, cuda, or cuda:INDEX.", show_default="cpu"),
     ] = None,
+    driver_deadline: Annotated[
+        float | None,
+        typer.Option(
+            help="Longest that a driver may neither answer nor compute before it counts as hung, in seconds.",
+            show_default="10",
+        ),
+    ] = None,
     driver_option: Annotated[
         list[str] | None,
         typer.Option(help="NAME=VALUE, one of the driver's own options; repeatable.", show_default="none"),
@@ -157,6 +164,7 @@ def serve(
             cells=cells,
             max_bytes=max_bytes,
             compute=compute,
+            driver_deadline=driver_deadline,
             driver_option=_named(driver_option) if driver_option else None,
             record=record,
             insecure_remote=insecure_remote,

@@ -34,6 +34,7 @@ class ServeSettings(BaseSettings):
     cells: int = Field(DriverOptions.cells, ge=1)
     max_bytes: int = Field(DriverOptions.max_bytes, ge=1)
     compute: str = Field(DriverOptions.compute, pattern=r"^(cpu|cuda(:\d+)?)$")
+    driver_deadline: float = Field(10.0, gt=0, allow_inf_nan=False)
     driver_option: dict[str, str] = Field(default_factory=dict)
     record: Path | None = None
     insecure_remote: bool = False

@@ -26,6 +26,7 @@ from spu_server.regions import Regions
 from spu_server.services.memory import MemoryService, supported
 from spu_server.services.spu import SpuService
 from spu_server.stalls import Stalls
+from spu_server.supervisor import Supervisor
 from tngd.spu.v1 import spu_pb2, spu_pb2_grpc
 
 log = structlog.get_logger(__name__)
@@ -56,9 +57,10 @@ async def serve(settings: ServeSettings) -> None:
     # Without SO_REUSEPORT a second daemon on the same port fails, instead of sharing its calls.
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     addresses = await bind(server, settings.listen, insecure_remote=settings.insecure_remote)
-    driver = DriverProcess(settings.driver, settings.driver_options)
+    driver = DriverProcess(settings.driver, settings.driver_options, settings.driver_deadline)
     port: DriverPort[Payload] = driver
     memory: MemoryService | None = None
+    supervision: asyncio.Task[None] | None = None
     try:
         capabilities = await driver.start()
         tau = capabilities.tau or settings.tau
@@ -72,6 +74,7 @@ async def serve(settings: ServeSettings) -> None:
             log.info("recording", log=str(writer.folder))
         device: Device[Payload] = Device(port, capabilities, clock, tau, epoch)
         stalls = Stalls()
+        supervision = asyncio.create_task(Supervisor(device, driver).run())
         regions = Regions(capabilities.max_bytes)
         regions.on_freed = driver.forget
         memory = _memory_service(addresses, device, regions)
@@ -95,6 +98,9 @@ async def serve(settings: ServeSettings) -> None:
     finally:
         if memory:
             await memory.close()
+        if supervision:
+            supervision.cancel()
+            await asyncio.gather(supervision, return_exceptions=True)
         await driver.close()
         if isinstance(port, RecordingPort):
             await port.close()

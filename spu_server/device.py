@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import Enum
 from typing import Generic, TypeVar
 
 from spu_link import wire
@@ -28,20 +27,12 @@ from spu_server.agenda import Agenda
 from spu_server.clock import Clock, SteppedClock
 from spu_server.drivers.base import Capabilities
 from spu_server.drivers.port import DriverPort
+from spu_server.lifecycle import Event, State, following
 from spu_server.sessions import Sessions
 from tngd.spu.v1 import spu_pb2 as pb
 
 P = TypeVar("P")
 T = TypeVar("T")
-
-
-class State(Enum):
-    """What the device is doing."""
-
-    IDLE = pb.DEVICE_STATE_IDLE
-    RUNNING = pb.DEVICE_STATE_RUNNING
-    HALTED = pb.DEVICE_STATE_HALTED
-    FAULT = pb.DEVICE_STATE_FAULT
 
 
 @dataclass(frozen=True)
@@ -61,6 +52,13 @@ class Device(Generic[P]):
         clock: what moves device time.
         tau: time constant in seconds.
         epoch: identity of this run; times of two epochs never compare.
+
+    Attributes:
+        state: what it is doing; see `lifecycle`.
+        fault: why the driver failed; stays until a session is opened after the restart. Else empty.
+        restarts: how often the driver has been restarted.
+        readings: readings taken so far.
+        on_fault: told when the driver has failed.
     """
 
     def __init__(self, port: DriverPort[P], capabilities: Capabilities, clock: Clock, tau: float, epoch: int) -> None:
@@ -69,10 +67,13 @@ class Device(Generic[P]):
         self.tau = tau
         self.epoch = epoch
         self.sessions = Sessions(self.epoch)
-        self.state = State.IDLE
+        self.state = following(State.STARTING, Event.OPENED)
         self.fault = ""
+        self.restarts = 0
+        self.readings = 0
+        self.on_fault: Callable[[], None] = lambda: None
         self._port = port
-        self._port.on_fault = self._fail
+        self._port.on_fault = self.fail
         self._agenda = Agenda(clock)
         self._uploading = asyncio.Lock()
         self._applied = Applied(sequence=0, time=0.0, epoch=self.epoch)
@@ -92,16 +93,17 @@ class Device(Generic[P]):
         return (*self.capabilities.features, "kept")
 
     def open_session(self, holder: str, ttl: float) -> pb.SessionRef:
-        """Take the device exclusively, clearing a halt.
+        """Take the device exclusively, clearing a halt, and a fault that a restart has ended.
 
         Raises:
+            DeviceFault: while the driver does not work.
             DeviceBusy: while another session lives.
         """
         self._check_fault()
         ref = self.sessions.open(holder, ttl)
         self._fail_former(ref.fencing)
-        if self.state is State.HALTED:
-            self.state = State.IDLE
+        self.state = following(self.state, Event.SESSION)
+        self.fault = ""
         return ref
 
     def close_session(self, ref: pb.SessionRef) -> None:
@@ -155,8 +157,7 @@ class Device(Generic[P]):
         self._applied = Applied(self._applied.sequence + 1, at, self.epoch)
         if not wire.kept_of(header):
             self._operator_since = self._applied.sequence
-        if self.state is not State.HALTED:
-            self.state = State.RUNNING
+        self.state = following(self.state, Event.COMMIT)
         self.sessions.check(ref)  # a halt or the next session may have come while the driver was at work
         reads = sorted(header.reads, key=lambda read: read.after)
         return Programmed(self._applied, [self._schedule_read(ref, at + read.after, read.window) for read in reads])
@@ -273,6 +274,7 @@ class Device(Generic[P]):
         applied = self._applied
         value, taken = await self._faulting(self._port.read(at, opened))
         self._last_event = at
+        self.readings += 1
         age = taken - float(applied.time)
         return Reading(value, taken, applied.sequence, age, window, self.clock.now(), self.epoch)
 
@@ -287,28 +289,48 @@ class Device(Generic[P]):
         )
         self.sessions.revoke(error)
         self._agenda.fail_pending(error)
-        if self.state is not State.FAULT:
-            self.state = State.HALTED
+        self.state = following(self.state, Event.HALT)
+        if self.state is State.HALTED:
             await self._faulting(self._port.halt(max(at, self._last_event)))
         self._last_event = max(at, self._last_event)
         return at
 
     def _check_fault(self) -> None:
-        if self.state is State.FAULT:
-            raise DeviceFault(self.fault, field="driver", found="fault", expected="a working driver")
+        if self.state in (State.FAULT, State.RESTARTING):
+            now = self.state.name.lower()
+            raise DeviceFault(self.fault, field="driver", found=now, expected="a working driver")
 
     async def _faulting(self, call: Awaitable[T]) -> T:
         """Await a call of the driver; a fault of it becomes the device's."""
         try:
             return await call
         except DeviceFault as error:
-            self._fail(error)
+            if self.state is not State.RESTARTING:  # else it is late news of the fault that the restart is for
+                self.fail(error)
             raise
 
-    def _fail(self, error: DeviceFault) -> None:
-        """The driver has failed: so has everything that waits for it."""
-        self.state, self.fault = State.FAULT, error.message
+    def fail(self, error: DeviceFault) -> None:
+        """The driver has failed: so has everything that waits for it, and the session. The first reason stays."""
+        if self.state is State.FAULT:
+            return
+        self.state, self.fault = following(self.state, Event.FAIL), error.message
+        self.sessions.revoke(error)
         self._agenda.fail_pending(error)
+        self.on_fault()
+
+    def give_up(self, reason: str) -> None:
+        """No restart has helped."""
+        self.fault = reason
+
+    def restarting(self) -> None:
+        """The driver is about to be started again."""
+        self.state = following(self.state, Event.RESTART)
+
+    def restarted(self, capabilities: Capabilities) -> None:
+        """The driver has opened the device again: nothing is in force, and the next session may use it."""
+        self.state = following(self.state, Event.OPENED)
+        self.capabilities = capabilities
+        self.restarts += 1
 
     async def close(self) -> None:
         """Stop the agenda. The driver belongs to whoever opened it."""

@@ -34,12 +34,13 @@ class Info:
         time: device time, in τ; a `DeviceTime`.
         epoch: identity of the daemon's run; times of two epochs never compare.
         sequence: number of the program in force; 0 before the first.
-        state: ``"idle"``, ``"running"``, ``"halted"`` or ``"fault"``.
-        fault: why the device is at fault; else empty.
+        state: ``"idle"``, ``"running"``, ``"halted"``, ``"fault"`` or ``"restarting"``.
+        fault: why the driver failed, until a session is opened after its restart; else empty.
         session_holder: name of the session's holder; None without one.
         features: names of block kinds and optional abilities.
         longest_stall: longest time in the last 10 s that the daemon did not get to its calls, in seconds.
         memory_address: where memory is shared with the daemon; empty where it cannot be.
+        restarts: how often the driver has been restarted in this run of the daemon.
     """
 
     driver: str
@@ -58,6 +59,7 @@ class Info:
     features: tuple[str, ...]
     longest_stall: float
     memory_address: str = ""
+    restarts: int = 0
 
     @classmethod
     def from_message(cls, message: pb.GetInfoResponse) -> Info:
@@ -78,6 +80,7 @@ class Info:
             session_holder=message.session_holder if message.session_held else None,
             features=tuple(message.features),
             longest_stall=message.longest_stall,
+            restarts=message.restarts,
             memory_address=message.memory_address,
         )
 

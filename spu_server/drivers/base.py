@@ -57,6 +57,7 @@ class Capabilities:
             and of optional abilities such as ``"window"``.
         tau: time constant in seconds of a device that has one of its own; None: the one it was opened with.
         clock_tolerance: how far the rate of the device's own clock may lie from this machine's, relative.
+        halt_seconds: longest that a halt may take, also while another call is under way, before the driver is killed.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Capabilities:
     features: tuple[str, ...]
     tau: float | None = None
     clock_tolerance: float = 2e-4
+    halt_seconds: float = 0.08
 
 
 class Measured(NamedTuple):

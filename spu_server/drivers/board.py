@@ -31,6 +31,9 @@ from spu_server.drivers.base import Capabilities, Driver, DriverOptions, Measure
 SLACK_SECONDS = 1.0
 """How much later than its counter promises a measurement may be there before the counter is not believed any more."""
 
+HALT_SECONDS = 0.08
+"""Longest that a halt may take on a line without delay."""
+
 ANCHORS = 256
 """Programs whose anchors are remembered: readings scheduled before the last so many are lost."""
 
@@ -70,6 +73,7 @@ class Board(Driver):
         self._link = RegisterLink(connect(options.settings["address"]))
         try:
             self._link.greet()
+            self._delay = self._link.last[1] - self._link.last[0]
             identity = {r: int(v) if r.format in "IQ" else v for r, v in self._link.registers(reg.IDENTITY).items()}
             self._check_identity(identity)
             self._cells = int(min(identity[reg.CELLS], options.cells))
@@ -99,7 +103,8 @@ class Board(Driver):
     def capabilities(self) -> Capabilities:
         """Dense programs of few cells; no averages."""
         tau = self._ticks_per_tau / self._tick_rate
-        return Capabilities("board", self._cells, self._max_bytes, ("dense",), tau=tau)
+        halting = HALT_SECONDS + 4 * self._delay  # behind another request; then the command and its confirmation
+        return Capabilities("board", self._cells, self._max_bytes, ("dense",), tau=tau, halt_seconds=halting)
 
     def stage(self, program: Program) -> None:
         """Write the program to the shadow bank, and see that it arrived as it was sent."""

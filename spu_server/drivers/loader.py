@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import torch
+
 from spu_link import wire
+from spu_link.errors import DeviceFault
 from spu_link.program import Program
-from spu_server.drivers.base import Driver
+from spu_server.drivers.base import Driver, Measured, measured
 from tngd.spu.v1 import spu_pb2 as pb
 
 
@@ -39,10 +43,28 @@ class Loader:
         self._staged = program
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """Call one of the driver's methods other than `stage`."""
+        """Call one of the driver's methods other than `stage`.
+
+        Raises:
+            DeviceFault: when it returns a reading that cannot be one.
+        """
         result = getattr(self._driver, method)(*arguments)
+        if method == "read":
+            self._check_reading(measured(result, arguments[0]))
         if method == "commit":
             self._running, self._staged = self._staged, None
         elif method == "halt":
             self._running = self._staged = None
         return result
+
+    def _check_reading(self, reading: Measured) -> None:
+        """What is no state must not be taken for one."""
+        assert self._running is not None, "a driver measured without a program"
+        value, drive = reading.value, self._running.drive
+        if value.shape != drive.shape or value.dtype != drive.dtype:
+            wrong = f"of shape {tuple(value.shape)} and {value.dtype}; expected {tuple(drive.shape)} and {drive.dtype}"
+        elif not (torch.isfinite(value).all() and math.isfinite(reading.time)):
+            wrong = f"with {int((~torch.isfinite(value)).sum())} values that are not finite, taken at {reading.time} τ"
+        else:
+            return
+        raise DeviceFault(f"the driver returned a reading {wrong}", field="driver", expected="a state")

@@ -7,6 +7,7 @@ import mmap
 import multiprocessing
 import os
 import signal
+import time
 import traceback
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
@@ -15,22 +16,27 @@ from multiprocessing.reduction import ForkingPickler, recv_handle, send_handle
 from typing import Any, TypeVar
 
 import numpy as np
+import psutil
 import torch
 
 from spu_link.errors import DeviceFault, SpuError
 from spu_server.descriptors import close, read_all, write_all
-from spu_server.drivers.base import Capabilities, DriverOptions, Measured, measured
+from spu_server.drivers.base import Capabilities, Driver, DriverOptions, Measured, measured
 from spu_server.drivers.loader import Loader
 from spu_server.drivers.port import DriverPort
 from spu_server.drivers.registry import open_driver
 from spu_server.memory import Payload, SharedBytes
 from tngd.spu.v1 import spu_pb2 as pb
 
+STAGE_BYTES, STAGE_FILE, STAGE_REGION = "stage bytes", "stage file", "stage region"
+REMEMBER, FORGET = "remember", "forget"
+"""Calls that are not the driver's own: programs by where their bytes lie, and regions by number."""
+
 START_SECONDS = 60.0
 """Longest that a driver may take to open its device."""
 
 CALL_SECONDS = 600.0
-"""Longest that one call of a driver may take before the driver counts as hung."""
+"""Longest that one call of a driver may take, even if it computes all the time, before the driver counts as hung."""
 
 STOP_SECONDS = 1.0
 """Longest that a driver may take to close before it is killed."""
@@ -40,10 +46,6 @@ KEPT_BYTES = 1 << 26
 
 INLINE_BYTES = 1 << 20
 """Messages up to this size, 0.3 ms, cross the connection on the event loop itself."""
-
-STAGE_BYTES, STAGE_FILE, STAGE_REGION = "stage bytes", "stage file", "stage region"
-REMEMBER, FORGET = "remember", "forget"
-"""Calls that are not the driver's own: programs by where their bytes lie, and regions by number."""
 
 READINGS = -1
 """Number of the memory that readings come through; regions of clients have others."""
@@ -60,11 +62,14 @@ class DriverProcess(DriverPort[Payload]):
     Args:
         name: entry point of the driver.
         options: what the driver is opened with.
+        deadline: longest that the driver may neither answer nor compute, in seconds, before it counts as hung.
     """
 
-    def __init__(self, name: str, options: DriverOptions) -> None:
+    def __init__(self, name: str, options: DriverOptions, deadline: float = 10.0) -> None:
         self._name = name
         self._options = options
+        self._deadline = deadline
+        self._halt_seconds = 0.0
         self._fault = ""
         self._turn = asyncio.Lock()
         self._exchanges: set[asyncio.Task[Any]] = set()
@@ -85,9 +90,30 @@ class DriverProcess(DriverPort[Payload]):
         self._process.start()
         theirs.close()
         asyncio.get_running_loop().add_reader(self._connection.fileno(), self._readable)
-        capabilities: Capabilities = await self._run(self._answer(START_SECONDS))
+        capabilities: Capabilities = await self._run(self._answer(START_SECONDS, quiet=START_SECONDS))
         await self._run(self._remember(READINGS, self._readings.fileno()))
+        self._halt_seconds = capabilities.halt_seconds
         return capabilities
+
+    async def restart(self) -> Capabilities:
+        """End the process, whatever it is doing, and start another one.
+
+        Raises:
+            DeviceFault: as `start`.
+        """
+        await self._end()
+        self._fault = ""
+        self._regions = set()
+        return await self.start()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call is under way."""
+        return self._turn.locked()
+
+    def condemn(self, reason: str) -> None:
+        """Treat the driver as failed, for a reason that it did not give itself."""
+        self._fail(DeviceFault(f"driver {self._name}: {reason}", field="driver", found=self._name))
 
     @property
     def pid(self) -> int:
@@ -114,6 +140,14 @@ class DriverProcess(DriverPort[Payload]):
         """Measure."""
         return await self._run(self._read(at, window))
 
+    async def halt(self, at: float) -> None:
+        """Drop all programs and discharge the cells. A driver that is busy for too long is killed."""
+        try:
+            async with asyncio.timeout(self._halt_seconds):
+                await self.call("halt", at)
+        except TimeoutError:
+            self.condemn(f"it was busy for more than {self._halt_seconds:g} s when the device was halted: killed")
+
     def forget(self, region: int) -> None:
         """Let the driver's process close the descriptor of a region that has gone."""
         self._begin(self._forget(region)).add_done_callback(_look_at)
@@ -126,13 +160,19 @@ class DriverProcess(DriverPort[Payload]):
             with suppress(OSError):  # it has ended just now
                 self._connection.send(("close", ()))
         await loop.run_in_executor(None, self._process.join, STOP_SECONDS)
+        await self._end()
+        self._readings.close()
+
+    async def _end(self) -> None:
+        """Kill the process, if it still runs, and let go of the connection to it."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._connection.fileno())
         self._process.kill()
         await loop.run_in_executor(None, self._process.join)
         for exchange in self._exchanges:
             exchange.cancel()
         await asyncio.gather(*self._exchanges, return_exceptions=True)
         self._connection.close()
-        self._readings.close()
 
     async def _run(self, exchange: Coroutine[Any, Any, T]) -> T:
         """Await an exchange. It goes on to its end though nobody may want its result any more."""
@@ -153,12 +193,17 @@ class DriverProcess(DriverPort[Payload]):
                 return await exchange
             except DeviceFault as error:
                 self._fail(error)
-                raise
+                raise DeviceFault(self._fault, field="driver", found=self._name) from error
 
     def _fail(self, error: DeviceFault) -> None:
+        """The first fault counts; what was under way ends with it."""
+        if self._fault:
+            return
         self._fault = error.message
         asyncio.get_running_loop().remove_reader(self._connection.fileno())
         self._process.kill()
+        if self._came is not None and not self._came.done():
+            self._came.set_exception(error)
         self.on_fault(error)
 
     def _readable(self) -> None:
@@ -171,7 +216,7 @@ class DriverProcess(DriverPort[Payload]):
 
     async def _call(self, method: str, *arguments: Any) -> Any:
         await self._send((method, arguments))
-        return await self._answer(CALL_SECONDS)
+        return await self._answer()
 
     async def _stage(self, header: pb.ProgramHeader, payload: Payload, descriptor: int | None) -> None:
         serialized = header.SerializeToString()
@@ -186,11 +231,11 @@ class DriverProcess(DriverPort[Payload]):
                 await self._remember(number, descriptor)
                 self._regions.add(number)
             await self._send((STAGE_REGION, (serialized, number, payload.offset, payload.nbytes)))
-        await self._answer(CALL_SECONDS)
+        await self._answer()
 
     async def _remember(self, number: int, descriptor: int) -> None:
         await self._send((REMEMBER, (number,)), descriptor)
-        await self._answer(CALL_SECONDS)
+        await self._answer()
 
     async def _forget(self, region: int) -> None:
         if region in self._regions:  # only now: a program that lies there may have been waiting for its turn
@@ -212,15 +257,27 @@ class DriverProcess(DriverPort[Payload]):
             with self._connected():
                 send_handle(self._connection, descriptor, self.pid)
 
-    async def _answer(self, seconds: float) -> Any:
+    async def _answer(self, seconds: float = CALL_SECONDS, *, quiet: float | None = None) -> Any:
+        """The driver's answer, within `seconds`, and within `quiet` of the last time that it was seen computing."""
+        end, computed, waited, longest = time.monotonic() + seconds, 0.0, 0.0, quiet or self._deadline
         try:
-            async with asyncio.timeout(seconds):
-                # Asked again after each wake: a wake may be due to an answer that has been received meanwhile.
-                while not self._connection.poll():
-                    self._came = asyncio.get_running_loop().create_future()
-                    await self._came
-        except TimeoutError:
-            raise DeviceFault(f"driver {self._name} gave no answer within {seconds:g} s", field="driver") from None
+            # Asked again after each wake: a wake may be due to an answer that has been received meanwhile.
+            while not self._connection.poll():
+                self._came = asyncio.get_running_loop().create_future()
+                slice = min(longest / 4, end - time.monotonic())
+                if slice <= 0.0:
+                    raise DeviceFault(f"driver {self._name} gave no answer within {seconds:g} s", field="driver")
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(slice):
+                        await self._came
+                    continue
+                now = self._computed()
+                computed, waited = now, 0.0 if now > computed else waited + slice
+                if waited >= longest:
+                    raise DeviceFault(
+                        f"driver {self._name} hangs: for {waited:g} s it has neither answered nor computed",
+                        field="driver",
+                    )
         finally:
             self._came = None
         with self._connected():
@@ -230,6 +287,14 @@ class DriverProcess(DriverPort[Payload]):
         if kind == "fault":
             raise DeviceFault(f"driver {self._name}: {value}", field="driver")
         return value
+
+    def _computed(self) -> float:
+        """Processor time that the driver's process has used, in seconds; it stands still while the process waits."""
+        try:
+            times = psutil.Process(self.pid).cpu_times()
+        except psutil.Error:
+            return 0.0  # it has ended, which the connection tells
+        return float(times.user + times.system)
 
     async def _blocking(self, nbytes: int, transfer: Callable[[Any], object], data: Any) -> None:
         """Send or receive here what takes less time than a hop to a thread, and the rest there."""
@@ -275,11 +340,19 @@ def _serve(connection: Connection, name: str, options: DriverOptions) -> None:
                 return
             _answer_call(connection, loader, regions, method, arguments)
             if method == "commit" and not connection.poll():
-                driver.prepare()
+                _prepare(connection, driver)
     except (EOFError, ConnectionError):
         pass  # the daemon is gone, so nobody is left to measure for
     finally:
         driver.close()
+
+
+def _prepare(connection: Connection, driver: Driver) -> None:
+    """Nobody waits for this: a failure is told unasked."""
+    try:
+        driver.prepare()
+    except Exception:  # noqa: BLE001 - any failure is the device's fault, told in full
+        connection.send(("fault", traceback.format_exc(limit=-5)))
 
 
 def _answer_call(

@@ -154,6 +154,7 @@ def describe(device: Device[Any]) -> pb.GetInfoResponse:
         sequence=device.sequence,
         state=device.state.value,
         fault=device.fault,
+        restarts=device.restarts,
         session_held=holder is not None,
         session_holder=holder or "",
         features=device.features,

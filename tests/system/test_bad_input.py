@@ -866,7 +866,7 @@ async def test_a_driver_that_dies_is_a_fault_of_the_device_and_not_the_end_of_th
             with pytest.raises(DeviceFault, match="SIGKILL"):
                 await session.program(Rows(torch.ones(1, 2)), torch.ones(2))
         info = await spu.info()
-        assert info.state == "fault"
+        assert info.state in ("fault", "restarting")
         assert "SIGKILL" in info.fault
         with pytest.raises(DeviceFault, match="SIGKILL"):
             await spu.open_session()
@@ -879,7 +879,14 @@ def test_every_error_of_the_wire_is_told_by_an_error_of_python():
     told |= {DeadlineExceeded, DeviceBusy, DeviceFault, DeviceUnavailable, NoProgram, ReadInPast, ClockMismatch}
     told |= {SessionExpired, SessionRequired, StaleSession}
     every = set(itertools.chain(*(_leaves(cls) for cls in SpuError.__subclasses__())))
-    assert {cls.__name__ for cls in every - told} <= {"DeviceHalted"}  # has its test in test_lifetime
+    elsewhere = {
+        "Clipped",
+        "DeviceHalted",
+        "EpochMismatch",
+        "NotInLog",
+        "OperatorGone",
+    }  # have their tests in other files
+    assert {cls.__name__ for cls in every - told} <= elsewhere
 
 
 def _leaves(cls):

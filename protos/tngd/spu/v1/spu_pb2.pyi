@@ -158,9 +158,11 @@ class _DeviceStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeviceSta
     DEVICE_STATE_RUNNING: _DeviceState.ValueType  # 2
     """Evolving under a program."""
     DEVICE_STATE_HALTED: _DeviceState.ValueType  # 3
-    """Stopped by Halt; the next session clears it."""
+    """Stopped by Halt, or restarted after a fault; the next session clears it."""
     DEVICE_STATE_FAULT: _DeviceState.ValueType  # 4
-    """The driver failed; see GetInfoResponse.fault."""
+    """The driver failed; see GetInfoResponse.fault. It is going to be restarted."""
+    DEVICE_STATE_RESTARTING: _DeviceState.ValueType  # 5
+    """The driver is being started again."""
 
 class DeviceState(_DeviceState, metaclass=_DeviceStateEnumTypeWrapper):
     """State of the device."""
@@ -172,9 +174,11 @@ DEVICE_STATE_IDLE: DeviceState.ValueType  # 1
 DEVICE_STATE_RUNNING: DeviceState.ValueType  # 2
 """Evolving under a program."""
 DEVICE_STATE_HALTED: DeviceState.ValueType  # 3
-"""Stopped by Halt; the next session clears it."""
+"""Stopped by Halt, or restarted after a fault; the next session clears it."""
 DEVICE_STATE_FAULT: DeviceState.ValueType  # 4
-"""The driver failed; see GetInfoResponse.fault."""
+"""The driver failed; see GetInfoResponse.fault. It is going to be restarted."""
+DEVICE_STATE_RESTARTING: DeviceState.ValueType  # 5
+"""The driver is being started again."""
 Global___DeviceState: _TypeAlias = DeviceState  # noqa: Y015
 
 class _Start:
@@ -241,6 +245,7 @@ class GetInfoResponse(_message.Message):
     FEATURES_FIELD_NUMBER: _builtins.int
     LONGEST_STALL_FIELD_NUMBER: _builtins.int
     MEMORY_ADDRESS_FIELD_NUMBER: _builtins.int
+    RESTARTS_FIELD_NUMBER: _builtins.int
     driver: _builtins.str
     """Name of the driver, as in `spu-server drivers`."""
     version: _builtins.str
@@ -264,7 +269,7 @@ class GetInfoResponse(_message.Message):
     state: Global___DeviceState.ValueType
     """State of the device."""
     fault: _builtins.str
-    """Why the device is in DEVICE_STATE_FAULT; else empty."""
+    """Why the driver failed; stays until a session is opened after the restart. Else empty."""
     session_held: _builtins.bool
     """Whether a session lives now."""
     session_holder: _builtins.str
@@ -275,6 +280,10 @@ class GetInfoResponse(_message.Message):
     """
     memory_address: _builtins.str
     """"unix:PATH" of the socket where memory is registered (see MemoryRequest); empty for a"""
+    restarts: _builtins.int
+    """client that did not come through a Unix socket, and where there is none.
+    How often the driver has been restarted in this run of the daemon.
+    """
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Optional abilities: names of block kinds and precisions ("float16", …), "window","""
@@ -299,10 +308,11 @@ class GetInfoResponse(_message.Message):
         features: _abc.Iterable[_builtins.str] | None = ...,
         longest_stall: _builtins.float = ...,
         memory_address: _builtins.str = ...,
+        restarts: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cells", b"cells", "clock", b"clock", "driver", b"driver", "epoch", b"epoch", "fault", b"fault", "features", b"features", "longest_stall", b"longest_stall", "max_upload_bytes", b"max_upload_bytes", "memory_address", b"memory_address", "rate", b"rate", "sequence", b"sequence", "session_held", b"session_held", "session_holder", b"session_holder", "state", b"state", "tau", b"tau", "time", b"time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cells", b"cells", "clock", b"clock", "driver", b"driver", "epoch", b"epoch", "fault", b"fault", "features", b"features", "longest_stall", b"longest_stall", "max_upload_bytes", b"max_upload_bytes", "memory_address", b"memory_address", "rate", b"rate", "restarts", b"restarts", "sequence", b"sequence", "session_held", b"session_held", "session_holder", b"session_holder", "state", b"state", "tau", b"tau", "time", b"time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

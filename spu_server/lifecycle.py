@@ -1,0 +1,89 @@
+"""The states of a device, and what leads from one to another: one table, from which the documents are rendered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+
+from tngd.spu.v1 import spu_pb2 as pb
+
+
+class State(Enum):
+    """What the device is doing."""
+
+    STARTING = pb.DEVICE_STATE_UNSPECIFIED
+    IDLE = pb.DEVICE_STATE_IDLE
+    RUNNING = pb.DEVICE_STATE_RUNNING
+    HALTED = pb.DEVICE_STATE_HALTED
+    FAULT = pb.DEVICE_STATE_FAULT
+    RESTARTING = pb.DEVICE_STATE_RESTARTING
+
+
+class Event(Enum):
+    """What happens to a device."""
+
+    OPENED = "the driver has opened it"
+    SESSION = "a session is opened"
+    COMMIT = "a program takes hold"
+    HALT = "somebody halts it"
+    FAIL = "the driver fails"
+    RESTART = "the driver is started again"
+
+
+TABLE: Mapping[State, Mapping[Event, State]] = {
+    State.STARTING: {
+        Event.OPENED: State.IDLE,
+        Event.FAIL: State.FAULT,
+    },
+    State.IDLE: {
+        Event.SESSION: State.IDLE,
+        Event.COMMIT: State.RUNNING,
+        Event.HALT: State.HALTED,
+        Event.FAIL: State.FAULT,
+    },
+    State.RUNNING: {
+        Event.SESSION: State.RUNNING,
+        Event.COMMIT: State.RUNNING,
+        Event.HALT: State.HALTED,
+        Event.FAIL: State.FAULT,
+    },
+    State.HALTED: {
+        Event.SESSION: State.IDLE,
+        Event.COMMIT: State.HALTED,  # it was under way when the halt came, which the driver carries out after it
+        Event.HALT: State.HALTED,
+        Event.FAIL: State.FAULT,
+    },
+    State.FAULT: {
+        Event.COMMIT: State.FAULT,
+        Event.HALT: State.FAULT,
+        Event.FAIL: State.FAULT,
+        Event.RESTART: State.RESTARTING,
+    },
+    State.RESTARTING: {
+        Event.OPENED: State.HALTED,
+        Event.COMMIT: State.RESTARTING,
+        Event.HALT: State.RESTARTING,
+        Event.FAIL: State.FAULT,
+    },
+}
+"""What follows from what; nothing else can happen: no session opens in a fault, and only a fault is restarted from."""
+
+
+def following(state: State, event: Event) -> State:
+    """The state that an event leads to.
+
+    Raises:
+        LookupError: when it cannot happen in `state`.
+    """
+    if event not in TABLE[state]:
+        raise LookupError(f"{event.value!r} cannot happen while the device is {state.name.lower()}")
+    return TABLE[state][event]
+
+
+def rendered() -> str:
+    """The table as Markdown, one row a state, for the documents."""
+    lines = ["| |" + "|".join(f" {event.value} " for event in Event) + "|", "|---" * (len(Event) + 1) + "|"]
+    for state, row in TABLE.items():
+        cells = [row[event].name.lower() if event in row else "–" for event in Event]
+        lines.append(f"| **{state.name.lower()}** | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
