@@ -27,7 +27,7 @@ RATE = 1 / TAU
 BAD_LINE = ("--bit-errors", "1e-4", "--lost", "0.06", "--doubled", "0.2")
 """One frame of 20 bytes in 60, and one of 174 bytes in 8, is damaged each way, besides those that are lost.
 
-So a request fails five times in a row, which ends the driver as it should, with a chance of 10⁻⁴, and a program's 10⁻³."""
+So a request fails five times in a row, which rightly ends the driver, once in 10⁴ times, and a program once in 10³."""
 
 
 def problem(seed: int, cells: int = CELLS, damping: float = 0.5) -> tuple[torch.Tensor, torch.Tensor]:
