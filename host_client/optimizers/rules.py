@@ -38,19 +38,23 @@ def update(group: Mapping[str, Any], directions: Mapping[Tensor, Tensor], state:
 def _sgd(group: Mapping[str, Any], parameters: list[Tensor], along: list[Tensor], state: State) -> None:
     lr, momentum, decay = float(group["lr"]), group["momentum"], group["weight_decay"]
     if momentum:
-        along = [_averaged(state[p], direction, momentum) for p, direction in zip(parameters, along, strict=True)]
+        along = _averaged(parameters, along, momentum, state)
     if decay:
         torch._foreach_mul_(parameters, 1.0 - lr * decay)
     torch._foreach_add_(parameters, along, alpha=-lr)
 
 
-def _averaged(state: dict[str, Any], direction: Tensor, momentum: float) -> Tensor:
-    if "momentum_buffer" not in state:
-        state["momentum_buffer"] = direction.clone()
-    else:
-        state["momentum_buffer"].mul_(momentum).add_(direction)
-    buffer: Tensor = state["momentum_buffer"]
-    return buffer
+def _averaged(parameters: list[Tensor], along: list[Tensor], momentum: float, state: State) -> list[Tensor]:
+    """The momentum u of each parameter, brought up to date; it is the direction itself at first."""
+    moving = [(p, d) for p, d in zip(parameters, along, strict=True) if "momentum_buffer" in state[p]]
+    if moving:
+        buffers = [state[p]["momentum_buffer"] for p, _ in moving]
+        torch._foreach_mul_(buffers, momentum)
+        torch._foreach_add_(buffers, [direction for _, direction in moving])
+    for p, direction in zip(parameters, along, strict=True):
+        if "momentum_buffer" not in state[p]:
+            state[p]["momentum_buffer"] = direction.clone()
+    return [state[p]["momentum_buffer"] for p in parameters]
 
 
 def _adam(group: Mapping[str, Any], parameters: list[Tensor], along: list[Tensor], state: State) -> None:
