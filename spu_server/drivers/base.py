@@ -170,6 +170,10 @@ class Driver(ABC):
     def calibrate(self) -> None:  # noqa: B027 - an optional ability
         """Let an idle device measure and correct its own errors; raises when it cannot be made good."""
 
+    def report(self) -> Mapping[str, float]:
+        """What has happened on the device since it was opened, as named numbers; those that grow only grow. Fast."""
+        return {}
+
     @abstractmethod
     def close(self) -> None:
         """Release the device."""

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+import inspect
 import math
+import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -93,3 +98,27 @@ def test_energy_adds_up_from_bits_conversions_and_heat() -> None:
     assert timing.upload_joules(program) == pytest.approx(1e-12 * 8 * 110 + 1e-13 * 256 * 10)
     assert timing.reading_joules(10) == pytest.approx(1e-12 * 80 + 1e-13 * 256 * 10)
     assert timing.analog_joules(program.operator, 2.0) == pytest.approx(100 * 0.01 / 1e3 * 2.0)
+
+
+def test_the_page_names_every_field_and_every_preset() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "analog.md").read_text()
+    parts = {f.name: getattr(Board(), f.name) for f in dataclasses.fields(Board)}
+    for part, value in parts.items():
+        if dataclasses.is_dataclass(value):
+            for field in dataclasses.fields(value):
+                assert f"`{part}.{field.name}`" in page
+    for name in PRESETS:
+        assert f"| `{name}` |" in page
+
+
+def test_every_field_is_documented_where_it_stands() -> None:
+    """A string below each field of each part, as the page says."""
+    for part in [
+        type(v) for f in dataclasses.fields(Board) if dataclasses.is_dataclass(v := getattr(Board(), f.name))
+    ] + [Board]:
+        body = ast.parse(textwrap.dedent(inspect.getsource(part))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for field, below in zip(body.body, body.body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign):
+                assert isinstance(below, ast.Expr), f"{part.__name__}.{ast.unparse(field.target)}"
+                assert isinstance(below.value, ast.Constant), f"{part.__name__}.{ast.unparse(field.target)}"
