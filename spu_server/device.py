@@ -331,6 +331,7 @@ class Device(Generic[P]):
         self.state = following(self.state, Event.OPENED)
         self.capabilities = capabilities
         self.restarts += 1
+        self._port.restarted()
 
     async def close(self) -> None:
         """Stop the agenda. The driver belongs to whoever opened it."""

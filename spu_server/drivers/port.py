@@ -55,3 +55,6 @@ class DriverPort(ABC, Generic[P]):
     async def halt(self, at: float) -> None:
         """Drop all programs and discharge the cells."""
         await self.call("halt", at)
+
+    def restarted(self) -> None:
+        """Learn that the driver has failed and been opened again: nothing is in force."""

@@ -88,6 +88,10 @@ class RecordingPort(DriverPort[P]):
         call = made(*arguments) if made is not None else self._port.call(method, *arguments)
         return await self._passed(method, arguments, call)
 
+    def restarted(self) -> None:
+        """Write down that the driver has been opened again, after the calls that failed."""
+        self._task(self._note(Event("start", self._clock.now())))
+
     async def close(self) -> None:
         """End the log. The driver belongs to whoever opened it, and is closed before."""
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -15,12 +15,15 @@ from typer.testing import CliRunner
 
 from host_client import Session, aio, connect
 from host_client.cli import app
-from spu_link.errors import InvalidProgram, LogUnusable, ReadInPast
+from spu_link.errors import DeviceFault, InvalidProgram, LogUnusable, ReadInPast
 from spu_link.operators import Dense, Kept, LayerRows, LinearRows, Rows
 from spu_server.event_log import DATA, EVENTS, HEADER, Log
 from spu_server.replay import replay
 from tests.daemon import Daemon
+from tests.plugins.install import distribution
+from tests.system.raw import eventually
 
+ROOT = Path(__file__).parent.parent.parent
 CELLS = 410 + 50
 
 
@@ -150,6 +153,31 @@ def test_a_free_running_daemon_under_load_and_killed_gives_the_same_bits_again(t
     ran = CliRunner().invoke(app, ["replay", str(tmp_path / "logs"), "--json"])
     assert ran.exit_code == 0
     assert json.loads(ran.stdout)["same"] == outcome.same
+
+
+def test_a_driver_that_crashed_and_was_restarted_gives_the_same_bits_again(tmp_path, monkeypatch):
+    plugins = distribution(tmp_path / "plugins", "broken-drivers", {"broken": "tests.plugins.broken:Broken"})
+    monkeypatch.syspath_prepend(str(plugins))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(plugins), str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    how = tmp_path / "how"
+    options = ("--driver", "broken", "--driver-option", f"file={how}", "--clock", "stepped")
+    arguments = {"damping": 0.1, "noise": 0.05, "analog_time": 2.0}
+    with Daemon(tmp_path / "s", *options, "--record", str(tmp_path / "log")) as daemon, connect(daemon.address) as spu:
+        with spu.session() as session:
+            before = session.solve(factors(20, 0), drive(0), **arguments)
+            how.write_text("segfault")
+            with pytest.raises(DeviceFault, match="SIGSEGV"):
+                session.read()
+        eventually(lambda: spu.info.restarts == 1, "the driver has been restarted")
+        with spu.session() as session:
+            after = session.solve(factors(20, 0), drive(0), **arguments)
+    assert torch.equal(before.value, after.value)  # the restarted driver begins with the seed
+    log = Log.load(tmp_path / "log")
+    assert [event.call for event in log.events].count("start") == 2
+    assert sum(event.fault != "" for event in log.events) >= 1
+    outcome = replay(log)
+    assert outcome.identical, outcome
+    assert outcome.same == 2
 
 
 def test_a_line_that_was_broken_off_is_left_out(stepped_log, tmp_path):
