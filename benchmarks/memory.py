@@ -28,7 +28,7 @@ def run(rows: int = 640, cells: int = 1_000_000) -> dict[str, Any]:
     operator = Rows(torch.randn(rows, cells).mul_(cells**-0.5))
     drive = torch.randn(cells)
     with local_daemon(clock="stepped") as address, connect(address, timeout=300.0) as spu:
-        processes = _family(address)
+        processes = family(address)
         idle = sum(peak_bytes(process) for process in processes)
         with spu.session(ttl=60.0) as session:
             reading = session.solve(operator, drive, damping=0.1, noise=1e-6, analog_time=5.0, start="drive")
@@ -44,7 +44,7 @@ def run(rows: int = 640, cells: int = 1_000_000) -> dict[str, Any]:
     }
 
 
-def _family(address: str) -> list[int]:
+def family(address: str) -> list[int]:
     """Process ids of the daemon at an address, a child of this process, and of its own children."""
     for child in psutil.Process(os.getpid()).children():
         if address in child.cmdline():

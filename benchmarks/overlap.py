@@ -18,8 +18,12 @@ Ratios:
     blocking_vs_longer: the same of the blocking loop.
     overlap_vs_sum: time an iteration of the free-running loop over the sum of both.
     newest_vs_longer: time an iteration when each step takes the newest reading, over the longer.
-    overlap_vs_longer_NETWORK: as overlap_vs_longer, on another network or with exact curvature.
-    blocking_vs_longer_NETWORK: as blocking_vs_longer, likewise.
+    overlap_vs_longer_exact: as overlap_vs_longer, with exact curvature, 64 samples.
+    blocking_vs_longer_exact: as blocking_vs_longer, likewise.
+    overlap_vs_longer_resnet: as overlap_vs_longer, ResNet-20 with GroupNorm, 32 samples.
+    blocking_vs_longer_resnet: as blocking_vs_longer, likewise.
+    overlap_vs_longer_transformer: as overlap_vs_longer, transformer encoder of 4 layers, 32 samples.
+    blocking_vs_longer_transformer: as blocking_vs_longer, likewise.
     read_lateness_p50_ms_idle: median lateness of a scheduled reading, in milliseconds.
     read_lateness_p99_ms_idle: the lateness that 99 % of them stay below.
     read_lateness_p50_ms_loaded: median lateness during uploads at full speed.

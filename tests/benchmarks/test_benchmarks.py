@@ -9,7 +9,7 @@ import pytest
 from torch import Tensor
 
 import benchmarks
-from benchmarks import capture, dense_systems, networks, scale, solve, step
+from benchmarks import capture, dense_systems, endurance, networks, overlap, scale, solve, step
 from benchmarks.targets import TARGETS
 from benchmarks.timing import Subjects, alone, medians
 from host_client import modules
@@ -21,6 +21,15 @@ from tests.benchmarks.conftest import noise_task
 
 SMALLEST: dict[str, Callable[[], dict[str, Any]]] = {
     "capture": partial(capture.run, batch=4, rounds=1, task=noise_task),
+    "endurance": partial(endurance.run, steps=120, window=40),
+    "overlap": partial(
+        overlap.run,
+        rounds=1,
+        steps=2,
+        readings=10,
+        cases={suffix: (name, 2, kind) for suffix, (name, _, kind) in overlap.CASES.items()},
+        task=noise_task,
+    ),
     "scale": partial(scale.run, (600, 2400, 9600), (8, 16), few_rows=4, some_parameters=600, repeats=1),
     "solve": partial(solve.run, (16, 24, 32), batch=4, rounds=1, euler_steps=2, task=noise_task),
     "step": partial(step.run, rounds=1, batches=dict.fromkeys(networks.NETWORKS, 2), task=noise_task),
@@ -32,7 +41,8 @@ SMALLEST: dict[str, Callable[[], dict[str, Any]]] = {
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in ("solve", "step") else name for name in SMALLEST]
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name in ("solve", "step", "overlap") else name for name in SMALLEST],
 )
 def test_a_benchmark_gives_the_ratios_its_docstring_names_and_they_can_be_shown(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
