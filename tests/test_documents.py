@@ -10,7 +10,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("name", ["curvature.md", "optimizers.md", "time-and-replay.md", "timeline.md", "analog.md"])
+@pytest.mark.parametrize("name", sorted(page.name for page in DOCS.glob("*.md") if BLOCK.search(page.read_text())))
 def test_every_block_of_code_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     text = (DOCS / name).read_text()
