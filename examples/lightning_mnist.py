@@ -27,7 +27,7 @@ HYPERPARAMETERS: dict[str, dict[str, Any]] = {
     "tngd": {"lr": 0.01, "damping": 0.01, "analog_time": 50.0},
     "ngd-cg": {"lr": 0.01, "damping": 0.01},
     "ngd-woodbury": {"lr": 0.01, "damping": 0.01},
-    "kfac": {"lr": 0.01, "damping": 0.01, "curvature_every": 10},
+    "kfac": {"lr": 1.0, "damping": 0.01, "curvature_every": 10, "trust_region": 0.001},
     "adam": {"lr": 0.001},
     "sgd": {"lr": 0.1},
 }

@@ -62,8 +62,10 @@ class KFAC(NaturalGradient):
         """As of `NaturalGradient`."""
         super().load_state_dict({**state_dict, "operator": None})
         if state_dict["operator"] is not None:
-            capture: Any = self.capture
-            self._operator = capture.restored(state_dict["operator"])
+            sizes = [parameter.numel() for _, parameter in self._parameters]
+            device = self._parameters[0][1].device
+            restored: Any = Kronecker.restored(state_dict["operator"], sizes, device)
+            self._operator = restored
             self._pace()
 
     def _directions(self, operator: Operator | None, drive: Tensor) -> Iterable[Tensor]:

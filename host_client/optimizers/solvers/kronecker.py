@@ -1,149 +1,90 @@
-"""The curvature as K-FAC approximates it, by the library curvlinops."""
+"""The curvature as K-FAC approximates it: a Kronecker product for each layer."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-
-from host_client.curvature import Kind, UnsupportedCriterion, UnsupportedLayer
-from host_client.optimizers.replay import RandomState
-
-_FISHER: dict[Kind, str] = {"exact": "type-2", "mc": "mc", "empirical": "empirical"}
+from torch import Tensor
 
 
-class Batch(NamedTuple):
-    """What a loss was computed from.
+@dataclass
+class Block:
+    """The block B ⊗ A of one layer, for its weight and bias side by side as a matrix of shape (d_out, n).
 
     Attributes:
-        inputs: the model's one argument, shape (b, …).
-        targets: the criterion's, in the same order.
-        random: where the generators stood before the forward pass.
+        positions: which parameters these are: weight and bias, or one of them.
+        inputs: A, second moment of the layer's inputs, with a one for the bias; shape (n, n).
+        cotangents: B, second moment of the cotangents of its outputs, shape (d_out, d_out).
     """
 
+    positions: tuple[int, ...]
     inputs: Tensor
-    targets: Tensor
-    random: RandomState
+    cotangents: Tensor
+
+    def product(self, v: Tensor) -> Tensor:
+        """B V A for V of shape (d_out, n)."""
+        return self.cotangents @ v @ self.inputs
+
+    def solve(self, b: Tensor, damping: float) -> Tensor:
+        """X with B X A + λ X = b, shape (d_out, n), float64."""
+        (inner, left), (outer, right) = self._eigen
+        return left @ ((left.T @ b.double() @ right) / (inner[:, None] * outer + damping)) @ right.T
+
+    @cached_property
+    def _eigen(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        # In float64: the factors of a batch are singular, and float32 does not always converge on them.
+        (b, left), (a, right) = (torch.linalg.eigh(factor.double()) for factor in (self.cotangents, self.inputs))
+        return (b.clamp(min=0.0), left), (a.clamp(min=0.0), right)
 
 
 class Kronecker:
-    """F with a block A ⊗ B for each layer: A the second moment of its inputs, B that of its output cotangents.
-
-    Weight and bias of a layer are one block. Positions of a sample (of a convolution, or of tokens) count as samples of
-    their own ("expand", arXiv 2311.00636). Making it runs the model over the batches once more.
+    """F as the blocks of its layers.
 
     Args:
-        model, criterion: whose curvature; see `check_kronecker`.
-        parameters: the N trained ones that F is of, in this order.
-        of: the batches that the losses were computed from, of equal weight for each sample; or what `saved` has given.
-        kind, draws, seed: ``"exact"``; ``"mc"`` with so many labels drawn for each sample by a generator of its own
-            with this seed; or ``"empirical"``.
-
-    Raises:
-        UnsupportedLayer: for a layer that was not called as a module, such as the projection inside of attention.
-        UnsupportedCriterion: for targets that are left out.
+        blocks: of all layers.
+        sizes: elements of each of the N parameters, in their order.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        criterion: nn.Module,
-        parameters: Sequence[nn.Parameter],
-        of: Sequence[Batch] | Mapping[str, Any],
-        *,
-        kind: Kind,
-        draws: int = 1,
-        seed: int = 0,
-    ) -> None:
-        batches = [] if isinstance(of, Mapping) else of
-        ignored = getattr(criterion, "ignore_index", None)
-        if ignored is not None and any(bool((batch.targets == ignored).any()) for batch in batches):
-            raise UnsupportedCriterion(
-                "ignore_index", "leaves out targets, and K-FAC here counts all; use another method"
-            )
-        samples = sum(len(batch.inputs) for batch in batches)
-        over_classes = isinstance(criterion, nn.CrossEntropyLoss)
-        terms = sum((y if over_classes else y[..., 0]).numel() for _, y, _ in batches)
-        self._parameters = list(parameters)
-        self._solver: tuple[float, Any] | None = None
-        self._factors = library().KFACLinearOperator(
-            model,
-            criterion,
-            self._parameters,
-            _Replayed(batches) if batches else [(torch.zeros(1), torch.zeros(1))],  # something it takes to look at
-            fisher_type=_FISHER[kind],
-            mc_samples=draws if kind == "mc" else 1,
-            seed=seed,
-            separate_weight_and_bias=False,
-            check_deterministic=False,
-            num_data=max(1, samples),
-            num_per_example_loss_terms=terms // max(1, samples),
-        )
-        if isinstance(of, Mapping):
-            with warnings.catch_warnings():
-                # It says that it loads parameters too: they are the model's own.
-                warnings.filterwarnings("ignore", "Loading a state dict will overwrite", UserWarning)
-                self._factors.load_state_dict({**self._factors.state_dict(), **of})
-            return
-        with torch.enable_grad():
-            self._factors.compute_kronecker_factors()
-        called = self.saved()["gradient_covariances"]
-        for path, module in model.named_modules():
-            if path not in called and any(p is q for p in module.parameters(recurse=False) for q in self._parameters):
-                raise UnsupportedLayer(
-                    path, "was not called as a module, so K-FAC has no factors of it; see `check_kronecker`"
-                )
-
-    def saved(self) -> dict[str, Any]:
-        """The factors by layer, as tensors that ``torch.save`` keeps."""
-        state = self._factors.state_dict()
-        return {name: state[name] for name in ("input_covariances", "gradient_covariances")}
+    def __init__(self, blocks: Sequence[Block], sizes: Sequence[int]) -> None:
+        self._blocks, self._sizes = list(blocks), list(sizes)
 
     def curvature(self, v: Tensor) -> Tensor:
         """F v for `v` of shape (N,)."""
-        product: Tensor = self._factors @ v
-        return product
+        return self._each(v, Block.product)
 
     def solve(self, drive: Tensor, damping: float) -> Tensor:
-        """(F + λI)⁻¹ b, exactly for this F, from eigenvectors of the factors that are kept for the next b.
+        """(F + λI)⁻¹ b, exactly for this F; the eigenvectors of the factors are kept for the next b and λ.
 
         Args:
             drive: b, shape (N,).
-            damping: λ > 0; another one than last time takes the eigenvectors anew.
+            damping: λ > 0.
         """
-        if self._solver is None or self._solver[0] != damping:
-            inverse = library().KFACInverseLinearOperator
-            self._solver = damping, inverse(self._factors, damping=damping, use_exact_damping=True)
-        solution: Tensor = self._solver[1] @ drive
-        return solution
+        return self._each(drive, lambda block, part: block.solve(part, damping))
 
+    def _each(self, v: Tensor, function: Callable[[Block, Tensor], Tensor]) -> Tensor:
+        parts = list(v.split(self._sizes))
+        for block in self._blocks:
+            matrices = [parts[position].view(len(block.cotangents), -1) for position in block.positions]
+            found = function(block, torch.cat(matrices, 1))
+            for position, part in zip(block.positions, found.split([m.shape[1] for m in matrices], 1), strict=True):
+                parts[position] = part.flatten().to(v)
+        return torch.cat(parts)
 
-class _Replayed:
-    """Batches as the library takes them, each with the random numbers of its forward pass."""
+    def saved(self) -> list[dict[str, Any]]:
+        """The blocks as ``torch.save`` keeps them and ``torch.load`` trusts them."""
+        return [
+            {"positions": list(block.positions), "inputs": block.inputs, "cotangents": block.cotangents}
+            for block in self._blocks
+        ]
 
-    def __init__(self, batches: Sequence[Batch]) -> None:
-        self._batches = batches
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in self._batches:
-            batch.random.restore()
-            yield batch.inputs, batch.targets
-
-
-def library() -> Any:
-    """curvlinops, imported when it is needed.
-
-    Raises:
-        ImportError: saying how to install it.
-    """
-    try:
-        with warnings.catch_warnings():
-            # Of a library that curvlinops imports; nobody here can do anything about it.
-            warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", DeprecationWarning)
-            import curvlinops
-    except ImportError as error:
-        raise ImportError("K-FAC needs curvlinops: pip install 'tngd-spu[kfac]'") from error
-    return curvlinops
+    @classmethod
+    def restored(cls, saved: Sequence[Mapping[str, Any]], sizes: Sequence[int], device: torch.device) -> Kronecker:
+        """F as its `saved` said it is, on a device."""
+        blocks = [
+            Block(tuple(one["positions"]), one["inputs"].to(device), one["cotangents"].to(device)) for one in saved
+        ]
+        return cls(blocks, sizes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -14,9 +14,9 @@ from torch.utils.hooks import RemovableHandle
 from host_client.curvature import Kind, UnsupportedCriterion, UnsupportedLayer
 from host_client.curvature.capture import WeakHook
 from host_client.optimizers.replay import RandomState, replay
-from host_client.optimizers.solvers.kronecker import Batch, Kronecker, library
+from host_client.optimizers.solvers.kronecker import Kronecker
+from host_client.optimizers.solvers.kronecker_factors import LAYERS, Batch, kronecker, library
 
-LAYERS = (nn.Linear, nn.Conv2d)
 LOSSES = (nn.CrossEntropyLoss, nn.MSELoss, nn.BCEWithLogitsLoss)
 
 
@@ -70,7 +70,7 @@ class KroneckerCapture:
     Args:
         model, criterion: see `check_kronecker`.
         parameters: the trained ones that F is of, with their paths.
-        kind, draws: see `Kronecker`.
+        kind, draws: see `kronecker`.
 
     Attributes:
         paused: while true, forward passes are not recorded.
@@ -109,7 +109,7 @@ class KroneckerCapture:
 
         Raises:
             RuntimeError: when there is none.
-            UnsupportedLayer, UnsupportedCriterion: see `Kronecker`.
+            UnsupportedLayer, UnsupportedCriterion: see `kronecker`.
         """
         if not self._differentiated:
             raise RuntimeError(
@@ -120,17 +120,12 @@ class KroneckerCapture:
         paused, self.paused = self.paused, True
         try:
             with replay(self._model, self._differentiated[0].random):
-                return self._kronecker(self._differentiated, seed)
+                model, criterion, parameters = self._model, self._criterion, self._parameters
+                return kronecker(
+                    model, criterion, parameters, self._differentiated, kind=self._kind, draws=self._draws, seed=seed
+                )
         finally:
             self.paused = paused
-
-    def restored(self, saved: Mapping[str, Any]) -> Kronecker:
-        """F as its `saved` said it is."""
-        return self._kronecker(saved)
-
-    def _kronecker(self, of: Sequence[Batch] | Mapping[str, Any], seed: int = 0) -> Kronecker:
-        model, criterion, parameters = self._model, self._criterion, self._parameters
-        return Kronecker(model, criterion, parameters, of, kind=self._kind, draws=self._draws, seed=seed)
 
     def forget_gradients(self) -> None:
         """Start over: the parameters' gradients have been used, or set to zero."""
