@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from spu_server.analog.breadboard import Network
 from spu_server.analog.cells import Amplifier, GainDrift, Offsets, Thermal
+from spu_server.analog.checks import positive
 from spu_server.analog.converters import AnalogToDigital, DigitalToAnalog
 from spu_server.analog.programming import Programming
 from spu_server.analog.timing import Timing
@@ -29,6 +30,9 @@ class Rails:
     whose start is given sets the scale to volts / (headroom · largest |b|); one that keeps the cells' state keeps the
     scale, since voltages cannot be rescaled. The bound that always holds is 1/λ."""
 
+    def __post_init__(self) -> None:
+        positive(self, "volts", "headroom")
+
     def scale(self, largest: float) -> float:
         """Volts per unit of the problem for a drive whose largest value is `largest`."""
         if math.isinf(self.volts) or largest == 0.0:
@@ -42,6 +46,9 @@ class Averaging:
 
     roundings: int = 1
     """How many dithered roundings of operator, drive and start run side by side. 1: plain rounding."""
+
+    def __post_init__(self) -> None:
+        positive(self, "roundings")
 
 
 @dataclass(frozen=True)
@@ -116,19 +123,19 @@ class Board:
         Raises:
             ValueError: naming the setting, for a part or field that does not exist or a value that it cannot have.
         """
-        board = self
+        parts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        parts = {name: part for name, part in parts.items() if dataclasses.is_dataclass(part) and name != "network"}
+        changes: dict[str, dict[str, Any]] = {}
         for name, text in settings.items():
             part, _, attribute = name.partition(".")
-            parts = {f.name: getattr(board, f.name) for f in dataclasses.fields(board)}
-            if not attribute or not dataclasses.is_dataclass(parts.get(part)) or part == "network":
-                known = ", ".join(n for n, value in parts.items() if dataclasses.is_dataclass(value) and n != "network")
-                raise ValueError(f"setting {name!r} is not PART.FIELD with a part of the board: {known}")
+            if not attribute or part not in parts:
+                raise ValueError(f"setting {name!r} is not PART.FIELD with a part of the board: {', '.join(parts)}")
             types = get_type_hints(type(parts[part]))
             if attribute not in types:
                 raise ValueError(f"setting {name!r}: {part} has the fields {', '.join(types)}")
-            value = _parsed(name, text, types[attribute])
-            board = dataclasses.replace(board, **{part: dataclasses.replace(parts[part], **{attribute: value})})
-        return board
+            changes.setdefault(part, {})[attribute] = _parsed(name, text, types[attribute])
+        replaced = {part: dataclasses.replace(parts[part], **fields) for part, fields in changes.items()}
+        return dataclasses.replace(self, **replaced)
 
 
 def _parsed(name: str, text: str, kind: Any) -> Any:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from spu_server.analog.checks import positive
+
 BOLTZMANN = 1.380649e-23
 """k in J/K, exact since the SI of 2019."""
 
@@ -25,6 +27,9 @@ class Thermal:
 
     capacitance: float = 1e-9
     """Of one cell, F. Paper: 1 nF."""
+
+    def __post_init__(self) -> None:
+        positive(self, "capacitance")
 
     @property
     def variance(self) -> float:
@@ -75,6 +80,9 @@ class Offsets:
 
     fastest: float = 1e-3
     """Shortest correlation time of the 1/f drift, s."""
+
+    def __post_init__(self) -> None:
+        positive(self, "slowest", "fastest")
 
     @property
     def correlation_times(self) -> list[float]:

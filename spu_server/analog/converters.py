@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spu_server.analog.checks import positive, resolvable
 from spu_server.analog.rounding import rounded
 
 
@@ -32,15 +33,16 @@ class DigitalToAnalog:
     behind the converter undoes it. Nothing clips then, and small drives keep their bits. Without, one unit of the
     problem is 1 V."""
 
+    def __post_init__(self) -> None:
+        positive(self, "range")
+        resolvable(self, self.bits, self.range, self.ranging)
+
     def converted(self, volts: Tensor, threshold: Tensor | float = 0.5) -> tuple[Tensor, int]:
         """Voltages as they come out, and how many were clipped.
 
         Args:
             volts: any shape.
             threshold: where a code rounds up, 0 to 1; see `rounding`.
-
-        Raises:
-            ValueError: when there are bits, but neither ranging nor a finite range for them to divide.
         """
         largest = float(volts.abs().max()) if self.ranging else self.range
         return _converted(volts, largest, self.bits, threshold)
@@ -69,6 +71,10 @@ class AnalogToDigital:
     mismatch: float = 0.0
     """Relative gain error of the channels, rms, fixed for each cell. Calibration measures it."""
 
+    def __post_init__(self) -> None:
+        positive(self, "range")
+        resolvable(self, self.bits, self.range, self.ranging)
+
     def converted(self, volts: Tensor, generator: torch.Generator) -> tuple[Tensor, int]:
         """Voltages as they are read, and how many were clipped."""
         if self.noise:
@@ -89,6 +95,4 @@ def _converted(volts: Tensor, largest: float, bits: int | None, threshold: Tenso
         volts = volts.clamp(-largest, largest)
     if bits is None or largest == 0.0:
         return volts, clipped
-    if math.isinf(largest):
-        raise ValueError("a converter with bits needs a finite range, or automatic ranging")
     return rounded(volts, largest, bits, threshold), clipped

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from spu_link.operators import Dense, FactorOperator, Operator, Rows
-from spu_server.analog.rounding import Dither, rounded
+from spu_server.analog.rounding import Dither, codes, rounded
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,10 @@ class Programming:
 
     holds: Literal["factors", "rows"] = "factors"
     """Whether the arrays hold the factors of an upload, or the rows of A in full (m·N resistors; small problems)."""
+
+    def __post_init__(self) -> None:
+        if self.bits is not None:
+            codes(self.bits)
 
     @property
     def exact(self) -> bool:

@@ -12,6 +12,7 @@ from typing import Literal
 
 from spu_link.operators import FactorOperator, Operator
 from spu_link.program import Program
+from spu_server.analog.checks import positive
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,9 @@ class Timing:
 
     hold: bool = False
     """Whether the driver holds an upload back until its modelled time has gone by on the wall clock."""
+
+    def __post_init__(self) -> None:
+        positive(self, "link", "resistance")
 
     def resistors(self, operator: Operator) -> int:
         """How many resistors an operator takes."""

@@ -68,7 +68,7 @@ class Analog(Driver):
         self._options = options
         self._tau = self.board.tau or options.tau
         self._compute = torch.device(options.compute)
-        roundings = max(1, self.board.averaging.roundings)
+        roundings = self.board.averaging.roundings
         self._cells = [
             Emulator(replace(options, seed=(options.seed + j) % 2**63, settings={})) for j in range(roundings)
         ]

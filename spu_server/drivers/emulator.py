@@ -51,6 +51,9 @@ class Emulator(Driver):
     """
 
     def __init__(self, options: DriverOptions) -> None:
+        if options.settings:
+            names = ", ".join(options.settings)
+            raise ValueError(f"the emulator has no options of its own, but was given {names}; the driver analog has")
         self.time = 0.0
         self._options = options
         self._compute = torch.device(options.compute)

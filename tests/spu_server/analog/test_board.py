@@ -122,3 +122,29 @@ def test_every_field_is_documented_where_it_stands() -> None:
             if isinstance(field, ast.AnnAssign):
                 assert isinstance(below, ast.Expr), f"{part.__name__}.{ast.unparse(field.target)}"
                 assert isinstance(below.value, ast.Constant), f"{part.__name__}.{ast.unparse(field.target)}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dac.bits": "1"}, "at least 2"),
+        ({"programming.bits": "0"}, "at least 2"),
+        ({"adc.bits": "8", "adc.ranging": "false"}, "neither a finite range"),
+        ({"rails.volts": "0"}, "volts of Rails is 0"),
+        ({"averaging.roundings": "0"}, "roundings of Averaging is 0"),
+        ({"thermal.capacitance": "0"}, "capacitance of Thermal is 0"),
+        ({"timing.link": "0"}, "link of Timing is 0"),
+    ],
+)
+def test_boards_that_cannot_be_are_refused_when_they_are_made(settings: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Board().with_settings(settings)
+
+
+def test_the_fields_of_a_part_are_set_together() -> None:
+    """Neither order of these is right by itself on a board with bits."""
+    for settings in (
+        {"dac.bits": "8", "dac.ranging": "false", "dac.range": "2"},
+        {"dac.range": "2", "dac.ranging": "false", "dac.bits": "8"},
+    ):
+        assert Board().with_settings(settings).dac.range == 2.0

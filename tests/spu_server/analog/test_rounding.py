@@ -77,8 +77,9 @@ def test_without_ranging_small_drives_vanish_and_large_ones_are_clipped_and_coun
 
 
 def test_bits_without_a_range_are_refused() -> None:
-    with pytest.raises(ValueError, match="finite range"):
-        DigitalToAnalog(bits=8, ranging=False).converted(values())
+    for converter in (DigitalToAnalog, AnalogToDigital):
+        with pytest.raises(ValueError, match="8 bits, but neither"):
+            converter(bits=8, ranging=False)
 
 
 def test_the_gain_amplifier_halves_the_range_as_often_as_the_signal_allows() -> None:

@@ -291,3 +291,8 @@ def test_settings_that_do_not_exist_stop_the_device_from_opening() -> None:
         device(preset="paper")
     with pytest.raises(ValueError, match="PART"):
         device(bits="8")
+
+
+def test_the_plain_emulator_refuses_options_that_it_would_ignore() -> None:
+    with pytest.raises(ValueError, match="the driver analog has"):
+        Emulator(DriverOptions(settings={"preset": "8-bit"}))
