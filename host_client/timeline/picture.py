@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,11 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from matplotlib.path import Path as Curve
 from matplotlib.textpath import TextPath
-from matplotlib.ticker import MaxNLocator
 
 from host_client.record import Updated, Uploaded
 from host_client.timeline.example import Example, find_example
 from host_client.timeline.layout import Arrow, Bar, Timeline
+from host_client.timeline.scale import Scale
 from host_client.timeline.theme import THEMES, Theme, ThemeName
 from host_client.timeline.window import Window
 
@@ -82,6 +81,7 @@ class _Picture:
     def __init__(self, timeline: Timeline, window: Window, theme: Theme) -> None:
         self._timeline, self._window, self._theme = timeline, window, theme
         self._width = WIDTH - LEFT - RIGHT
+        self._x = Scale(timeline, window, self._width)
         self._example = find_example(timeline, window)
         self._bars = [bar for bar in timeline.bars if window.shows(bar.began, bar.ended)]
         self._rows = {
@@ -90,9 +90,7 @@ class _Picture:
         }
         self._steps = {bar.number for bar in timeline.of("differentiation")}
         self._used = {id(arrow.target): arrow.source.program for arrow in timeline.arrows if arrow.kind == "reading"}
-        updates = [bar for bar in self._bars if bar.kind == "update"]
-        apart = min((self._x(b.began) - self._x(a.began) for a, b in pairwise(updates)), default=self._width)
-        self._room_above = apart > max((_inches(self._dress(bar)[1][0], SMALL) for bar in updates), default=0.0)
+        self._said_until = -LEFT  # end of the last words above the host's bars
         self._place_lanes()
 
     def _place_lanes(self) -> None:
@@ -134,11 +132,6 @@ class _Picture:
         figure.text(0.16 / WIDTH, 1 - 0.40 / height, subtitle, size=SMALL, color=self._theme.muted, va="top")
         return figure
 
-    def _x(self, place: float) -> float:
-        """Inches from the left of the axes; kept near them."""
-        x = (place - self._window.began) / self._window.length * self._width
-        return min(max(x, -1.0), self._width + 1.0)
-
     def _left(self, bar: Bar) -> float:
         """Left edge of a bar; of two instants at one place, the one that comes first lies left."""
         later = bar.kind in ("differentiation", "upload") and bar.began == bar.ended
@@ -173,9 +166,12 @@ class _Picture:
             )
             for edge in (x, right):
                 axes.plot([edge, edge], [bottom, top], color=self._theme.lost, lw=1, zorder=0.6)
-            words = [f"device lost: {gap.lost.reason}", "device lost", "lost"]
-            text = self._fitting([f"{words[0]} (policy: {gap.lost.policy})", *words], right - x - 0.1, TEXT)
-            y = self._lanes[1].bottom - 0.5 * BETWEEN
+            lasted = f"{gap.ended - gap.began:.2g} {self._timeline.unit}"
+            words = [f"device lost for {lasted}", f"device lost\nfor {lasted}", "lost"]
+            policy, reason = f"policy: {gap.lost.policy}", gap.lost.reason.partition(":")[0]
+            words = [f"{words[0]}: {reason} ({policy})", f"{words[0]} ({policy})", f"{words[1]}\n({policy})", *words]
+            text = self._fitting(words, right - x - 0.1, TEXT)
+            y = 0.5 * (self._lanes[1].bottom + self._lanes[1].top)
             axes.text(0.5 * (x + right), y, text, size=TEXT, color=self._theme.lost, ha="center", va="center", zorder=6)
 
     def _draw_bar(self, axes: Axes, bar: Bar) -> None:
@@ -201,14 +197,13 @@ class _Picture:
             style |= {"size": SMALL, "color": colour, "bbox": ground}
         if text:
             axes.text(0.5 * (left + right), y + 0.5 * BAR, text, ha="center", zorder=4, **style)
-        elif bar.kind == "update" and self._room_above:
+        elif bar.kind == "update":
             half = 0.5 * _inches(words[0], SMALL) + 0.04
             middle = min(max(x + 0.5 * width, half), self._width - half)
-            style |= {
-                "size": SMALL,
-                "color": self._theme.ink if colour == self._theme.neutral else colour,
-                "va": "bottom",
-            }
+            if middle - half < self._said_until:
+                return
+            self._said_until = middle + half
+            style |= {"size": SMALL, "va": "bottom", "color": self._theme.ink if ink == self._theme.ink else colour}
             axes.text(middle, y + BAR + 0.03, words[0], ha="center", zorder=4, **style)
 
     def _draw_wait(self, axes: Axes, bar: Bar) -> None:
@@ -219,7 +214,8 @@ class _Picture:
         axes.plot([x + 0.04, right - 0.04], [y, y], color=self._theme.muted, lw=1.2, ls=(0, (1, 1.6)), zorder=2)
         ground = {"boxstyle": "square,pad=0.2", "facecolor": self._theme.lane, "edgecolor": "none"}
         style: dict[str, Any] = {"size": SMALL, "color": self._theme.muted, "ha": "center", "va": "center_baseline"}
-        text = self._fitting(["waits"], right - x - 0.3, SMALL)
+        lost = any(gap.began < bar.ended and gap.ended > bar.began for gap in self._timeline.gaps)
+        text = self._fitting([] if lost else ["waits"], right - x - 0.3, SMALL)
         if text:
             axes.text(0.5 * (x + right), y, text, bbox=ground, zorder=2.2, **style)
 
@@ -321,9 +317,8 @@ class _Picture:
             unit, size = next((unit for unit in UNITS if window.length >= 5 * unit[1]), UNITS[-1])
             label = f"host time in {unit}, from {window.began:.3f} s after the record began"
             origin = window.began
-        first, last = (window.began - origin) / size, (window.ended - origin) / size
-        ticks = [t for t in MaxNLocator(8, steps=[1, 2, 2.5, 5, 10]).tick_values(first, last) if first <= t <= last]
-        axes.set_xticks([self._x(origin + tick * size) for tick in ticks], [f"{tick:g}" for tick in ticks])
+        ticks = self._x.ticks(origin, size)
+        axes.set_xticks([self._x(tick) for tick in ticks], [f"{(tick - origin) / size:.6g}" for tick in ticks])
         axes.set_yticks([])
         axes.tick_params(length=3, color=self._theme.muted, labelcolor=self._theme.muted, labelsize=SMALL)
         axes.set_xlabel(label, size=SMALL, color=self._theme.muted, loc="left")
@@ -347,7 +342,10 @@ class _Picture:
 
 def _inches(text: str, size: float) -> float:
     """Width of a text."""
-    return float(TextPath((0, 0), text, size=size, prop=FontProperties(family="DejaVu Sans")).get_extents().width) / 72
+    font = FontProperties(family="DejaVu Sans")
+    return (
+        max(float(TextPath((0, 0), line, size=size, prop=font).get_extents().width) for line in text.split("\n")) / 72
+    )
 
 
 def _tau(value: float) -> str:

@@ -11,7 +11,7 @@ STEPS = 4
 """Steps in a window that nobody asked for: enough to see what overlaps, few enough to read."""
 
 MARGIN = 0.02
-"""Around steps, as a part of their extent."""
+"""Around steps, as a part of their extent, times without the device left out."""
 
 
 class NoSuchWindow(ValueError):
@@ -117,7 +117,8 @@ def _extents(timeline: Timeline, steps: tuple[int | None, int | None] | None) ->
         held = f"{min(numbers)} to {max(numbers)}" if numbers else "none"
         raise NoSuchWindow(f"the record has no steps {first or 0}:{'' if after is None else after}; it has {held}")
     began, ended = min(bar.began for bar in bars), max(bar.ended for bar in bars)
-    margin = MARGIN * (ended - began)
+    lost = sum(gap.ended - gap.began for gap in timeline.gaps if began <= gap.began and gap.ended <= ended)
+    margin = MARGIN * (ended - began - lost)
     return max(0.0, began - margin), ended + margin
 
 

@@ -22,6 +22,10 @@ def headline(timeline: Timeline, window: Window) -> str:
         steps = f"Steps {min(inside)} to {max(inside)}" if min(inside) < max(inside) else f"Step {inside[0]}"
     if not timeline.of("program"):
         return f"{steps}, without a device"
+    lost = [gap for gap in timeline.gaps if window.began < gap.began < window.ended]
+    if lost:
+        back = "the device is lost and comes back" if lost[-1].ended < window.ended else "the device is lost"
+        return f"{steps}: {back}"
     return (
         f"{steps}: the device evolves while the host differentiates"
         if timeline.unit == "s"

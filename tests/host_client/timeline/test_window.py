@@ -56,3 +56,11 @@ def test_what_is_not_there_is_named() -> None:
         choose_window(TIMELINE, began=1e4, ended=2e4)
     with pytest.raises(NoSuchWindow, match="such as 40:44"):
         parse_steps("a:b")
+
+
+def test_the_headline_says_when_the_device_was_lost() -> None:
+    timeline = lay_out(FreeRunning(lost_after=5, steps=10).record())
+    assert (
+        headline(timeline, choose_window(timeline, steps=(3, 8))) == "Steps 3 to 7: the device is lost and comes back"
+    )
+    assert "evolves" in headline(timeline, choose_window(timeline, steps=(0, 4)))
