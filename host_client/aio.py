@@ -25,7 +25,7 @@ from spu_link.errors import ClockMismatch, DeadlineExceeded, DeviceUnavailable, 
 from spu_link.operators import Damped, Operator
 from spu_link.operators.base import ArrayLike, mismatch
 from spu_link.precision import Precision
-from spu_link.program import Applied, Program, Reading, StartPolicy
+from spu_link.program import Applied, Program, Reading, Restored, StartPolicy
 from tngd.spu.v1 import spu_pb2 as pb
 
 if TYPE_CHECKING:
@@ -385,6 +385,36 @@ class Session:
     def epoch(self) -> int:
         """Run of the daemon that the session belongs to; device times of two epochs never compare."""
         return self._ref.epoch
+
+    async def save_state(self, *, timeout: float | None = None) -> bytes:
+        """The device's whole state, for `restore_state`: program and operator, cells, and the random numbers to come.
+
+        Nothing moves: whoever saves sees the same bits afterwards as who does not. Uploads and readings under way are
+        not part of it, so save between them.
+
+        Raises:
+            Unsupported: when the device has no feature ``"state"``.
+        """
+        return await self._link.save_state(self._ref, timeout=timeout or self.spu.timeout)
+
+    async def restore_state(self, state: bytes, *, timeout: float | None = None) -> Restored:
+        """Let a saved state take hold: from there on everything is, bit for bit, as if it had not been interrupted.
+
+        A stepped clock that has not come to the time of saving moves there, and the shift is exactly 0; on any other
+        clock the state's times shift to now. Readings still to come are then taken of the restored state.
+
+        Args:
+            state: what `save_state` of such a device gave.
+            timeout: deadline in seconds of wall time; default the connection's.
+
+        Raises:
+            InvalidProgram: when it is no such state; the device stays as it is.
+            CapacityExceeded: when the device is too small for it.
+            Unsupported: when the device has no feature ``"state"``.
+        """
+        restored = await self._link.restore_state(self._ref, state, timeout=timeout or self.spu.timeout)
+        self._learn(restored.time)
+        return restored
 
     async def close(self) -> None:
         """Give the device back; a daemon that is gone has done so already."""

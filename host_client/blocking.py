@@ -27,7 +27,7 @@ from spu_link.errors import SpuError
 from spu_link.operators import Operator
 from spu_link.operators.base import ArrayLike
 from spu_link.precision import Precision
-from spu_link.program import Applied, Reading, StartPolicy
+from spu_link.program import Applied, Reading, Restored, StartPolicy
 
 T = TypeVar("T")
 
@@ -263,6 +263,14 @@ class Session:
             return self._session.feed(on_loss=on_loss, record=record, counts=counts)
 
         return Feed(_wait(make()))
+
+    def save_state(self, *, timeout: float | None = None) -> bytes:
+        """The device's whole state; nothing moves. See `host_client.aio.Session.save_state`."""
+        return _wait(self._session.save_state(timeout=timeout))
+
+    def restore_state(self, state: bytes, *, timeout: float | None = None) -> Restored:
+        """Let a saved state take hold and go on from there. See `host_client.aio.Session.restore_state`."""
+        return _wait(self._session.restore_state(state, timeout=timeout))
 
     def close(self) -> None:
         """Give the device back."""

@@ -174,6 +174,12 @@ class NotInLog(Persistent):
     code = "FAILED_PRECONDITION"
 
 
+class Unsupported(Persistent):
+    """The device lacks an optional ability."""
+
+    code = "UNIMPLEMENTED"
+
+
 class NoProgram(Persistent):
     """There is nothing to read: no program has taken hold."""
 

@@ -67,6 +67,28 @@ class Applied:
         object.__setattr__(self, "time", DeviceTime(self.time, self.epoch))
 
 
+@dataclass(frozen=True)
+class Restored:
+    """The instant from which a saved state goes on.
+
+    Attributes:
+        time: device time, in τ; a `DeviceTime`.
+        shift: what it is later than the time at which the state was saved, in τ; negative on a device whose time is not
+            that far.
+        sequence: number of the program in force; 0 without one.
+        epoch: identity of the daemon's run; times of two epochs never compare.
+    """
+
+    time: float
+    shift: float
+    sequence: int
+    epoch: int = 0
+
+    def __post_init__(self) -> None:
+        """Let the time know its epoch."""
+        object.__setattr__(self, "time", DeviceTime(self.time, self.epoch))
+
+
 class Program:
     """dx = −((F + λI) x − b) ds + √(2κ₀) dW from a start state, s in τ.
 

@@ -452,13 +452,21 @@ def program_from(header: pb.ProgramHeader, buffer: memoryview, running: Program 
         InvalidProgram: when an operator refuses what the layout let pass, for instance two dtypes in one block.
         OperatorGone: when the program keeps an operator and none runs.
     """
-    blocks: list[dict[Role, Tensor]] = [{} for _ in header.blocks]
-    own: dict[Role, Tensor] = {}
+    tensors = []
     offset = 0
     for spec in header.tensors:
-        place = own if spec.role in PROGRAM_ROLES else blocks[spec.block]
-        place[spec.role] = decode(tensor_from(spec, buffer, offset), list(spec.scales))
+        tensors.append(decode(tensor_from(spec, buffer, offset), list(spec.scales)))
         offset += nbytes_of(spec)
+    return program_of(header, tensors, running)
+
+
+def program_of(header: pb.ProgramHeader, tensors: Sequence[Tensor], running: Program | None = None) -> Program:
+    """The program behind a header and its decoded tensors, which are not copied; otherwise as `program_from`."""
+    blocks: list[dict[Role, Tensor]] = [{} for _ in header.blocks]
+    own: dict[Role, Tensor] = {}
+    for spec, tensor in zip(header.tensors, tensors, strict=True):
+        place = own if spec.role in PROGRAM_ROLES else blocks[spec.block]
+        place[spec.role] = tensor
     operator: Operator
     if kept := kept_of(header):
         if running is None:

@@ -95,6 +95,10 @@ class SteppedClock(Clock):
         self._horizon += duration
         return self._horizon
 
+    def move_to(self, at: float) -> None:
+        """Allow device time to go on to `at` exactly, if that lies ahead."""
+        self._horizon = max(self._horizon, at)
+
     def reach(self, at: float) -> None:
         """Stand at the event."""
         self._now = max(self._now, at)

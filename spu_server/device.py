@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 
 from spu_link import wire
 from spu_link.errors import (
+    CapacityExceeded,
     ClockMismatch,
     DeviceFault,
     DeviceHalted,
@@ -20,16 +21,21 @@ from spu_link.errors import (
     ReadInPast,
     SessionExpired,
     SpuError,
+    Unsupported,
 )
 from spu_link.operators.base import mismatch
-from spu_link.program import Applied, Reading, non_negative
+from spu_link.program import Applied, Reading, Restored, non_negative
 from spu_server.agenda import Agenda
 from spu_server.clock import Clock, SteppedClock
 from spu_server.drivers.base import Capabilities
 from spu_server.drivers.port import DriverPort
 from spu_server.lifecycle import Event, State, following
+from spu_server.saved import Standing
 from spu_server.sessions import Sessions
 from tngd.spu.v1 import spu_pb2 as pb
+
+STATE_OVERHEAD = 1 << 20
+"""Bytes of a saved state that do not grow with the program."""
 
 P = TypeVar("P")
 T = TypeVar("T")
@@ -195,6 +201,93 @@ class Device(Generic[P]):
             return at
 
         return await self._agenda.schedule(self.clock.move(non_negative("duration", duration)), arrive)
+
+    async def save(self, ref: pb.SessionRef) -> P:
+        """The whole state now, as bytes that belong to the caller. It moves nothing.
+
+        Raises:
+            Unsupported: when the driver cannot.
+        """
+        self.sessions.check(ref)
+        self._check_state_ability()
+
+        async def save(at: float) -> P:
+            self.sessions.check(ref)
+            standing = Standing(
+                time=at,
+                running=self.state is State.RUNNING,
+                sequence=self.sequence,
+                operator_since=self._operator_since,
+                began=float(self._applied.time),
+                last_event=self._last_event,
+            )
+            return await self._faulting(self._port.save(at, standing))
+
+        return await self._agenda.schedule(None, save)
+
+    async def restore(self, ref: pb.SessionRef, payload: P) -> Restored:
+        """Let a saved state take hold, at the time it was saved at if a stepped clock has not passed that, else now.
+
+        On the way to that time a stepped clock runs every event. Readings still to come are of the restored state.
+
+        Raises:
+            Unsupported: when the driver cannot.
+            InvalidProgram: when it is no state of this driver; the device stays as it is.
+        """
+        async with self._uploading:
+            self.sessions.check(ref)
+            self._check_state_ability()
+            standing = await self._faulting(self._port.restore(payload))
+            at = None
+            if isinstance(self.clock, SteppedClock) and standing.time > self.clock.now():
+                at = standing.time
+                self.clock.move_to(at)
+            return await self._agenda.schedule(at, lambda time: self._go_on(ref, standing, time))
+
+    async def _go_on(self, ref: pb.SessionRef, standing: Standing, at: float) -> Restored:
+        self.sessions.check(ref)
+        await self._faulting(self._port.commit(at))
+        shift = at - standing.time
+        fresh = self.sequence == 0  # then its numbers go on too, and programs may keep the operator by those they know
+        self._last_event = max(0.0, standing.last_event + shift)
+        if standing.running:
+            sequence = standing.sequence if fresh else self.sequence + 1
+            self._operator_since = standing.operator_since if fresh else sequence
+            self._applied = Applied(sequence, standing.began + shift, self.epoch)
+        self.state = following(self.state, Event.COMMIT if standing.running else Event.EMPTY)
+        self.sessions.check(ref)
+        return Restored(at, shift, self.sequence if standing.running else 0, self.epoch)
+
+    def check_restore(self, ref: pb.SessionRef, nbytes: int) -> None:
+        """Check the size of a saved state before anything is reserved for it.
+
+        Raises:
+            SpuError: for a session that may not, a driver that cannot, or a size that is not a state's.
+        """
+        self.sessions.check(ref)
+        self._check_state_ability()
+        if not 0 < nbytes <= self.max_state_bytes:
+            raise CapacityExceeded(
+                f"a state of {nbytes} bytes; this device takes {self.max_state_bytes}",
+                field="nbytes",
+                found=nbytes,
+                expected=f"1 to {self.max_state_bytes}",
+            )
+
+    @property
+    def max_state_bytes(self) -> int:
+        """Most bytes of a saved state: operands that came in 16 bits, state and image are held in wider ones."""
+        return 8 * self.capabilities.max_bytes + STATE_OVERHEAD
+
+    def _check_state_ability(self) -> None:
+        self._check_fault()
+        if "state" not in self.capabilities.features:
+            raise Unsupported(
+                f"driver {self.capabilities.name} can neither save nor restore its state",
+                field="driver",
+                found=self.capabilities.name,
+                expected='a driver with the feature "state"',
+            )
 
     async def read(self, ref: pb.SessionRef, at: float | None, window: float) -> Reading:
         """Take one reading.

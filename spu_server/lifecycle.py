@@ -25,6 +25,7 @@ class Event(Enum):
     OPENED = "the driver has opened it"
     SESSION = "a session is opened"
     COMMIT = "a program takes hold"
+    EMPTY = "a saved state without a program does"
     HALT = "somebody halts it"
     FAIL = "the driver fails"
     RESTART = "the driver is started again"
@@ -38,23 +39,27 @@ TABLE: Mapping[State, Mapping[Event, State]] = {
     State.IDLE: {
         Event.SESSION: State.IDLE,
         Event.COMMIT: State.RUNNING,
+        Event.EMPTY: State.IDLE,
         Event.HALT: State.HALTED,
         Event.FAIL: State.FAULT,
     },
     State.RUNNING: {
         Event.SESSION: State.RUNNING,
         Event.COMMIT: State.RUNNING,
+        Event.EMPTY: State.IDLE,
         Event.HALT: State.HALTED,
         Event.FAIL: State.FAULT,
     },
     State.HALTED: {
         Event.SESSION: State.IDLE,
         Event.COMMIT: State.HALTED,  # it was under way when the halt came, which the driver carries out after it
+        Event.EMPTY: State.HALTED,
         Event.HALT: State.HALTED,
         Event.FAIL: State.FAULT,
     },
     State.FAULT: {
         Event.COMMIT: State.FAULT,
+        Event.EMPTY: State.FAULT,
         Event.HALT: State.FAULT,
         Event.FAIL: State.FAULT,
         Event.RESTART: State.RESTARTING,
@@ -62,6 +67,7 @@ TABLE: Mapping[State, Mapping[Event, State]] = {
     State.RESTARTING: {
         Event.OPENED: State.HALTED,
         Event.COMMIT: State.RESTARTING,
+        Event.EMPTY: State.RESTARTING,
         Event.HALT: State.RESTARTING,
         Event.FAIL: State.FAULT,
     },

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -30,6 +31,7 @@ class SharedBytes:
         else:
             with tempfile.TemporaryFile() as file:
                 self._descriptor = os.dup(file.fileno())
+        self._lost = weakref.finalize(self, os.close, self._descriptor)  # by whoever was cancelled, say
         os.ftruncate(self._descriptor, nbytes)
 
     def fileno(self) -> int:
@@ -44,13 +46,21 @@ class SharedBytes:
         """Fill `buffer` from the beginning."""
         read_all(self._descriptor, buffer, 0)
 
+    def pieces(self, size: int) -> Iterator[bytes]:
+        """All bytes, `size` of them at a time."""
+        for offset in range(0, self.nbytes, size):
+            piece = bytearray(min(size, self.nbytes - offset))
+            read_all(self._descriptor, memoryview(piece), offset)
+            yield bytes(piece)
+
     def clear(self) -> None:
         """Give all memory back."""
         os.ftruncate(self._descriptor, 0)
 
     def close(self) -> None:
         """Let go of the descriptor; mappings elsewhere live on."""
-        close(self._descriptor, self.nbytes)
+        if self._lost.detach():
+            close(self._descriptor, self.nbytes)
 
 
 @dataclass(frozen=True)

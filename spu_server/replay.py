@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from spu_link import wire
+from spu_link.aligned import aligned_copy
 from spu_link.errors import SpuError
 from spu_server.drivers.base import DriverOptions, measured
 from spu_server.drivers.loader import Loader
@@ -138,7 +139,7 @@ class _Run:
         assert self._loader is not None, "a log begins with the opening of the driver"
         if event.call == "stage":
             header, payload = (self._log.bytes_of(a) for a in event.arguments if isinstance(a, Blob))
-            return partial(self._loader.stage, pb.ProgramHeader.FromString(bytes(header)), memoryview(payload))
+            return partial(self._loader.stage, pb.ProgramHeader.FromString(bytes(header)), aligned_copy(payload))
         arguments = [bytes(self._log.bytes_of(a)) if isinstance(a, Blob) else a for a in event.arguments]
         own = getattr(self._loader, event.call, None)
         return partial(own, *arguments) if own else partial(self._loader.call, event.call, *arguments)

@@ -13,7 +13,7 @@ from spu_link.device_time import DeviceTime
 from spu_link.errors import DeadlineExceeded
 from spu_link.operators import Operator
 from spu_link.precision import Precision
-from spu_link.program import Applied, Program, Reading
+from spu_link.program import Applied, Program, Reading, Restored
 from tngd.spu.v1 import spu_pb2 as pb
 
 T = TypeVar("T")
@@ -202,6 +202,14 @@ class Link(ABC):
     @abstractmethod
     async def read(self, session: pb.SessionRef, at: float | None, window: float, *, timeout: float) -> Reading:
         """Take one reading."""
+
+    @abstractmethod
+    async def save_state(self, session: pb.SessionRef, *, timeout: float) -> bytes:
+        """The device's whole state."""
+
+    @abstractmethod
+    async def restore_state(self, session: pb.SessionRef, state: bytes, *, timeout: float) -> Restored:
+        """Let a saved state take hold."""
 
     @abstractmethod
     async def halt(self, reason: str, *, timeout: float) -> float:

@@ -11,10 +11,11 @@ from typing import Literal, TypeVar
 from host_client.clock import Exchange
 from host_client.links.base import Info, Link, ReadPlan, Upload, plans, until
 from spu_link import wire
+from spu_link.aligned import aligned, fill
 from spu_link.errors import DeviceUnavailable, LogUnusable
 from spu_link.operators import Operator
 from spu_link.precision import Precision
-from spu_link.program import Applied, Program, Reading
+from spu_link.program import Applied, Program, Reading, Restored
 from spu_server.clock import FreeClock, SteppedClock
 from spu_server.device import Device
 from spu_server.drivers.base import DriverOptions
@@ -36,14 +37,14 @@ class InprocLink(Link):
     address = "inproc:"
 
     def __init__(
-        self, device: Device[bytearray], port: LocalDriver, recording: RecordingPort[bytearray] | None = None
+        self, device: Device[memoryview], port: LocalDriver, recording: RecordingPort[memoryview] | None = None
     ) -> None:
-        self._open: Device[bytearray] | None = device
+        self._open: Device[memoryview] | None = device
         self._port = port
         self._recording = recording
 
     @property
-    def device(self) -> Device[bytearray]:
+    def device(self) -> Device[memoryview]:
         """The device behind it.
 
         Raises:
@@ -126,6 +127,15 @@ class InprocLink(Link):
         """Take one reading."""
         return await _within(timeout, "read", self.device.read(session, at, window))
 
+    async def save_state(self, session: pb.SessionRef, *, timeout: float) -> bytes:
+        """The device's whole state."""
+        return bytes(await _within(timeout, "save_state", self.device.save(session)))
+
+    async def restore_state(self, session: pb.SessionRef, state: bytes, *, timeout: float) -> Restored:
+        """Let a saved state take hold."""
+        self.device.check_restore(session, len(state))
+        return await _within(timeout, "restore_state", self.device.restore(session, memoryview(state)))
+
     async def halt(self, reason: str, *, timeout: float) -> float:
         """Stop the device; the device time of the halt."""
         return await _within(timeout, "halt", self.device.halt(reason))
@@ -151,14 +161,16 @@ class _InprocUpload(Upload):
         self._operator = operator
         self._precision = precision
         self._header: pb.ProgramHeader | None = None
-        self._payload = bytearray()
+        self._payload: memoryview | None = None
 
     async def begin(self) -> None:
         """Check and copy the operator, beside the event loop, which has the interpreter's other threads to wait for."""
         header, tensors = wire.operator_header(self._operator, self._precision)
         self._link.device.admit(self._session, header)
-        self._payload = await asyncio.to_thread(bytearray().join, wire.byte_views(tensors))
-        self.sent_bytes = len(self._payload)
+        views = wire.byte_views(tensors)
+        payload = aligned(sum(map(len, views)) + 2 * wire.WIDEST * self._operator.parameters)  # with drive and start
+        self.sent_bytes = await asyncio.to_thread(fill, payload, views)
+        self._payload = payload
         self._header = header
 
     async def finish(
@@ -176,12 +188,12 @@ class _InprocUpload(Upload):
         header.MergeFrom(late)
         header.MergeFrom(plans(reads, not_before))
         device.admit(self._session, header)
-        payload, self._payload = self._payload, bytearray()
-        if payload:
-            payload += b"".join(wire.byte_views(tensors))
-        else:
-            payload = bytearray().join(wire.byte_views(tensors))
-        self.sent_bytes = len(payload)
+        views = wire.byte_views(tensors)
+        payload, self._payload = self._payload, None
+        if payload is None:
+            payload = aligned(sum(map(len, views)))
+        self.sent_bytes += fill(payload[self.sent_bytes :], views)
+        payload = payload[: self.sent_bytes]
         programmed = await until(deadline, "program", device.program(self._session, header, payload))
         try:
             yield programmed.applied
@@ -193,7 +205,7 @@ class _InprocUpload(Upload):
 
     async def abandon(self) -> None:
         """Forget the copy."""
-        self._payload = bytearray()
+        self._payload = None
 
 
 async def _within(timeout: float, call: str, awaitable: Awaitable[T]) -> T:

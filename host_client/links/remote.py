@@ -10,10 +10,11 @@ from host_client.clock import Exchange
 from host_client.links.base import Info, Link, Upload
 from host_client.links.memory import SharedMemory
 from host_client.links.responses import errors, received
+from host_client.links.state import restored, saved
 from host_client.links.upload import SMALL_BYTES, RemoteUpload
 from spu_link.operators import Operator
 from spu_link.precision import Precision
-from spu_link.program import Reading
+from spu_link.program import Reading, Restored
 from tngd.spu.v1 import spu_pb2 as pb
 from tngd.spu.v1 import spu_pb2_grpc
 
@@ -103,6 +104,14 @@ class RemoteLink(Link):
                 raise
             memory.give_back(region)
             return reading
+
+    async def save_state(self, session: pb.SessionRef, *, timeout: float) -> bytes:
+        """The device's whole state."""
+        return await saved(self._stub.SaveState(pb.SaveStateRequest(session=session), timeout=timeout), self.address)
+
+    async def restore_state(self, session: pb.SessionRef, state: bytes, *, timeout: float) -> Restored:
+        """Let a saved state take hold."""
+        return await restored(self._stub.RestoreState(timeout=timeout), self.address, session, state)
 
     async def halt(self, reason: str, *, timeout: float) -> float:
         """Stop the device; the device time of the halt."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -54,7 +54,7 @@ class Capabilities:
         cells: most cells a program may use.
         max_bytes: most bytes of one program's tensors.
         features: names of the block kinds it takes, of the precisions narrower than float32 (which reach it decoded),
-            and of optional abilities such as ``"window"``.
+            and of optional abilities: ``"window"``, ``"state"``.
         tau: time constant in seconds of a device that has one of its own; None: the one it was opened with.
         clock_tolerance: how far the rate of the device's own clock may lie from this machine's, relative.
         halt_seconds: longest that a halt may take, also while another call is under way, before the driver is killed.
@@ -84,6 +84,23 @@ class Measured(NamedTuple):
 def measured(value: Tensor | Measured, at: float) -> Measured:
     """What `Driver.read` returned, with its time: `at` unless it says otherwise."""
     return value if isinstance(value, Measured) else Measured(value, at)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The state of a device at one instant, as a driver knows it.
+
+    Attributes:
+        at: device time of the instant, in τ.
+        program: the program in force, its start policy of no meaning; None without one.
+        tensors: the driver's own tensors on the CPU, by name.
+        facts: whatever else the driver must know: names and values that JSON can say.
+    """
+
+    at: float
+    program: Program | None
+    tensors: Mapping[str, Tensor]
+    facts: Mapping[str, Any]
 
 
 class Driver(ABC):
@@ -173,6 +190,26 @@ class Driver(ABC):
     def report(self) -> Mapping[str, float]:
         """What has happened on the device since it was opened, as named numbers; those that grow only grow. Fast."""
         return {}
+
+    def save(self, at: float) -> Saved:
+        """The state at device time `at`, not before the last event; optional, and named by the feature ``"state"``.
+
+        Nothing moves and nothing is measured: whoever saves sees the same bits afterwards as who does not. Staged
+        programs and open windows belong to calls under way and are left out.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot save its state")
+
+    def restore(self, saved: Saved) -> None:
+        """Take a saved state in beside the running program, replacing what was staged; optional, with `save`.
+
+        `commit` lets it take hold instead of a program: the cells then are at its `at` what they were when it was
+        saved, open windows are void, and all its device times are later by the difference of the two. Its program has
+        been checked; tensors and facts are as good as who sent them.
+
+        Raises:
+            InvalidProgram: when they are not those of a state of this driver.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot restore a state")
 
     @abstractmethod
     def close(self) -> None:

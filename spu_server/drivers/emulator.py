@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spu_link.errors import NoProgram, ReadInPast
+from spu_link.errors import NoProgram, ReadInPast, Unsupported
 from spu_link.precision import NARROW
 from spu_link.program import Program
-from spu_server.drivers.base import Capabilities, Driver, DriverOptions
-from spu_server.dynamics import Motion, motion_of
+from spu_server.drivers.base import Capabilities, Driver, DriverOptions, Saved
+from spu_server.drivers.snapshot import Facts, Snapshot, tensors_of
+from spu_server.dynamics import Motion, Transition, motion_of
+from spu_server.dynamics.transition import Progress
 
 KINDS = ("dense", "rows", "linear", "conv2d", "embedding")
 """Block kinds the emulator takes: all there are."""
@@ -58,15 +60,15 @@ class Emulator(Driver):
         self._options = options
         self._compute = torch.device(options.compute)
         self._generator = torch.Generator(self._compute).manual_seed(options.seed)
-        self._staged: _Loaded | None = None
+        self._staged: _Loaded | Snapshot | None = None
         self._running: _Loaded | None = None
         self._state: Tensor | None = None  # None while every cell is discharged.
         self._windows: dict[int, _Window] = {}
 
     @property
     def capabilities(self) -> Capabilities:
-        """As many cells and bytes as the options allow, every block kind and precision, and windows."""
-        return Capabilities("emulator", self._options.cells, self._options.max_bytes, FEATURES)
+        """As many cells and bytes as the options allow, every block kind and precision, windows, and its state."""
+        return Capabilities("emulator", self._options.cells, self._options.max_bytes, (*FEATURES, "state"))
 
     def stage(self, program: Program, motion: Motion | None = None) -> None:
         """Take a program in; the work on it begins after `commit`. What is known of the running operator serves on.
@@ -82,7 +84,7 @@ class Emulator(Driver):
         self._staged = _Loaded(program, motion)
 
     def commit(self, at: float) -> None:
-        """Let the staged program take hold at `at`.
+        """Let the staged program, or the saved state, take hold at `at`.
 
         With the start policy ``"keep"``, or an open window, the cells first move to `at` under the old program;
         otherwise nothing is computed.
@@ -93,6 +95,10 @@ class Emulator(Driver):
         """
         if self._staged is None:
             raise NoProgram("no program is staged", field="program")
+        if isinstance(self._staged, Snapshot):
+            self._not_past(at)
+            self._go_on(self._staged, at)
+            return
         program, transition = self._staged.program, self._staged.transition
         if program.start == "keep" or self._windows:
             self._move(at)
@@ -157,6 +163,42 @@ class Emulator(Driver):
             return torch.zeros_like(program.drive)
         return value.to("cpu", program.drive.dtype, copy=True)
 
+    def save(self, at: float) -> Saved:
+        """The state at `at`. The cells stay at the last event: to move them would round, and draw noise, otherwise."""
+        program, progress, at_drive = None, Progress(0, False), False
+        if self._running is not None:
+            program, motion = self._running.program, self._running.transition
+            if not isinstance(motion, Transition):
+                raise Unsupported(f"motion by {type(motion).__name__} cannot be saved", field="state")
+            progress, at_drive = motion.progress(self._state), self._state is motion.drive
+        facts = Facts(
+            compute=self._compute.type,
+            time=self.time,
+            at_drive=at_drive,
+            steps=progress.steps,
+            decomposed=progress.decomposed,
+        )
+        return Saved(at, program, tensors_of(self._generator, self._state, progress, at_drive), facts.model_dump())
+
+    def restore(self, saved: Saved) -> None:
+        """Take a saved state in; it takes hold with `commit`.
+
+        Raises:
+            InvalidProgram: when it is not a state of an emulator that computes where this one does.
+        """
+        self._staged = Snapshot(saved, self._compute)
+
+    def _go_on(self, snapshot: Snapshot, at: float) -> None:
+        """Be what was saved."""
+        program, transition = snapshot.saved.program, snapshot.transition
+        self._running = _Loaded(program, transition) if program and transition else None
+        self._state = snapshot.state
+        self._generator.set_state(snapshot.generator)
+        self.time = snapshot.facts.time + (at - snapshot.saved.at)
+        self._staged = None
+        for window in self._windows.values():
+            window.broken, window.integral = True, None
+
     def halt(self, at: float) -> None:
         """Drop all programs and windows and discharge the cells."""
         self.time = max(self.time, at)
@@ -207,9 +249,10 @@ class Emulator(Driver):
             raise ReadInPast(f"window {number} is not open", field="window", found=number, expected="an open window")
         if window.broken:
             raise ReadInPast(
-                f"the number of cells has changed since the window began at {window.start} τ: there is no average",
+                f"the number of cells has changed, or a state was restored, since the window began at {window.start} "
+                f"τ: there is no average",
                 field="window",
                 found=window.start,
-                expected="a window under programs of one size",
+                expected="a window under programs of one size, without a state restored meanwhile",
             )
         return self._state if window.integral is None else window.integral / (at - window.start)

@@ -11,6 +11,7 @@ from spu_link import wire
 from spu_link.errors import DeviceFault
 from spu_link.program import Program
 from spu_server.drivers.base import Driver, Measured, measured
+from spu_server.saved import Standing, decode, encode
 from tngd.spu.v1 import spu_pb2 as pb
 
 
@@ -42,8 +43,23 @@ class Loader:
         self._driver.schedule([(read.after, read.window) for read in header.reads])
         self._staged = program
 
+    def save(self, at: float, standing: Standing) -> bytes:
+        """The device's whole state at device time `at`, as bytes."""
+        return encode(self._driver.save(at), standing, self._driver.capabilities.name)
+
+    def restore(self, data: bytes | bytearray | memoryview) -> Standing:
+        """Verify a saved state and stage it; how the device stood.
+
+        Raises:
+            InvalidProgram: when it is not one of this driver.
+        """
+        saved, standing = decode(data, self._driver.capabilities.name, self._driver.capabilities.cells)
+        self._driver.restore(saved)
+        self._staged = saved.program
+        return standing
+
     def call(self, method: str, *arguments: Any) -> Any:
-        """Call one of the driver's methods other than `stage`.
+        """Call one of the driver's methods other than those that programs and states come and go by.
 
         Raises:
             DeviceFault: when it returns a reading that cannot be one.

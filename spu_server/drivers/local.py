@@ -12,12 +12,13 @@ from spu_server.drivers.base import Capabilities, Driver, DriverOptions
 from spu_server.drivers.loader import Loader
 from spu_server.drivers.port import DriverPort
 from spu_server.drivers.registry import open_driver
+from spu_server.saved import Standing
 from tngd.spu.v1 import spu_pb2 as pb
 
 T = TypeVar("T")
 
 
-class LocalDriver(DriverPort[bytearray]):
+class LocalDriver(DriverPort[memoryview]):
     """The driver's calls on one thread: the event loop stays free while it computes."""
 
     def __init__(self, name: str, options: DriverOptions) -> None:
@@ -41,9 +42,17 @@ class LocalDriver(DriverPort[bytearray]):
         self._loader = Loader(self._driver)
         return self._driver.capabilities
 
-    async def stage(self, header: pb.ProgramHeader, payload: bytearray) -> None:
+    async def stage(self, header: pb.ProgramHeader, payload: memoryview) -> None:
         """Verify every value of a program and put it beside the running one."""
-        await self._run(self._loader.stage, header, memoryview(payload))
+        await self._run(self._loader.stage, header, payload)
+
+    async def save(self, at: float, standing: Standing) -> memoryview:
+        """The device's whole state, as bytes."""
+        return memoryview(await self._run(self._loader.save, at, standing))
+
+    async def restore(self, payload: memoryview) -> Standing:
+        """Verify a saved state and put it beside the running program."""
+        return await self._run(self._loader.restore, payload)
 
     async def call(self, method: str, *arguments: Any) -> Any:
         """Call one of the driver's methods."""

@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from spu_link.errors import DeviceFault
 from spu_server.drivers.base import Measured, measured
+from spu_server.saved import Standing
 from tngd.spu.v1 import spu_pb2 as pb
 
 P = TypeVar("P")
@@ -30,6 +31,18 @@ class DriverPort(ABC, Generic[P]):
 
         Raises:
             InvalidProgram: when a value is not what it must be.
+        """
+
+    @abstractmethod
+    async def save(self, at: float, standing: Standing) -> P:
+        """The device's whole state at device time `at`, as bytes that belong to the caller."""
+
+    @abstractmethod
+    async def restore(self, payload: P) -> Standing:
+        """Verify a saved state and put it beside the running program; how the device stood.
+
+        Raises:
+            InvalidProgram: when it is not one of this driver.
         """
 
     @abstractmethod

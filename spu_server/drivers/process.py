@@ -19,6 +19,7 @@ import numpy as np
 import psutil
 import torch
 
+from spu_link.aligned import aligned, aligned_copy
 from spu_link.errors import DeviceFault, SpuError
 from spu_server.descriptors import close, read_all, write_all
 from spu_server.drivers.base import Capabilities, Driver, DriverOptions, Measured, measured
@@ -26,11 +27,13 @@ from spu_server.drivers.loader import Loader
 from spu_server.drivers.port import DriverPort
 from spu_server.drivers.registry import open_driver
 from spu_server.memory import Payload, SharedBytes
+from spu_server.saved import Standing
 from tngd.spu.v1 import spu_pb2 as pb
 
 STAGE_BYTES, STAGE_FILE, STAGE_REGION = "stage bytes", "stage file", "stage region"
+SAVE, RESTORE = "save", "restore"
 REMEMBER, FORGET = "remember", "forget"
-"""Calls that are not the driver's own: programs by where their bytes lie, and regions by number."""
+"""Calls that are not the driver's own: programs by where their bytes lie, states, and regions by number."""
 
 START_SECONDS = 60.0
 """Longest that a driver may take to open its device."""
@@ -132,6 +135,18 @@ class DriverProcess(DriverPort[Payload]):
         exchange.add_done_callback(lambda _: close(descriptor, payload.nbytes))
         await asyncio.shield(exchange)
 
+    async def save(self, at: float, standing: Standing) -> SharedBytes:
+        """The device's whole state, in a memory file for the caller to close."""
+        return await self._run(self._save(at, standing))
+
+    async def restore(self, payload: Payload) -> Standing:
+        """Verify a saved state, in a memory file, and put it beside the running program."""
+        assert isinstance(payload, SharedBytes)
+        descriptor = os.dup(payload.fileno())  # as in `stage`
+        exchange: asyncio.Task[Standing] = self._begin(self._call(RESTORE, payload.nbytes, descriptor=descriptor))
+        exchange.add_done_callback(lambda _: close(descriptor, payload.nbytes))
+        return await asyncio.shield(exchange)
+
     async def call(self, method: str, *arguments: Any) -> Any:
         """Call one of the driver's methods."""
         return await self._run(self._call(method, *arguments))
@@ -214,8 +229,8 @@ class DriverProcess(DriverPort[Payload]):
         elif not self._turn.locked() and self._connection.poll():  # else it has been received meanwhile
             self._begin(self._answer(STOP_SECONDS)).add_done_callback(_look_at)
 
-    async def _call(self, method: str, *arguments: Any) -> Any:
-        await self._send((method, arguments))
+    async def _call(self, method: str, *arguments: Any, descriptor: int | None = None) -> Any:
+        await self._send((method, arguments), descriptor)
         return await self._answer()
 
     async def _stage(self, header: pb.ProgramHeader, payload: Payload, descriptor: int | None) -> None:
@@ -232,6 +247,11 @@ class DriverProcess(DriverPort[Payload]):
                 self._regions.add(number)
             await self._send((STAGE_REGION, (serialized, number, payload.offset, payload.nbytes)))
         await self._answer()
+
+    async def _save(self, at: float, standing: Standing) -> SharedBytes:
+        file = SharedBytes(0, "spu-state")
+        file.nbytes = await self._call(SAVE, at, standing, descriptor=file.fileno())
+        return file
 
     async def _remember(self, number: int, descriptor: int) -> None:
         await self._send((REMEMBER, (number,)), descriptor)
@@ -361,7 +381,7 @@ def _answer_call(
     try:
         if method == STAGE_BYTES:
             header, data = arguments
-            loader.stage(pb.ProgramHeader.FromString(header), memoryview(bytearray(data)))
+            loader.stage(pb.ProgramHeader.FromString(header), aligned_copy(data))
             connection.send(("ok", None))
         elif method == STAGE_FILE:
             header, nbytes = arguments
@@ -372,10 +392,20 @@ def _answer_call(
         elif method == STAGE_REGION:
             header, number, offset, nbytes = arguments
             # A copy, made before any value is looked at: the client can still write to its region.
-            buffer = np.empty(nbytes, dtype=np.uint8)
-            read_all(regions[number], buffer.data, offset)
-            loader.stage(pb.ProgramHeader.FromString(header), buffer.data)
+            buffer = aligned(nbytes)
+            read_all(regions[number], buffer, offset)
+            loader.stage(pb.ProgramHeader.FromString(header), buffer)
             connection.send(("ok", None))
+        elif method == SAVE:
+            with open(recv_handle(connection), "r+b") as file:
+                data = loader.save(*arguments)
+                write_all(file.fileno(), data, 0)
+            connection.send(("ok", len(data)))
+        elif method == RESTORE:
+            with open(recv_handle(connection), "r+b") as file:
+                state = bytearray(arguments[0])
+                read_all(file.fileno(), memoryview(state), 0)
+            connection.send(("ok", loader.restore(state)))
         elif method == REMEMBER:
             regions[arguments[0]] = recv_handle(connection)
             connection.send(("ok", None))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 import structlog
 
@@ -16,6 +16,7 @@ from spu_server.drivers.base import Measured
 from spu_server.drivers.port import DriverPort
 from spu_server.event_log import Blob, Event, LogWriter
 from spu_server.memory import Payload, pieces
+from spu_server.saved import Standing
 from tngd.spu.v1 import spu_pb2 as pb
 
 log = structlog.get_logger(__name__)
@@ -73,14 +74,14 @@ class RecordingPort(DriverPort[P]):
         stored = _Bytes(_nbytes(payload), lambda: pieces(payload, PIECE_BYTES))
         await self._passed("stage", [described.SerializeToString(), stored], self._port.stage(header, payload))
 
-    async def save(self, *arguments: Any) -> Any:
+    async def save(self, at: float, standing: Standing) -> P:
         """Pass on. Saving moves nothing, so a log is the same without."""
-        return await cast(Any, self._port).save(*arguments)
+        return await self._port.save(at, standing)
 
-    async def restore(self, payload: P) -> Any:
+    async def restore(self, payload: P) -> Standing:
         """Pass a saved state on, and write it down."""
         stored = _Bytes(_nbytes(payload), lambda: pieces(payload, PIECE_BYTES))
-        return await self._passed("restore", [stored], cast(Any, self._port).restore(payload))
+        return await self._passed("restore", [stored], self._port.restore(payload))
 
     async def call(self, method: str, *arguments: Any) -> Any:
         """Pass a call on, and write it down with its result."""

@@ -14,7 +14,7 @@ from spu_server.dynamics.eigen import Table
 from spu_server.dynamics.functions import ScalarFunction, Vector, at, response
 from spu_server.dynamics.lanczos import Target, euclidean
 from spu_server.dynamics.routes import Routes
-from spu_server.dynamics.transition import Transition
+from spu_server.dynamics.transition import Progress, Transition
 
 STRETCH = 4096
 """Rows of a factor that AᵀA is accumulated from at a time."""
@@ -32,6 +32,16 @@ class DenseTransition(Transition):
     def under(self, drive: Tensor, *, damping: float, noise: float) -> DenseTransition:
         """The motion with the same F under another drive."""
         return DenseTransition(self.operator, drive, damping=damping, noise=noise, routes=self._routes)
+
+    def progress(self, state: Tensor | None) -> Progress:
+        """Of the routes alone."""
+        return Progress(self._routes.steps, self._routes.basis is not None)
+
+    def resume(self, state: Tensor | None, progress: Progress) -> None:
+        """Take up the routes."""
+        if progress.image is not None:
+            raise ValueError("an image of the state, under a curvature held in full")
+        self._routes.resume(progress.steps, progress.decomposed)
 
     def _curvature(self) -> Tensor:
         held = self.operator.dense()

@@ -20,7 +20,7 @@ from spu_server.dynamics.eigen import Table
 from spu_server.dynamics.functions import ScalarFunction, Vector, at, response, slope
 from spu_server.dynamics.lanczos import Target, energy
 from spu_server.dynamics.routes import Routes
-from spu_server.dynamics.transition import Transition
+from spu_server.dynamics.transition import Progress, Transition
 
 
 @dataclass
@@ -50,6 +50,20 @@ class FactorTransition(Transition):
     def under(self, drive: Tensor, *, damping: float, noise: float) -> FactorTransition:
         """The motion with the same A under another drive."""
         return FactorTransition(self.operator, drive, damping=damping, noise=noise, held=self._held)
+
+    def progress(self, state: Tensor | None) -> Progress:
+        """Of the routes, and what A makes of `state` if a step has led to it."""
+        last = self._held.last
+        image = last[1] if last is not None and state is last[0] else None
+        return Progress(self._routes.steps, self._routes.basis is not None, image)
+
+    def resume(self, state: Tensor | None, progress: Progress) -> None:
+        """Take up the routes and the image."""
+        if progress.image is not None:
+            if state is None or progress.image.shape != self.operator.shape[:1]:
+                raise ValueError(f"an image of shape {tuple(progress.image.shape)} for {self.operator.shape[0]} rows")
+            self._held.last = state, progress.image
+        self._routes.resume(progress.steps, progress.decomposed)
 
     @property
     def _routes(self) -> Routes:

@@ -52,6 +52,12 @@ class Routes:
         if len(self.matrix) <= SMALL:
             self.decompose()
 
+    def resume(self, steps: int, decomposed: bool) -> None:
+        """Go on as where so many Lanczos steps were taken, and the eigenvectors were there or not."""
+        self.steps = steps
+        if decomposed:
+            self.decompose()
+
     def lanczos_pays(self, response: float) -> bool:
         """Whether the next step should try the Lanczos process; `response` is φ₁(λ) of its duration, in τ."""
         m = len(self.matrix)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
@@ -32,6 +33,21 @@ class Step(NamedTuple):
 
     state: Tensor
     integral: Tensor | None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the work under one operator has come.
+
+    Attributes:
+        steps: Lanczos steps taken.
+        decomposed: whether there are eigenvectors.
+        image: what the operator's factor makes of the cells' state, shape (m,), float64; None where that is not known.
+    """
+
+    steps: int
+    decomposed: bool
+    image: Tensor | None = None
 
 
 class Motion(Protocol):
@@ -74,6 +90,18 @@ class Transition(ABC):
         """The motion with the same operator under another drive, damping and noise.
 
         What is computed of the operator, by either of the two, serves both.
+        """
+
+    @abstractmethod
+    def progress(self, state: Tensor | None) -> Progress:
+        """What the bits of steps to come from `state` depend on beside the program and the state."""
+
+    @abstractmethod
+    def resume(self, state: Tensor | None, progress: Progress) -> None:
+        """Go on from `state` as where the progress was made.
+
+        Raises:
+            ValueError: when it cannot have been made under this program.
         """
 
     @abstractmethod

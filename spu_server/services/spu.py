@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, closing
 from typing import Any, NoReturn, TypeAlias
 
 import google_crc32c
@@ -19,8 +19,9 @@ from spu_link.program import Reading
 from spu_link.status import to_status
 from spu_server.clock import ClockKind
 from spu_server.device import Device
-from spu_server.memory import Payload, Stretch
+from spu_server.memory import Payload, SharedBytes, Stretch
 from spu_server.regions import Regions
+from spu_server.services.incoming import ADMITTED, Incoming
 from spu_server.services.upload import Upload, taken
 from spu_server.stalls import Stalls
 from spu_server.version import VERSION
@@ -129,6 +130,42 @@ class SpuService(spu_pb2_grpc.SpuServiceServicer):
                 yield pb.ReadResponse(reading=reading, chunk=chunk)
                 for chunk in chunks:
                     yield pb.ReadResponse(chunk=chunk)
+
+    async def SaveState(self, request: pb.SaveStateRequest, context: Context) -> AsyncIterator[pb.SaveStateResponse]:
+        """Send the device's whole state."""
+        async with _errors(context):
+            file = await self._device.save(request.session)
+            assert isinstance(file, SharedBytes)
+            with closing(file):
+                yield pb.SaveStateResponse(header=pb.StateHeader(nbytes=file.nbytes))
+                crc = 0
+                for chunk in wire.numbered(file.pieces(wire.CHUNK_BYTES)):
+                    crc = google_crc32c.extend(crc, chunk.data)
+                    yield pb.SaveStateResponse(chunk=chunk)
+                yield pb.SaveStateResponse(trailer=pb.StateTrailer(crc32c=crc))
+
+    async def RestoreState(
+        self, request_iterator: AsyncIterator[pb.RestoreStateRequest], context: Context
+    ) -> pb.RestoreStateResponse:
+        """Assemble a saved state and let it take hold."""
+        async with _errors(context):
+            incoming = Incoming(request_iterator, self._device.sessions)
+            header = (await incoming.next("header"))[1].header
+            self._device.check_restore(header.session, header.nbytes)
+            if not incoming.parts:
+                await context.send_initial_metadata(ADMITTED)
+            with closing(SharedBytes(header.nbytes, "spu-state")) as file:
+                try:
+                    assembler, last = await incoming.chunks(header.session, file)
+                    assembler.finish(last.trailer.crc32c)
+                except SpuError:
+                    await incoming.drain(header.nbytes)
+                    raise
+                restored = await self._device.restore(header.session, file)
+            log.info("state restored", device_time=restored.time, shift=restored.shift, sequence=restored.sequence)
+            return pb.RestoreStateResponse(
+                time=restored.time, shift=restored.shift, sequence=restored.sequence, epoch=restored.epoch
+            )
 
     async def Halt(self, request: pb.HaltRequest, context: Context) -> pb.HaltResponse:
         """Stop at once."""

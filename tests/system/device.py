@@ -68,10 +68,15 @@ class SteadyDevice:
 
 def uploads_in(daemon: Daemon) -> list[str]:
     """Open descriptors of uploads' memory in the daemon's own process."""
+    return memory_in(daemon, "spu-program")
+
+
+def memory_in(daemon: Daemon, name: str) -> list[str]:
+    """Open descriptors of memory files of a name in the daemon's own process."""
     links = []
     for descriptor in Path(f"/proc/{psutil.Process(daemon.process.pid).pid}/fd").iterdir():
         try:
             links.append(str(descriptor.readlink()))
         except FileNotFoundError:
             continue  # closed meanwhile
-    return [link for link in links if "spu-program" in link]
+    return [link for link in links if name in link]

@@ -176,12 +176,12 @@ class SlowToCommit(LocalDriver):
 
 async def test_an_operator_that_goes_between_staging_and_taking_hold_is_not_kept():
     port = SlowToCommit()
-    device = Device(port, await port.start(), SteppedClock(), 1e-6)
+    device = Device(port, await port.start(), SteppedClock(), 1e-6, 1)
     session = device.open_session("me", 60.0)
 
     def programming(operator):
         header, data = encoded(Program(operator, B, damping=0.5))
-        return asyncio.create_task(device.program(session, header, bytearray(data)))
+        return asyncio.create_task(device.program(session, header, memoryview(bytearray(data))))
 
     first = (await programming(Rows(A))).applied.sequence
     # The client of another program gives up just when that takes hold …

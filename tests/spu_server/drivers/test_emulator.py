@@ -305,5 +305,5 @@ def test_capabilities_follow_the_options() -> None:
     capabilities = device.capabilities
     assert (capabilities.name, capabilities.cells, capabilities.max_bytes) == ("emulator", 10, 1000)
     kinds, precisions = {"dense", "rows", "linear", "conv2d", "embedding"}, {"float16", "bfloat16", "int16"}
-    assert set(capabilities.features) == kinds | precisions | {"window"}
+    assert set(capabilities.features) == kinds | precisions | {"window", "state"}
     device.close()

@@ -1241,6 +1241,180 @@ class ReadResponse(_message.Message):
 Global___ReadResponse: _TypeAlias = ReadResponse  # noqa: Y015
 
 @_typing.final
+class SaveStateRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def session(self) -> Global___SessionRef:
+        """The session that saves."""
+
+    def __init__(
+        self,
+        *,
+        session: Global___SessionRef | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SaveStateRequest: _TypeAlias = SaveStateRequest  # noqa: Y015
+
+@_typing.final
+class StateHeader(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    NBYTES_FIELD_NUMBER: _builtins.int
+    nbytes: _builtins.int
+    """Bytes of the state, at least 1."""
+    @_builtins.property
+    def session(self) -> Global___SessionRef:
+        """The session that restores; unset in an answer."""
+
+    def __init__(
+        self,
+        *,
+        session: Global___SessionRef | None = ...,
+        nbytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nbytes", b"nbytes", "session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StateHeader: _TypeAlias = StateHeader  # noqa: Y015
+
+@_typing.final
+class StateTrailer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CRC32C_FIELD_NUMBER: _builtins.int
+    crc32c: _builtins.int
+    """CRC-32C of all bytes."""
+    def __init__(
+        self,
+        *,
+        crc32c: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["crc32c", b"crc32c"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StateTrailer: _TypeAlias = StateTrailer  # noqa: Y015
+
+@_typing.final
+class SaveStateResponse(_message.Message):
+    """One of them, in this order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    TRAILER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def header(self) -> Global___StateHeader:
+        """First, once."""
+
+    @_builtins.property
+    def chunk(self) -> Global___Chunk:
+        """Bytes of the state."""
+
+    @_builtins.property
+    def trailer(self) -> Global___StateTrailer:
+        """Last, once."""
+
+    def __init__(
+        self,
+        *,
+        header: Global___StateHeader | None = ...,
+        chunk: Global___Chunk | None = ...,
+        trailer: Global___StateTrailer | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "trailer", b"trailer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "trailer", b"trailer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SaveStateResponse: _TypeAlias = SaveStateResponse  # noqa: Y015
+
+@_typing.final
+class RestoreStateRequest(_message.Message):
+    """In this order; those that follow each other may share a message."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    TRAILER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def header(self) -> Global___StateHeader:
+        """First, once."""
+
+    @_builtins.property
+    def chunk(self) -> Global___Chunk:
+        """Bytes of the state."""
+
+    @_builtins.property
+    def trailer(self) -> Global___StateTrailer:
+        """Last, once."""
+
+    def __init__(
+        self,
+        *,
+        header: Global___StateHeader | None = ...,
+        chunk: Global___Chunk | None = ...,
+        trailer: Global___StateTrailer | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "trailer", b"trailer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "trailer", b"trailer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreStateRequest: _TypeAlias = RestoreStateRequest  # noqa: Y015
+
+@_typing.final
+class RestoreStateResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_FIELD_NUMBER: _builtins.int
+    SHIFT_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    time: _builtins.float
+    """Device time at which the state took hold, in tau."""
+    shift: _builtins.float
+    """By how much that is later than when it was saved, in tau; exactly 0 at the same time."""
+    sequence: _builtins.int
+    """Number of the program in force; 0 without one. A device on which nothing has taken hold goes"""
+    epoch: _builtins.int
+    """on with the numbers of the state, so that kept blocks may name them; else it is the next one.
+    Run of the daemon.
+    """
+    def __init__(
+        self,
+        *,
+        time: _builtins.float = ...,
+        shift: _builtins.float = ...,
+        sequence: _builtins.int = ...,
+        epoch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "sequence", b"sequence", "shift", b"shift", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreStateResponse: _TypeAlias = RestoreStateResponse  # noqa: Y015
+
+@_typing.final
 class HaltRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -76,6 +76,16 @@ class SpuServiceStub:
                 request_serializer=tngd_dot_spu_dot_v1_dot_spu__pb2.ReadRequest.SerializeToString,
                 response_deserializer=tngd_dot_spu_dot_v1_dot_spu__pb2.ReadResponse.FromString,
                 _registered_method=True)
+        self.SaveState = channel.unary_stream(
+                '/tngd.spu.v1.SpuService/SaveState',
+                request_serializer=tngd_dot_spu_dot_v1_dot_spu__pb2.SaveStateRequest.SerializeToString,
+                response_deserializer=tngd_dot_spu_dot_v1_dot_spu__pb2.SaveStateResponse.FromString,
+                _registered_method=True)
+        self.RestoreState = channel.stream_unary(
+                '/tngd.spu.v1.SpuService/RestoreState',
+                request_serializer=tngd_dot_spu_dot_v1_dot_spu__pb2.RestoreStateRequest.SerializeToString,
+                response_deserializer=tngd_dot_spu_dot_v1_dot_spu__pb2.RestoreStateResponse.FromString,
+                _registered_method=True)
         self.Halt = channel.unary_unary(
                 '/tngd.spu.v1.SpuService/Halt',
                 request_serializer=tngd_dot_spu_dot_v1_dot_spu__pb2.HaltRequest.SerializeToString,
@@ -151,6 +161,27 @@ class SpuServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SaveState(self, request, context):
+        """The device's whole state, which `RestoreState` takes: the program in force with its operator, the cells, the random
+        numbers to come. Nothing moves. A header, then the bytes in chunks, then a trailer. UNIMPLEMENTED (UNSUPPORTED)
+        without the feature "state".
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreState(self, request_iterator, context):
+        """Lets a saved state take hold, from when on everything is, to the bit, as if it had not been interrupted. A stepped clock
+        that has not come so far moves to the time of saving, running the events on the way; else all device times of the
+        state shift to now. Readings under way when the state was saved are not part of it.
+
+        Requests: header, chunks, trailer, as those of Program, with "admitted" in the initial metadata. Bytes that are no
+        state of this driver and this version are refused with INVALID_ARGUMENT; then nothing has changed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Halt(self, request, context):
         """Stops the device at once: the program is dropped, the cells are discharged, waiting reads fail with ABORTED
         (DEVICE_HALTED) and the session ends. Needs no session: anybody may stop a device.
@@ -201,6 +232,16 @@ def add_SpuServiceServicer_to_server(servicer, server):
                     servicer.Read,
                     request_deserializer=tngd_dot_spu_dot_v1_dot_spu__pb2.ReadRequest.FromString,
                     response_serializer=tngd_dot_spu_dot_v1_dot_spu__pb2.ReadResponse.SerializeToString,
+            ),
+            'SaveState': grpc.unary_stream_rpc_method_handler(
+                    servicer.SaveState,
+                    request_deserializer=tngd_dot_spu_dot_v1_dot_spu__pb2.SaveStateRequest.FromString,
+                    response_serializer=tngd_dot_spu_dot_v1_dot_spu__pb2.SaveStateResponse.SerializeToString,
+            ),
+            'RestoreState': grpc.stream_unary_rpc_method_handler(
+                    servicer.RestoreState,
+                    request_deserializer=tngd_dot_spu_dot_v1_dot_spu__pb2.RestoreStateRequest.FromString,
+                    response_serializer=tngd_dot_spu_dot_v1_dot_spu__pb2.RestoreStateResponse.SerializeToString,
             ),
             'Halt': grpc.unary_unary_rpc_method_handler(
                     servicer.Halt,
@@ -426,6 +467,60 @@ class SpuService:
             '/tngd.spu.v1.SpuService/Read',
             tngd_dot_spu_dot_v1_dot_spu__pb2.ReadRequest.SerializeToString,
             tngd_dot_spu_dot_v1_dot_spu__pb2.ReadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SaveState(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tngd.spu.v1.SpuService/SaveState',
+            tngd_dot_spu_dot_v1_dot_spu__pb2.SaveStateRequest.SerializeToString,
+            tngd_dot_spu_dot_v1_dot_spu__pb2.SaveStateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreState(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/tngd.spu.v1.SpuService/RestoreState',
+            tngd_dot_spu_dot_v1_dot_spu__pb2.RestoreStateRequest.SerializeToString,
+            tngd_dot_spu_dot_v1_dot_spu__pb2.RestoreStateResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -70,6 +70,19 @@ class SpuServiceStub:
     """Moves a stepped clock forward. FAILED_PRECONDITION (CLOCK_MISMATCH) on a free-running clock."""
     Read: _grpc.UnaryStreamMultiCallable[_spu_pb2.ReadRequest, _spu_pb2.ReadResponse]
     """Takes one reading: a header, then the state in chunks."""
+    SaveState: _grpc.UnaryStreamMultiCallable[_spu_pb2.SaveStateRequest, _spu_pb2.SaveStateResponse]
+    """The device's whole state, which `RestoreState` takes: the program in force with its operator, the cells, the random
+    numbers to come. Nothing moves. A header, then the bytes in chunks, then a trailer. UNIMPLEMENTED (UNSUPPORTED)
+    without the feature "state".
+    """
+    RestoreState: _grpc.StreamUnaryMultiCallable[_spu_pb2.RestoreStateRequest, _spu_pb2.RestoreStateResponse]
+    """Lets a saved state take hold, from when on everything is, to the bit, as if it had not been interrupted. A stepped clock
+    that has not come so far moves to the time of saving, running the events on the way; else all device times of the
+    state shift to now. Readings under way when the state was saved are not part of it.
+
+    Requests: header, chunks, trailer, as those of Program, with "admitted" in the initial metadata. Bytes that are no
+    state of this driver and this version are refused with INVALID_ARGUMENT; then nothing has changed.
+    """
     Halt: _grpc.UnaryUnaryMultiCallable[_spu_pb2.HaltRequest, _spu_pb2.HaltResponse]
     """Stops the device at once: the program is dropped, the cells are discharged, waiting reads fail with ABORTED
     (DEVICE_HALTED) and the session ends. Needs no session: anybody may stop a device.
@@ -107,6 +120,19 @@ class SpuServiceAsyncStub(SpuServiceStub):
     """Moves a stepped clock forward. FAILED_PRECONDITION (CLOCK_MISMATCH) on a free-running clock."""
     Read: _aio.UnaryStreamMultiCallable[_spu_pb2.ReadRequest, _spu_pb2.ReadResponse]  # type: ignore[assignment]
     """Takes one reading: a header, then the state in chunks."""
+    SaveState: _aio.UnaryStreamMultiCallable[_spu_pb2.SaveStateRequest, _spu_pb2.SaveStateResponse]  # type: ignore[assignment]
+    """The device's whole state, which `RestoreState` takes: the program in force with its operator, the cells, the random
+    numbers to come. Nothing moves. A header, then the bytes in chunks, then a trailer. UNIMPLEMENTED (UNSUPPORTED)
+    without the feature "state".
+    """
+    RestoreState: _aio.StreamUnaryMultiCallable[_spu_pb2.RestoreStateRequest, _spu_pb2.RestoreStateResponse]  # type: ignore[assignment]
+    """Lets a saved state take hold, from when on everything is, to the bit, as if it had not been interrupted. A stepped clock
+    that has not come so far moves to the time of saving, running the events on the way; else all device times of the
+    state shift to now. Readings under way when the state was saved are not part of it.
+
+    Requests: header, chunks, trailer, as those of Program, with "admitted" in the initial metadata. Bytes that are no
+    state of this driver and this version are refused with INVALID_ARGUMENT; then nothing has changed.
+    """
     Halt: _aio.UnaryUnaryMultiCallable[_spu_pb2.HaltRequest, _spu_pb2.HaltResponse]  # type: ignore[assignment]
     """Stops the device at once: the program is dropped, the cells are discharged, waiting reads fail with ABORTED
     (DEVICE_HALTED) and the session ends. Needs no session: anybody may stop a device.
@@ -189,6 +215,31 @@ class SpuServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_spu_pb2.ReadResponse], _abc.AsyncIterator[_spu_pb2.ReadResponse]]:
         """Takes one reading: a header, then the state in chunks."""
+
+    @_abc_1.abstractmethod
+    def SaveState(
+        self,
+        request: _spu_pb2.SaveStateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_spu_pb2.SaveStateResponse], _abc.AsyncIterator[_spu_pb2.SaveStateResponse]]:
+        """The device's whole state, which `RestoreState` takes: the program in force with its operator, the cells, the random
+        numbers to come. Nothing moves. A header, then the bytes in chunks, then a trailer. UNIMPLEMENTED (UNSUPPORTED)
+        without the feature "state".
+        """
+
+    @_abc_1.abstractmethod
+    def RestoreState(
+        self,
+        request_iterator: _MaybeAsyncIterator[_spu_pb2.RestoreStateRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_spu_pb2.RestoreStateResponse, _abc.Awaitable[_spu_pb2.RestoreStateResponse]]:
+        """Lets a saved state take hold, from when on everything is, to the bit, as if it had not been interrupted. A stepped clock
+        that has not come so far moves to the time of saving, running the events on the way; else all device times of the
+        state shift to now. Readings under way when the state was saved are not part of it.
+
+        Requests: header, chunks, trailer, as those of Program, with "admitted" in the initial metadata. Bytes that are no
+        state of this driver and this version are refused with INVALID_ARGUMENT; then nothing has changed.
+        """
 
     @_abc_1.abstractmethod
     def Halt(
