@@ -28,6 +28,8 @@ class Replay(Driver):
     readings between them; on a stepped clock at the same device times too. What the programs' tensors hold is not
     looked at. A call that does not fit is refused, and the log stays where it is.
 
+    A run in which a state was restored cannot be played: this device cannot restore one.
+
     The log is named by the driver's option ``log``; it is the folder that ``spu-server serve --record`` made.
     """
 

@@ -109,6 +109,26 @@ def test_windows_over_several_programs_give_the_same_bits_again(tmp_path):
     assert any(event.refused == "READ_IN_PAST" for event in log.events)
 
 
+def test_a_state_that_was_restored_is_part_of_the_run(tmp_path):
+    arguments = {"damping": 0.1, "noise": 0.05, "analog_time": 2.0}
+    with connect("inproc:", clock="stepped", seed=1) as spu, spu.session() as session:
+        session.solve(factors(150, 0), drive(0), **arguments)
+        state = session.save_state()
+    with connect("inproc:", record=tmp_path, clock="stepped", seed=2) as spu, spu.session() as session:
+        session.restore_state(state)  # before anything has run
+        session.solve(factors(20, 1), drive(1), **arguments)
+        own = session.save_state()
+        first = session.solve(factors(20, 2), drive(2), **arguments)
+        session.restore_state(own)
+        again = session.solve(factors(20, 2), drive(2), **arguments)
+    assert torch.equal(first.value, again.value)
+    log = Log.load(tmp_path)
+    outcome = replay(log)
+    assert outcome.identical, outcome
+    assert outcome.same == 3
+    assert [event.call for event in log.events].count("restore") == 2
+
+
 def test_an_analog_board_gives_the_same_bits_again(tmp_path):
     board = {"driver": "analog", "driver_option": {"preset": "8-bit"}}
     with connect("inproc:", record=tmp_path, clock="stepped", seed=7, **board) as spu, spu.session() as session:
