@@ -191,6 +191,8 @@ def test_a_direction_lost_half_way_leaves_everything_as_it_was(problem: Problem)
         ({"betas": (0.9, 0.9), "eps": 0.0}, r"Invalid eps: 0\.0; it must be more than 0"),
         ({"betas": (0.9, 0.9), "momentum": 0.9}, r"Invalid momentum: 0\.9; with betas it must be 0"),
         ({"weight_decay": -0.1}, r"Invalid weight_decay: -0\.1; it must be at least 0"),
+        ({"betas": lambda step: (0.9, 0.9)}, "Invalid betas: a function; they must be two numbers"),
+        ({"curvature_every": 1.5}, r"Invalid curvature_every: 1\.5; it must be a whole number"),
         ({"curvature_every": 0}, "Invalid curvature_every: 0; it must be a whole number, at least 1"),
     ],
 )
