@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from host_client import connect
+from host_client.optimizers import LevenbergMarquardt
 from host_client.tasks import mnist as mnist_task
 from spu_link.errors import DeviceUnavailable
 from tests.daemon import Daemon
@@ -96,39 +98,61 @@ class Toy(nn.Module):
 
 
 def toy_fit(
-    example: ModuleType, address: str, folder: Path, *, epochs: int, resume: str | None = None, **device: Any
+    example: ModuleType,
+    address: str,
+    folder: Path,
+    *,
+    epochs: int,
+    resume: str | None = None,
+    accumulate: int = 1,
+    device: dict[str, Any] | None = None,
+    **hyperparameters: Any,
 ) -> Any:
     from lightning.pytorch import Trainer
     from torch.utils.data import DataLoader, TensorDataset
 
     inputs = torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
-    module = example.Classifier(
-        Toy(), nn.CrossEntropyLoss(), "tngd", lr=0.3, damping=0.1, analog_time=5.0, momentum=0.5
-    )
+    options = {"lr": 0.3, "damping": 0.1, "analog_time": 5.0, "momentum": 0.5, **hyperparameters}
+    module = example.Classifier(Toy(), nn.CrossEntropyLoss(), "tngd", **options)
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=epochs,
-        callbacks=[example.DeviceSession(address, **device)],
+        callbacks=[example.DeviceSession(address, **(device or {}))],
         default_root_dir=folder,
+        accumulate_grad_batches=accumulate,
         enable_progress_bar=False,
         enable_model_summary=False,
         logger=False,
     )
     batches = DataLoader(TensorDataset(inputs, inputs[:, :3].argmax(1)), 10)
-    trainer.fit(module, batches, ckpt_path=resume)
+    trainer.fit(module, batches, ckpt_path=resume, weights_only=True)
     return module, trainer
 
 
 def test_a_fit_that_lightning_resumes_ends_where_one_without_a_break_ends(
     lightning_mnist: ModuleType, tmp_path: Path
 ) -> None:
-    fit = partial(toy_fit, lightning_mnist, "inproc:", clock="stepped")
+    fit = partial(toy_fit, lightning_mnist, "inproc:", device={"clock": "stepped"})
     through, _ = fit(tmp_path / "a", epochs=3)
     _, trainer = fit(tmp_path / "b", epochs=2)
     checkpoint = trainer.checkpoint_callback.best_model_path
     resumed, trainer = fit(tmp_path / "c", epochs=3, resume=checkpoint)
     assert trainer.global_step == 12
     torch.testing.assert_close(flat(resumed), flat(through), rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_that_lightning_adds_up_are_one_step(lightning_mnist: ModuleType, tmp_path: Path) -> None:
+    _, trainer = toy_fit(lightning_mnist, "inproc:", tmp_path, epochs=3, accumulate=2)
+    assert trainer.optimizers[0].counts["updates"] == 6
+    assert float(trainer.callback_metrics["loss"]) < 1.0
+
+
+def test_damping_adapts_under_lightning(lightning_mnist: ModuleType, tmp_path: Path) -> None:
+    rule = LevenbergMarquardt(every=2)
+    _, trainer = toy_fit(lightning_mnist, "inproc:", tmp_path, epochs=2, adapt_damping=rule)
+    counts = trainer.optimizers[0].counts
+    assert counts["updates"] == 8
+    assert counts["damping shrunk"] + counts["damping grown"] >= 2
 
 
 def test_a_fit_that_fails_leaves_the_device_free(lightning_mnist: ModuleType, free: Daemon, tmp_path: Path) -> None:
@@ -191,3 +215,17 @@ def test_a_run_that_the_trainer_resumes_ends_where_one_without_a_break_ends(
     assert through.keys() == resumed.keys()
     for name, parameter in through.items():
         torch.testing.assert_close(parameter, resumed[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_the_page_shows_what_the_examples_do() -> None:
+    root = Path(__file__).parent.parent
+    examples = [path.read_text() for path in (root / "examples").glob("*.py")]
+    blocks = re.findall(r"^```python\n(.*?)^```$", (root / "docs" / "integrations.md").read_text(), re.M | re.S)
+    assert blocks
+    for block in blocks:
+        assert any(dedented(block) in dedented(text) for text in examples), block
+
+
+def dedented(text: str) -> str:
+    """Its lines without what they begin and end with."""
+    return "\n".join(line.strip() for line in text.strip().splitlines())
