@@ -220,7 +220,7 @@ def test_a_run_that_the_trainer_resumes_ends_where_one_without_a_break_ends(
 def test_the_page_shows_what_the_examples_do() -> None:
     root = Path(__file__).parent.parent
     examples = [path.read_text() for path in (root / "examples").glob("*.py")]
-    blocks = re.findall(r"^```python\n(.*?)^```$", (root / "docs" / "integrations.md").read_text(), re.M | re.S)
+    blocks = re.findall(r"^```py\n(.*?)^```$", (root / "docs" / "integrations.md").read_text(), re.M | re.S)
     assert blocks
     for block in blocks:
         assert any(dedented(block) in dedented(text) for text in examples), block
