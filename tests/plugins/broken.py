@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ class Broken(Emulator):
     """An emulator that breaks ``how=…``, or once in the way that is written in ``file=…``, which it then removes."""
 
     def __init__(self, options: DriverOptions) -> None:
-        super().__init__(options)
+        super().__init__(replace(options, settings={}))
         self._how = options.settings.get("how", "")
         self._file = Path(options.settings.get("file", os.devnull))
         self._lies = False
