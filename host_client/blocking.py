@@ -421,11 +421,11 @@ class Feed:
         """
         _wait(self._feed.back(timeout))
 
-    def resume(self, free_from: float | None) -> None:
-        """The device's state has been restored."""
+    def resume(self, free_from: float, operator: Operator | None, sequence: int) -> None:
+        """The device's state has been restored. See `host_client.loop.feed.Feed.resume`."""
 
         async def resume() -> None:
-            self._feed.resume(free_from)
+            self._feed.resume(free_from, operator, sequence)
 
         _wait(resume())
 

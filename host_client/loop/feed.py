@@ -141,10 +141,17 @@ class Feed:
         """Device time at which the last program has run its schedule, in τ; None before the first."""
         return self._free_from
 
-    def resume(self, free_from: float | None) -> None:
-        """The device's state has been restored: the cells are ours, under a program that has run until `free_from`."""
+    def resume(self, free_from: float, operator: Operator | None, sequence: int) -> None:
+        """The device's state has been restored: the cells are ours.
+
+        Args:
+            free_from: device time at which its program has run its schedule, in τ.
+            operator: that of the program, if it may be kept.
+            sequence: number of the program.
+        """
         self._begin_anew()
         self._holds_ours, self._free_from = True, free_from
+        self._held = None if operator is None else (weakref.ref(operator), sequence)
 
     def begin(self, operator: Operator, precision: Precision | None, *, copied: bool) -> None:
         """Send an operator ahead of the rest, if nothing else is under way; `hand_over` of the same object goes on.

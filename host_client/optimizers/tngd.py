@@ -19,6 +19,7 @@ from host_client.optimizers.ranges import COMMON, Ranges, at_least_zero, one_of
 from host_client.optimizers.schedules import Scheduled
 from host_client.optimizers.solvers.direct import solve_direct
 from host_client.record.events import Differentiated, Event, Source, Updated
+from spu_link.errors import SpuError
 from spu_link.operators import Operator
 from spu_link.precision import PRECISIONS, Precision
 from spu_link.program import Reading, StartPolicy
@@ -76,8 +77,11 @@ class TNGD(NaturalGradient):
         ValueError: for an argument out of its range.
 
     Note:
-        The state dictionary holds the last reading. After ``load_state_dict``, or when `session` is replaced, what the
-        device holds says nothing about this run, so with ``start="keep"`` the next program starts from that reading.
+        The state dictionary holds the last reading, and the device's state if the device can save it: on a stepped
+        emulator 2k steps are, bit for bit, k steps, ``state_dict``, ``load_state_dict`` and k steps, in another process
+        and on another daemon too. It may be large: the program that the device goes on under is part of it. Where the
+        device's state is not restored, or when `session` is replaced, what the device holds says nothing about this
+        run, so with ``start="keep"`` the next program starts from the last reading.
 
     Attributes:
         last_reading: the newest reading used; None before the first one of this session.
@@ -168,8 +172,23 @@ class TNGD(NaturalGradient):
                 self._abandon()
         super().zero_grad(set_to_none)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs to go on, for ``torch.save``; with the device's state, if it can save it."""
+        device: dict[str, Any] = {"state": None, "free_from": None}
+        if self._feed.free_from is not None and "state" in self.session.spu.features:
+            try:
+                state = self.session.save_state()
+            except SpuError as error:
+                log.warning("the device's state is not saved: %s", error)
+            else:
+                device["state"] = torch.frombuffer(bytearray(state), dtype=torch.uint8)
+                device["free_from"] = float(self._feed.free_from)
+        return {**super().state_dict(), "device": device}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where another optimizer of this class was, see `NaturalGradient`; the cells start from its reading.
+        """Go on where another optimizer of this class was, see `NaturalGradient`, and the device where that one's was.
+
+        A device that cannot, being of another kind for instance, starts from the last reading; the log tells.
 
         Raises:
             ValueError: for the state of another kind of optimizer or of other parameters; nothing has changed then.
@@ -178,6 +197,15 @@ class TNGD(NaturalGradient):
         self.last_reading = None
         self._feed.close()
         self._feed = self.session.feed(on_loss=self._on_loss, record=self._record, counts=self.counts)
+        device = state_dict.get("device", {})
+        if device.get("state") is None:
+            return
+        try:
+            restored = self.session.restore_state(device["state"].cpu().numpy().tobytes())
+        except SpuError as error:
+            log.warning("the device's state is not restored, the cells start from the last reading: %s", error)
+        else:
+            self._feed.resume(device["free_from"] + restored.shift, self._operator, restored.sequence)
 
     def _on_operator(self, operator: Operator) -> None:
         """Send the operator while the backward pass runs, unless it will be one of several that the step needs."""
