@@ -1,6 +1,7 @@
 """A run seen in time: what host, link and device did while the others did something else."""
 
-from host_client.timeline.layout import Timeline, lay_out
+from host_client.timeline.elements import Timeline
+from host_client.timeline.layout import lay_out
 from host_client.timeline.picture import draw
 from host_client.timeline.trace import write_trace
 from host_client.timeline.window import NoSuchWindow, Window, choose_window, parse_steps

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from host_client.record import Uploaded
-from host_client.timeline.layout import Bar, Measurement, Timeline
+from host_client.timeline.elements import Bar, Measurement, Timeline
 from host_client.timeline.window import Window
 
 

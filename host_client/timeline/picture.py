@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,13 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
-from matplotlib.path import Path as Curve
-from matplotlib.textpath import TextPath
+from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from host_client.record import Updated, Uploaded
+from host_client.timeline.elements import Arrow, Bar, Timeline
 from host_client.timeline.example import Example, find_example
-from host_client.timeline.layout import Arrow, Bar, Timeline
 from host_client.timeline.scale import Scale
+from host_client.timeline.strokes import FONT, curve, fitting, inches
 from host_client.timeline.theme import THEMES, Theme, ThemeName
 from host_client.timeline.window import Window
 
@@ -59,7 +56,7 @@ def draw(
         ValueError: for an ending that is no kind of picture.
     """
     # Text as paths looks the same everywhere; without date and with a fixed salt the same run gives the same file.
-    with matplotlib.rc_context({"svg.hashsalt": "timeline", "font.family": "DejaVu Sans", "hatch.linewidth": 0.8}):
+    with matplotlib.rc_context({"svg.hashsalt": "timeline", "font.family": FONT, "hatch.linewidth": 0.8}):
         figure = _Picture(timeline, window, THEMES[theme]).figure(title, subtitle)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
@@ -170,7 +167,7 @@ class _Picture:
             words = [f"device lost for {lasted}", f"device lost\nfor {lasted}", "lost"]
             policy, reason = f"policy: {gap.lost.policy}", gap.lost.reason.partition(":")[0]
             words = [f"{words[0]}: {reason} ({policy})", f"{words[0]} ({policy})", f"{words[1]}\n({policy})", *words]
-            text = self._fitting(words, right - x - 0.1, TEXT)
+            text = fitting(words, right - x - 0.1, TEXT)
             y = 0.5 * (self._lanes[1].bottom + self._lanes[1].top)
             axes.text(0.5 * (x + right), y, text, size=TEXT, color=self._theme.lost, ha="center", va="center", zorder=6)
 
@@ -189,7 +186,7 @@ class _Picture:
             box.set(facecolor=self._theme.ground, edgecolor=colour, hatch="//////")
         axes.add_patch(box)
         left, right = max(x, 0.0), min(x + width, self._width)
-        text = self._fitting(words, right - left - 0.08, TEXT)
+        text = fitting(words, right - left - 0.08, TEXT)
         ink = self._theme.ink if colour == self._theme.neutral else self._theme.on_program
         style: dict[str, Any] = {"size": TEXT, "color": ink, "va": "center_baseline"}
         if bar.lost:
@@ -198,7 +195,7 @@ class _Picture:
         if text:
             axes.text(0.5 * (left + right), y + 0.5 * BAR, text, ha="center", zorder=4, **style)
         elif bar.kind == "update":
-            half = 0.5 * _inches(words[0], SMALL) + 0.04
+            half = 0.5 * inches(words[0], SMALL) + 0.04
             middle = min(max(x + 0.5 * width, half), self._width - half)
             if middle - half < self._said_until:
                 return
@@ -215,7 +212,7 @@ class _Picture:
         ground = {"boxstyle": "square,pad=0.2", "facecolor": self._theme.lane, "edgecolor": "none"}
         style: dict[str, Any] = {"size": SMALL, "color": self._theme.muted, "ha": "center", "va": "center_baseline"}
         lost = any(gap.began < bar.ended and gap.ended > bar.began for gap in self._timeline.gaps)
-        text = self._fitting([] if lost else ["waits"], right - x - 0.3, SMALL)
+        text = fitting([] if lost else ["waits"], right - x - 0.3, SMALL)
         if text:
             axes.text(0.5 * (x + right), y, text, bbox=ground, zorder=2.2, **style)
 
@@ -225,8 +222,9 @@ class _Picture:
         match bar.event:
             case Uploaded(outcome=outcome) if bar.lost:
                 return self._theme.lost, [outcome]
-            case Uploaded() if bar.kind == "upload" and bar.program is not None:
-                return of_program, [f"upload {bar.program[1]}", f"{bar.program[1]}"]
+            case Uploaded(kept=kept) if bar.kind == "upload" and bar.program is not None:
+                number = bar.program[1]
+                return of_program, [f"{'drive' if kept else 'upload'} {number}", f"{number}"]
             case Uploaded():
                 return of_program, [f"evolves under program {bar.number}", f"program {bar.number}", f"{bar.number}"]
             case Updated(source=source, step=step):
@@ -246,37 +244,12 @@ class _Picture:
                 if source.began == source.ended:
                     start = self._left(source) + 0.5 * THINNEST
                     end = max(end, start)
-                self._curve(axes, (start, self._y(source)), (end, self._y(target) + BAR), colour)
+                curve(axes, (start, self._y(source)), (end, self._y(target) + BAR), colour)
             case "reading":
                 link = self._y(source) + 0.5 * BAR
                 end = max(self._x(arrow.ended), self._left(target) + 0.5 * self._width_of(target))
-                self._curve(
-                    axes, (self._x(arrow.began), self._surface), (self._x(source.began), link), colour, head=False
-                )
-                self._curve(axes, (self._x(source.ended), link), (end, self._y(target)), colour)
-
-    def _curve(
-        self, axes: Axes, start: tuple[float, float], end: tuple[float, float], colour: str, *, head: bool = True
-    ) -> None:
-        """From one lane to another, leaving and arriving upright."""
-        (x, y), (u, v) = start, end
-        middle = 0.5 * (y + v)
-        path = Curve(
-            [(x, y), (x, middle), (u, middle), (u, v)], [Curve.MOVETO, Curve.CURVE4, Curve.CURVE4, Curve.CURVE4]
-        )
-        axes.add_patch(
-            FancyArrowPatch(
-                path=path,
-                arrowstyle="-|>,head_length=4,head_width=2" if head else "-",
-                color=colour,
-                lw=1.4,
-                zorder=2.5,
-                shrinkA=0,
-                shrinkB=0,
-                fill=head,
-                joinstyle="miter",
-            )
-        )
+                curve(axes, (self._x(arrow.began), self._surface), (self._x(source.began), link), colour, head=False)
+                curve(axes, (self._x(source.ended), link), (end, self._y(target)), colour)
 
     @property
     def _surface(self) -> float:
@@ -305,7 +278,7 @@ class _Picture:
         words: dict[str, Any] = {"size": TEXT, "color": self._theme.ink, "va": "center", "zorder": 3}
         texts = (f"analog time t = {_tau(example.analog_time)}", f"delay t$_d$ = {_tau(example.delay)}")
         for text, left, right, side in zip(texts, x, x[1:], ("right", "left"), strict=False):
-            if right - left > _inches(text, TEXT) + 0.3:
+            if right - left > inches(text, TEXT) + 0.3:
                 axes.text(0.5 * (left + right), y, text, ha="center", bbox=box, **words)
             else:
                 axes.text(x[0] - 0.08 if side == "right" else x[2] + 0.08, y, text, ha=side, **words)
@@ -335,18 +308,6 @@ class _Picture:
         }
         return "    ".join(sign for sign, occurs in signs.items() if occurs)
 
-    def _fitting(self, texts: Sequence[str], width: float, size: float) -> str:
-        """The first text that is at most that many inches wide, or nothing."""
-        return next((text for text in texts if _inches(text, size) <= width), "")
-
-
-def _inches(text: str, size: float) -> float:
-    """Width of a text."""
-    font = FontProperties(family="DejaVu Sans")
-    return (
-        max(float(TextPath((0, 0), line, size=size, prop=font).get_extents().width) for line in text.split("\n")) / 72
-    )
-
 
 def _tau(value: float) -> str:
-    return f"{value:.3g} τ"
+    return f"{value:.3g} τ" if value < 1000.0 else f"{value:,.0f} τ"

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from matplotlib.ticker import MaxNLocator
 
-from host_client.timeline.layout import Gap, Timeline
+from host_client.timeline.elements import Gap, Timeline
 from host_client.timeline.window import Window
 
 SHARE = 0.2

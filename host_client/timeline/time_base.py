@@ -34,7 +34,7 @@ class TimeBase(Protocol):
 def time_base(events: Sequence[Event]) -> TimeBase:
     """The base that suits a run: device time if no agreement of the clocks says that device time passes by itself."""
     agreements = [event for event in events if isinstance(event, ClockAgreed)]
-    in_device_time = any(isinstance(event, (Read, Uploaded)) for event in events)
+    in_device_time = any(_known_device_time(event) is not None for event in events)
     if in_device_time and not any(agreement.rate for agreement in agreements):
         return DeviceTime(events)
     return HostTime(agreements, origin=min(map(_first_host_time, events), default=0.0))

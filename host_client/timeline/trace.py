@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from host_client.timeline.layout import Arrow, ArrowKind, Bar, BarKind, Lane, Measurement, Timeline
+from host_client.timeline.elements import Arrow, ArrowKind, Bar, BarKind, Lane, Measurement, Timeline
 from host_client.timeline.window import Window
 
 MICROSECONDS: Final = {"s": 1e6, "τ": 1e3}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from statistics import median
 
-from host_client.timeline.layout import Bar, Timeline
+from host_client.timeline.elements import Bar, Timeline
 
 STEPS = 4
 """Steps in a window that nobody asked for: enough to see what overlaps, few enough to read."""

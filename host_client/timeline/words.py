@@ -6,20 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from host_client.record import ClockAgreed, Record
-from host_client.timeline.layout import Timeline
+from host_client.timeline.elements import Timeline
 from host_client.timeline.window import Window
 
 
 def headline(timeline: Timeline, window: Window) -> str:
     """Which steps are seen, and what of them."""
-    inside = [
-        bar.number
-        for bar in timeline.of("differentiation") or timeline.of("update")
-        if window.began <= 0.5 * (bar.began + bar.ended) <= window.ended
-    ]
+    inside: set[int] = set()
+    outside: set[int] = set()
+    for bar in timeline.of("differentiation", "update"):
+        (inside if window.began <= bar.began and bar.ended <= window.ended else outside).add(bar.number)
+    whole = sorted(inside - outside or inside)
     steps = "No step"
-    if inside:
-        steps = f"Steps {min(inside)} to {max(inside)}" if min(inside) < max(inside) else f"Step {inside[0]}"
+    if whole:
+        steps = f"Step {whole[0]}" if len(whole) == 1 else f"Steps {whole[0]} to {whole[-1]}"
     if not timeline.of("program"):
         return f"{steps}, without a device"
     lost = [gap for gap in timeline.gaps if window.began < gap.began < window.ended]

@@ -121,6 +121,14 @@ def test_dropped_uploads_lie_in_a_row_of_their_own() -> None:
     assert all(bar.program is None for bar in uploads if bar.lost)
 
 
+def test_a_dropped_upload_ends_where_the_newer_one_was_handed_over() -> None:
+    def dropped(number: int, began: float, ended: float) -> Uploaded:
+        return Uploaded(number, began, ended, "dropped", None, None, None, 0, None, False)
+
+    timeline = lay_out(record(Differentiated(0, 0.0, 0.5), dropped(1, 1.0, 2.1), dropped(2, 2.0, 3.1)))
+    assert [(bar.began, bar.ended, bar.row) for bar in timeline.of("upload")] == [(1.0, 2.0, 1), (2.0, 3.1, 1)]
+
+
 def test_an_upload_that_was_handed_over_early_waits_for_the_one_before() -> None:
     def upload(number: int, began: float, ended: float) -> Uploaded:
         return Uploaded(number, began, ended, "took hold", 0, number, ended, 0, "grpc", False)
