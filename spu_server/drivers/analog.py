@@ -228,7 +228,8 @@ class Analog(Driver):
 
     def _motion(self, program: Program, backward: Operator, former: Motion | None) -> Motion:
         operator = program.operator
-        if former is not None or (isinstance(operator, FactorOperator) and backward is operator):
+        as_asked = self.board.programming.exact and self.board.network is None
+        if former is not None or as_asked or (isinstance(operator, FactorOperator) and backward is operator):
             return motion_of(program, self._compute, former)
         law = {"damping": program.damping, "noise": program.noise}
         if isinstance(operator, FactorOperator) and isinstance(backward, FactorOperator):

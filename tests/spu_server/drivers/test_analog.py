@@ -296,3 +296,14 @@ def test_settings_that_do_not_exist_stop_the_device_from_opening() -> None:
 def test_the_plain_emulator_refuses_options_that_it_would_ignore() -> None:
     with pytest.raises(ValueError, match="the driver analog has"):
         Emulator(DriverOptions(settings={"preset": "8-bit"}))
+
+
+def test_a_matrix_that_the_resistors_hold_exactly_moves_as_in_the_emulator() -> None:
+    matrix = Dense(factors().dense() @ factors().dense().T)
+    b = torch.linspace(-1.0, 1.0, 10, dtype=torch.float64)
+    readings = []
+    for driver in (Emulator(DriverOptions()), device(offsets__input="1e-300")):
+        driver.stage(Program(matrix, b, damping=DAMPING, noise=0.1, start="drive"))
+        driver.commit(0.0)
+        readings.append(driver.read(3.0, None))
+    assert torch.equal(*readings)
