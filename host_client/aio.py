@@ -134,6 +134,13 @@ class Spu:
         """What the device is and how it stands now."""
         return await self._link.info(timeout=self.timeout)
 
+    async def report(self) -> dict[str, float]:
+        """What has happened on the device since its driver was opened, in named numbers; empty where it counts nothing.
+
+        Of the driver ``analog``: values clipped by converters and rails, modelled seconds and joules.
+        """
+        return await self._link.report(timeout=self.timeout)
+
     async def halt(self, reason: str = "") -> float:
         """Stop the device at once, whoever holds it; the device time of the halt."""
         return await self._link.halt(reason, timeout=self.timeout)

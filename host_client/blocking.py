@@ -95,6 +95,13 @@ class Spu:
         """What the device is and how it stands now."""
         return _wait(self._connection.info())
 
+    def report(self) -> dict[str, float]:
+        """What has happened on the device since its driver was opened, in named numbers; empty where it counts nothing.
+
+        Of the driver ``analog``: values clipped by converters and rails, modelled seconds and joules.
+        """
+        return _wait(self._connection.report())
+
     def halt(self, reason: str = "") -> float:
         """Stop the device at once, whoever holds it; the device time of the halt, in τ."""
         return _wait(self._connection.halt(reason))

@@ -64,6 +64,7 @@ def summary(run: Run) -> dict[str, Any]:
             "parameters": run.parameters,
             **{f"{e.split}_{name}": getattr(e, name) for e in last_evaluations(run) for name in ("loss", "accuracy")},
         },
+        "device_report": run.report,
         "evaluations": [asdict(e) for e in run.evaluations],
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from host_client.results import device_summary, step_writer, summary, write_json
 from host_client.settings import Settings
 from host_client.tasks.task import Task
 from host_client.train import Run, Split, start, train
+from spu_link.errors import SpuError
 
 SESSION_TTL = 30.0
 """Seconds after which the device is free again when this process is killed. Shorter stalls of a machine do no harm."""
@@ -62,7 +63,8 @@ def run(
         if settings.optimizer == "tngd" and spu is not None:
             session, rate = stack.enter_context(spu.session(ttl=SESSION_TTL)), spu.info.rate
         writer = stack.enter_context(step_writer(csv)) if csv is not None else None
-        return follow(
+        before = spu.report() if session is not None and spu is not None else {}
+        result = follow(
             train(
                 task,
                 settings,
@@ -79,6 +81,11 @@ def run(
             rate=rate,
             each_evaluation=each_evaluation,
         )
+        if session is not None and spu is not None:
+            # The run is made, also where the device has been lost on the way and cannot tell any more.
+            with suppress(SpuError):
+                result.report = {name: now - before.get(name, 0.0) for name, now in spu.report().items()}
+        return result
 
 
 def _header(task: Task, settings: Settings, spu: Spu | None) -> dict[str, Any]:

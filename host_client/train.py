@@ -79,6 +79,7 @@ class Run:
         outputs: d_z, outputs per example.
         steps: every iteration, in order.
         evaluations: in order.
+        report: what the device counted meanwhile, see `Spu.report`; empty where it counts nothing.
     """
 
     settings: Settings
@@ -86,6 +87,7 @@ class Run:
     outputs: int
     steps: list[Step] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
+    report: dict[str, float] = field(default_factory=dict)
 
     @property
     def seconds_per_iteration(self) -> float:

@@ -371,6 +371,15 @@ class Device(Generic[P]):
         age = taken - float(applied.time)
         return Reading(value, taken, applied.sequence, age, window, self.clock.now(), self.epoch)
 
+    async def report(self) -> dict[str, float]:
+        """What has happened on the device since its driver was opened, in named numbers.
+
+        Raises:
+            DeviceFault: while the driver does not work.
+        """
+        self._check_fault()
+        return dict(await self._faulting(self._port.report()))
+
     async def halt(self, reason: str) -> float:
         """Stop at once: pending events fail, the session ends, the cells are discharged; the device time."""
         at = self.clock.now()

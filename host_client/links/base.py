@@ -180,6 +180,10 @@ class Link(ABC):
         """Ask for the device's time."""
 
     @abstractmethod
+    async def report(self, *, timeout: float) -> dict[str, float]:
+        """What has happened on the device since its driver was opened, in named numbers."""
+
+    @abstractmethod
     async def open_session(self, holder: str, ttl: float, *, timeout: float) -> pb.SessionRef:
         """Take the device."""
 

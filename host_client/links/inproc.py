@@ -103,6 +103,10 @@ class InprocLink(Link):
         now = device.clock.now()
         return Exchange(sent, time.monotonic(), now, now, device.epoch, device.clock.rate)
 
+    async def report(self, *, timeout: float) -> dict[str, float]:
+        """What has happened on the device, in named numbers."""
+        return await _within(timeout, "report", self.device.report())
+
     async def open_session(self, holder: str, ttl: float, *, timeout: float) -> pb.SessionRef:
         """Take the device."""
         return self.device.open_session(holder, ttl)

@@ -53,6 +53,12 @@ class RemoteLink(Link):
             answer = await self._stub.GetTime(pb.GetTimeRequest(), timeout=timeout)
             return Exchange(sent, time.monotonic(), answer.received, answer.sent, answer.epoch, answer.rate)
 
+    async def report(self, *, timeout: float) -> dict[str, float]:
+        """What has happened on the device, in named numbers."""
+        with errors(self.address, "GetReport"):
+            answer = await self._stub.GetReport(pb.GetReportRequest(), timeout=timeout)
+            return dict(answer.numbers)
+
     async def open_session(self, holder: str, ttl: float, *, timeout: float) -> pb.SessionRef:
         """Take the device."""
         with errors(self.address, "OpenSession"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 from spu_link.errors import DeviceFault
@@ -64,6 +64,11 @@ class DriverPort(ABC, Generic[P]):
     async def read(self, at: float, window: int | None) -> Measured:
         """Measure."""
         return measured(await self.call("read", at, window), at)
+
+    async def report(self) -> Mapping[str, float]:
+        """What has happened on the device, in named numbers."""
+        report: Mapping[str, float] = await self.call("report")
+        return report
 
     async def halt(self, at: float) -> None:
         """Drop all programs and discharge the cells."""

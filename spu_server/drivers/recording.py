@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -82,6 +82,10 @@ class RecordingPort(DriverPort[P]):
         """Pass a saved state on, and write it down."""
         stored = _Bytes(_nbytes(payload), lambda: pieces(payload, PIECE_BYTES))
         return await self._passed("restore", [stored], self._port.restore(payload))
+
+    async def report(self) -> Mapping[str, float]:
+        """Pass on. It moves nothing either."""
+        return await self._port.report()
 
     async def call(self, method: str, *arguments: Any) -> Any:
         """Pass a call on, and write it down with its result."""

@@ -70,6 +70,11 @@ class SpuService(spu_pb2_grpc.SpuServiceServicer):
             epoch=device.epoch, received=received, sent=device.clock.now(), rate=device.clock.rate
         )
 
+    async def GetReport(self, request: pb.GetReportRequest, context: Context) -> pb.GetReportResponse:
+        """What the driver has counted."""
+        async with _errors(context):
+            return pb.GetReportResponse(numbers=await self._device.report())
+
     async def OpenSession(self, request: pb.OpenSessionRequest, context: Context) -> pb.OpenSessionResponse:
         """Take the device."""
         async with _errors(context):

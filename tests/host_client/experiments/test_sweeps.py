@@ -64,6 +64,10 @@ def test_precision_compares_devices_with_one_fault_each(halves: Task, tmp_path: 
     assert change[math.inf] == 0.0
     assert 0.0 < change[16] < change[4]
     assert change[0.1] > 0.0
+    report = results[0].runs[0].report
+    assert report["uploads"] == report["readings"] == 3
+    assert report["analog_seconds"] == pytest.approx(3 * 50e-6)
+    assert report["upload_seconds"] > 0 < report["joules"]
     assert (tmp_path / "precision.png").stat().st_size > 10_000
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from host_client import connect
+from host_client.local_daemon import local_daemon
 from spu_link.errors import InvalidProgram, NoProgram, ReadInPast
 from spu_link.operators import Dense, LayerRows, LinearRows, Rows
 from spu_link.program import Program
@@ -307,3 +310,27 @@ def test_a_matrix_that_the_resistors_hold_exactly_moves_as_in_the_emulator() -> 
         driver.commit(0.0)
         readings.append(driver.read(3.0, None))
     assert torch.equal(*readings)
+
+
+def test_a_client_is_told_what_the_board_has_counted(free_analog: str) -> None:
+    for address, options in (("inproc:", {"driver": "analog", "driver_option": BOARD}), (free_analog, {})):
+        with connect(address, **options) as spu:
+            assert spu.report()["uploads"] == 0.0
+            with spu.session() as session:
+                session.solve(Rows(torch.eye(3)), torch.ones(3), damping=0.1, start="drive", analog_time=10.0)
+            report = spu.report()
+            assert report["uploads"] == report["readings"] == 1.0
+            assert report["rail_clipped"] == 6.0  # three cells at the start, and again when they are read
+            assert report["upload_seconds"] > 0.0
+    with connect("inproc:") as spu:
+        assert spu.report() == {}
+
+
+BOARD = {"preset": "paper-16-bit", "rails.headroom": "1e-3"}
+
+
+@pytest.fixture
+def free_analog() -> Iterator[str]:
+    settings = [part for item in BOARD.items() for part in ("--driver-option", "=".join(item))]
+    with local_daemon(options=["--driver", "analog", *settings]) as address:
+        yield address

@@ -46,6 +46,11 @@ class SpuServiceStub:
                 request_serializer=tngd_dot_spu_dot_v1_dot_spu__pb2.GetTimeRequest.SerializeToString,
                 response_deserializer=tngd_dot_spu_dot_v1_dot_spu__pb2.GetTimeResponse.FromString,
                 _registered_method=True)
+        self.GetReport = channel.unary_unary(
+                '/tngd.spu.v1.SpuService/GetReport',
+                request_serializer=tngd_dot_spu_dot_v1_dot_spu__pb2.GetReportRequest.SerializeToString,
+                response_deserializer=tngd_dot_spu_dot_v1_dot_spu__pb2.GetReportResponse.FromString,
+                _registered_method=True)
         self.OpenSession = channel.unary_unary(
                 '/tngd.spu.v1.SpuService/OpenSession',
                 request_serializer=tngd_dot_spu_dot_v1_dot_spu__pb2.OpenSessionRequest.SerializeToString,
@@ -107,6 +112,14 @@ class SpuServiceServicer:
 
     def GetTime(self, request, context):
         """Device time, for agreement between two clocks: whoever asks notes when the question left and when the answer came.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetReport(self, request, context):
+        """What has happened on the device since its driver was opened, in named numbers, such as values clipped by converters,
+        or modelled seconds and joules; none where the driver counts nothing. Waits for the driver's turn.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -202,6 +215,11 @@ def add_SpuServiceServicer_to_server(servicer, server):
                     servicer.GetTime,
                     request_deserializer=tngd_dot_spu_dot_v1_dot_spu__pb2.GetTimeRequest.FromString,
                     response_serializer=tngd_dot_spu_dot_v1_dot_spu__pb2.GetTimeResponse.SerializeToString,
+            ),
+            'GetReport': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetReport,
+                    request_deserializer=tngd_dot_spu_dot_v1_dot_spu__pb2.GetReportRequest.FromString,
+                    response_serializer=tngd_dot_spu_dot_v1_dot_spu__pb2.GetReportResponse.SerializeToString,
             ),
             'OpenSession': grpc.unary_unary_rpc_method_handler(
                     servicer.OpenSession,
@@ -305,6 +323,33 @@ class SpuService:
             '/tngd.spu.v1.SpuService/GetTime',
             tngd_dot_spu_dot_v1_dot_spu__pb2.GetTimeRequest.SerializeToString,
             tngd_dot_spu_dot_v1_dot_spu__pb2.GetTimeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetReport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tngd.spu.v1.SpuService/GetReport',
+            tngd_dot_spu_dot_v1_dot_spu__pb2.GetReportRequest.SerializeToString,
+            tngd_dot_spu_dot_v1_dot_spu__pb2.GetReportResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -49,6 +49,10 @@ class SpuServiceStub:
     """What the device is and how it stands now. Answers within a second, whatever else runs."""
     GetTime: _grpc.UnaryUnaryMultiCallable[_spu_pb2.GetTimeRequest, _spu_pb2.GetTimeResponse]
     """Device time, for agreement between two clocks: whoever asks notes when the question left and when the answer came."""
+    GetReport: _grpc.UnaryUnaryMultiCallable[_spu_pb2.GetReportRequest, _spu_pb2.GetReportResponse]
+    """What has happened on the device since its driver was opened, in named numbers, such as values clipped by converters,
+    or modelled seconds and joules; none where the driver counts nothing. Waits for the driver's turn.
+    """
     OpenSession: _grpc.UnaryUnaryMultiCallable[_spu_pb2.OpenSessionRequest, _spu_pb2.OpenSessionResponse]
     """Takes the device exclusively. RESOURCE_EXHAUSTED (DEVICE_BUSY, with google.rpc.RetryInfo) while another session lives.
     Opening a session clears an earlier halt.
@@ -99,6 +103,10 @@ class SpuServiceAsyncStub(SpuServiceStub):
     """What the device is and how it stands now. Answers within a second, whatever else runs."""
     GetTime: _aio.UnaryUnaryMultiCallable[_spu_pb2.GetTimeRequest, _spu_pb2.GetTimeResponse]  # type: ignore[assignment]
     """Device time, for agreement between two clocks: whoever asks notes when the question left and when the answer came."""
+    GetReport: _aio.UnaryUnaryMultiCallable[_spu_pb2.GetReportRequest, _spu_pb2.GetReportResponse]  # type: ignore[assignment]
+    """What has happened on the device since its driver was opened, in named numbers, such as values clipped by converters,
+    or modelled seconds and joules; none where the driver counts nothing. Waits for the driver's turn.
+    """
     OpenSession: _aio.UnaryUnaryMultiCallable[_spu_pb2.OpenSessionRequest, _spu_pb2.OpenSessionResponse]  # type: ignore[assignment]
     """Takes the device exclusively. RESOURCE_EXHAUSTED (DEVICE_BUSY, with google.rpc.RetryInfo) while another session lives.
     Opening a session clears an earlier halt.
@@ -158,6 +166,16 @@ class SpuServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_spu_pb2.GetTimeResponse, _abc.Awaitable[_spu_pb2.GetTimeResponse]]:
         """Device time, for agreement between two clocks: whoever asks notes when the question left and when the answer came."""
+
+    @_abc_1.abstractmethod
+    def GetReport(
+        self,
+        request: _spu_pb2.GetReportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_spu_pb2.GetReportResponse, _abc.Awaitable[_spu_pb2.GetReportResponse]]:
+        """What has happened on the device since its driver was opened, in named numbers, such as values clipped by converters,
+        or modelled seconds and joules; none where the driver counts nothing. Waits for the driver's turn.
+        """
 
     @_abc_1.abstractmethod
     def OpenSession(
