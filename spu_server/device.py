@@ -276,8 +276,8 @@ class Device(Generic[P]):
 
     @property
     def max_state_bytes(self) -> int:
-        """Most bytes of a saved state: operands that came in 16 bits, state and image are held in wider ones."""
-        return 8 * self.capabilities.max_bytes + STATE_OVERHEAD
+        """Most bytes of a saved state: operands that came in 16 bits, state and image are in wider numbers there."""
+        return 4 * self.capabilities.max_bytes + STATE_OVERHEAD
 
     def _check_state_ability(self) -> None:
         self._check_fault()

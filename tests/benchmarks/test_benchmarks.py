@@ -9,7 +9,7 @@ import pytest
 from torch import Tensor
 
 import benchmarks
-from benchmarks import capture, dense_systems, endurance, networks, overlap, scale, solve, step
+from benchmarks import capture, dense_systems, endurance, kept, networks, overlap, scale, solve, step
 from benchmarks.targets import TARGETS
 from benchmarks.timing import Subjects, alone, medians
 from host_client import modules
@@ -22,6 +22,7 @@ from tests.benchmarks.conftest import noise_task
 SMALLEST: dict[str, Callable[[], dict[str, Any]]] = {
     "capture": partial(capture.run, batch=4, rounds=1, task=noise_task),
     "endurance": partial(endurance.run, steps=120, window=40),
+    "kept": partial(kept.run, batch=4, rounds=1, task=noise_task),
     "overlap": partial(
         overlap.run,
         rounds=1,

@@ -275,7 +275,7 @@ class GetInfoResponse(_message.Message):
     session_holder: _builtins.str
     """Its name, as given at opening; empty without one."""
     longest_stall: _builtins.float
-    """"shared-memory".
+    """"shared-memory", "kept", "state".
     Longest time in the last 10 s that the daemon did not get to its calls, in seconds.
     """
     memory_address: _builtins.str
