@@ -1,7 +1,7 @@
 """A solve under the operator that the device holds, and the device's state, on the reference network.
 
-The factor is that of a batch of 64 with random weights, exact or by one Monte-Carlo sample; t = 50 τ, λ = 0.01, start from
-the drive. Solves with their operator and without take turns, through a daemon.
+The factor is that of a batch of 64 with random weights, exact or by one Monte-Carlo sample; t = 50 τ, λ = 0.01, start
+from the drive. Solves with their operator and without take turns, through a daemon.
 
 Ratios:
     kept_vs_full_exact: seconds of a solve whose operator the device keeps, over those of one that brings it; exact
@@ -37,12 +37,12 @@ def run(batch: int = 64, rounds: int = 30, task: Callable[[], Task] = mnist) -> 
     """Measure over `rounds`; in each of them everything has its turn."""
     seconds: dict[str, float] = {}
     sizes: dict[str, int] = {}
-    for kind in KINDS:
-        operator, drive = _curvature(reference(batch, task), kind)
-        with local_daemon(clock="stepped") as address, connect(address) as spu, spu.session() as session:
+    with local_daemon(clock="stepped") as address, connect(address) as spu, spu.session() as session:
+        for kind in KINDS:
+            operator, drive = _curvature(reference(batch, task), kind)
             times, state = _times(session, operator, drive, rounds)
-        seconds |= {f"{name}_{kind}": median(values) for name, values in times.items()}
-        sizes |= {f"operator_{kind}": operator.nbytes, f"drive_{kind}": drive.nbytes, f"state_{kind}": len(state)}
+            seconds |= {f"{name}_{kind}": median(values) for name, values in times.items()}
+            sizes |= {f"operator_{kind}": operator.nbytes, f"drive_{kind}": drive.nbytes, f"state_{kind}": len(state)}
     return {
         "ratios": {
             "kept_vs_full_exact": seconds["kept_exact"] / seconds["full_exact"],
@@ -63,9 +63,8 @@ def _curvature(network: Network, kind: str) -> tuple[Operator, Tensor]:
     network.loss().backward()
     operator = capture.operator
     capture.close()
-    return operator, torch.cat(
-        [parameter.grad.flatten() for parameter in network.trained() if parameter.grad is not None]
-    )
+    gradients = (parameter.grad for parameter in network.trained())
+    return operator, torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
 
 
 def _times(session: Session, operator: Operator, drive: Tensor, rounds: int) -> tuple[dict[str, list[float]], bytes]:
