@@ -196,6 +196,50 @@ def _named(options: list[str]) -> dict[str, str]:
 
 
 @app.command()
+def conformance(
+    name: Annotated[str, typer.Argument(help="Driver under test, by its entry point.")],
+    option: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE, one of the driver's own options; repeatable.")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(help="Largest error that counts as right, as a share of the largest value in play.")
+    ] = 1e-3,
+) -> None:
+    """Run every rule for drivers on a driver, on the real thing. Exit code 1 if it breaks one."""
+    tune_process()
+    from spu_link.errors import SpuError
+    from spu_server.drivers.base import DriverOptions
+    from spu_server.testing.bench import Bench
+    from spu_server.testing.runner import run_all
+
+    console = Console()
+
+    async def run() -> int:
+        bench = Bench(name, DriverOptions(settings=_named(option or [])), tolerance=tolerance)
+        broken = 0
+        try:
+            await bench.open()
+            async for result in run_all(bench):
+                broken += bool(result.problem)
+                verdict = "[red]broken[/red]" if result.problem else "[dim]n/a[/dim]" if result.skipped else "ok"
+                told = result.name.replace("_", " ")
+                console.print(f"{verdict:>6} {told} [dim]({result.seconds:.1f} s)[/dim]", highlight=False)
+                if result.problem or result.skipped:
+                    console.print(f"       {escape(result.problem or result.skipped)}", highlight=False)
+        finally:
+            await bench.close()
+        return broken
+
+    try:
+        broken = asyncio.run(run())
+    except SpuError as error:
+        errors.print(f"[red]not opened[/red]: {escape(str(error))}", highlight=False)
+        raise typer.Exit(1) from None
+    console.print(f"{name}: {broken or 'no'} rules broken")
+    raise typer.Exit(1 if broken else 0)
+
+
+@app.command()
 def drivers() -> None:
     """List the installed drivers: their names, where they come from, and what they are."""
     from spu_server.drivers.registry import installed

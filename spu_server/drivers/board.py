@@ -169,7 +169,7 @@ class Board(Driver):
         if window is not None:
             self.open_window(window, at)
         self._now = max(self._now, at)
-        asked = self._armed.pop(at, None)
+        asked = self._armed.get(at)
         if asked is None:
             slot = self._free()[0]
             asked = _Asked(slot, self._ask(slot, Mode.NOW, 0), None)

@@ -159,7 +159,9 @@ class DriverProcess(DriverPort[Payload]):
         """Drop all programs and discharge the cells. A driver that is busy for too long is killed."""
         try:
             async with asyncio.timeout(self._halt_seconds):
-                await self.call("halt", at)
+                halting = self._begin(self._call("halt", at))
+                halting.add_done_callback(_look_at)
+                await asyncio.shield(halting)
         except TimeoutError:
             self.condemn(f"it was busy for more than {self._halt_seconds:g} s when the device was halted: killed")
 

@@ -1,0 +1,4 @@
+"""The conformance suite: what every driver must do, run on the real thing.
+
+``spu-server conformance NAME`` runs it, and so does ``pytest --pyargs spu_server.testing --driver NAME``.
+"""

@@ -1,0 +1,110 @@
+"""The conformance suite: every driver here passes it, and each broken one fails it where it is broken."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from spu_server.drivers.base import DriverOptions
+from spu_server.testing.bench import Bench
+from spu_server.testing.checks import CHECKS
+from spu_server.testing.runner import run_all, run_check
+from tests.board import BoardSimulator
+from tests.plugins.install import distribution
+
+BROKEN = {
+    "name": "states_its_capabilities",
+    "reads nothing": "refuses_to_read_or_commit_without_a_program",
+    "starts at zero": "starts_where_it_is_told",
+    "too fast": "follows_the_law_in_time",
+    "wrong time": "reads_at_the_times_it_says",
+    "wrong dtype": "gives_readings_in_the_dtype_of_the_drive",
+    "forgets damping": "solves_with_every_kind_of_operator_it_states",
+    "accepts everything": "refuses_the_operators_it_does_not_state",
+    "stages into the running program": "goes_on_under_the_old_program_until_the_commit",
+    "averages nothing": "averages_over_windows",
+    "closes no window": "averages_over_windows",
+    "slow to halt": "halts_at_once_and_discharges_the_cells",
+    "halts charged": "halts_at_once_and_discharges_the_cells",
+    "clock": "has_a_clock_that_can_be_believed",
+    "self-test": "finds_nothing_wrong_with_itself",
+    "too noisy": "is_at_rest_where_and_as_widely_as_it_should_be",
+    "keeps the line": "can_be_closed_and_opened_again",
+}
+"""What is broken, and the first rule that it breaks."""
+
+
+async def failures(bench: Bench) -> list[str]:
+    return [result.name for result in [result async for result in run_all(bench)] if result.problem]
+
+
+@pytest.mark.parametrize("name", ["emulator", "analog"])
+async def test_the_drivers_in_software_pass(name: str) -> None:
+    bench = Bench(name, DriverOptions())
+    await bench.open()
+    assert await failures(bench) == []
+    await bench.close()
+
+
+def test_the_board_passes_by_the_command_of_its_author() -> None:
+    with BoardSimulator() as board:
+        command = [
+            sys.executable,
+            "-m",
+            "spu_server.cli",
+            "conformance",
+            "board",
+            "--option",
+            f"address={board.address}",
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no rules broken" in done.stdout
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str], None]:
+    """Says which rule the driver breaks."""
+    how = tmp_path / "how"
+    how.write_text("")
+
+    def write(broken: str) -> None:
+        how.write_text(broken)
+        how.with_name("how.lock").unlink(missing_ok=True)
+
+    return write
+
+
+@pytest.fixture
+async def nonconforming(
+    write: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> AsyncIterator[Bench]:
+    """A driver that breaks the rule that is written for it."""
+    plugins = distribution(
+        tmp_path / "plugins", "bad-drivers", {"nonconforming": "tests.plugins.nonconforming:Nonconforming"}
+    )
+    monkeypatch.syspath_prepend(str(plugins))  # which the driver's process inherits
+    bench = Bench("nonconforming", DriverOptions(settings={"file": str(tmp_path / "how")}))
+    await bench.open()
+    yield bench
+    await bench.close()
+
+
+async def test_every_broken_driver_fails_where_it_is_broken(nonconforming: Bench, write: Callable[[str], None]) -> None:
+    by_name = {check.__name__: check for check in CHECKS}
+    for broken, rule in BROKEN.items():
+        write(broken)
+        if broken in ("name", "accepts everything"):
+            await nonconforming.reopen()
+        assert (await run_check(nonconforming, by_name[rule])).problem, f"{broken!r} breaks {rule} unseen"
+        other = by_name["finds_nothing_wrong_with_itself" if broken != "self-test" else "starts_where_it_is_told"]
+        if broken not in ("slow to halt", "keeps the line"):
+            assert not (await run_check(nonconforming, other)).problem, f"{broken!r} breaks what it should not"
+        write("")
+        if broken in ("name", "accepts everything", "keeps the line"):
+            await nonconforming.reopen()
+    assert set(BROKEN.values()) | {"relaxes_with_the_time_constant_it_should_have"} == set(by_name)
