@@ -241,13 +241,14 @@ def conformance(
 
 @app.command()
 def drivers() -> None:
-    """List the installed drivers: their names, where they come from, and what they are."""
-    from spu_server.drivers.registry import installed
+    """List the installed drivers: their names, where they come from, and why one cannot be loaded."""
+    from spu_server.drivers.registry import distribution_of, installed, problems
 
-    table = Table("driver", "distribution", "class")
-    for name, entry in installed().items():
-        distribution = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown"
-        table.add_row(name, distribution, entry.value)
+    entries = installed()
+    table = Table("driver", "distribution", "class", "state")
+    for entry, problem in zip(entries, problems([entry.name for entry in entries]), strict=True):
+        state = f"[red]{escape(problem)}[/red]" if problem else "ok"
+        table.add_row(entry.name, distribution_of(entry), entry.value, state)
     Console().print(table)
 
 
