@@ -92,6 +92,8 @@ def one_clear_message(out: Path | None = None) -> Iterator[None]:
 
     from host_client.local_daemon import DaemonFailed
     from host_client.modules import UnknownName
+    from host_client.optimizers.solvers.checks import TooManyParameters
+    from host_client.optimizers.solvers.kronecker_factors import LibraryMissing
     from host_client.performance.page import NoResults
     from host_client.record import UnreadableRecord
     from host_client.tasks.mnist import DataUnavailable
@@ -110,10 +112,12 @@ def one_clear_message(out: Path | None = None) -> Iterator[None]:
         DaemonFailed,
         DataUnavailable,
         FloatingPointError,
+        LibraryMissing,
         LogUnusable,
         NoResults,
         NoSuchWindow,
         OSError,
+        TooManyParameters,
         UnknownName,
         UnreadableRecord,
     ) as error:

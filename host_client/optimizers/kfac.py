@@ -31,7 +31,7 @@ class KFAC(NaturalGradient):
 
     Raises:
         UnsupportedLayer, UnsupportedCriterion: for a layer or a loss that K-FAC is not known for.
-        ImportError: without curvlinops, saying how to install it.
+        LibraryMissing: without curvlinops, saying how to install it.
         ValueError: for a hyperparameter out of its range.
     """
 

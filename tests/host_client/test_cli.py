@@ -1,6 +1,7 @@
 import csv
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,6 +61,18 @@ def test_a_dead_address_is_one_message_with_the_next_step(tmp_path: Path) -> Non
     assert "DeviceUnavailable" in result.stderr
     assert "spu-server serve --listen" in words(result.stderr)
     assert "Traceback" not in result.output
+
+
+@pytest.mark.usefixtures("noise_digits")
+def test_methods_that_cannot_do_it_say_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["--train-size", "20", "--test-size", "20", "--steps", "1", "--out", str(tmp_path)]
+    result = tngd("train", "mnist", "--optimizer", "ngd", *options)
+    assert result.exit_code == 1
+    assert "105866 parameters in full takes 83.5 GiB" in words(result.stderr)
+    monkeypatch.setitem(sys.modules, "curvlinops", None)
+    result = tngd("train", "mnist", "--optimizer", "kfac", *options)
+    assert result.exit_code == 1
+    assert "pip install 'tngd-spu[kfac]'" in words(result.stderr)
 
 
 def test_settings_that_make_no_sense_are_named() -> None:

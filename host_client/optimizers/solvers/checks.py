@@ -6,6 +6,10 @@ MOST_BYTES = 1 << 30
 """Largest matrix in parameter space that is formed; its Cholesky factor takes as much again."""
 
 
+class TooManyParameters(ValueError):
+    """A network for which the curvature in full takes too much memory; nothing has been reserved for it."""
+
+
 def check_damping(damping: float) -> None:
     """Refuse a system without damping: with fewer rows than parameters, AᵀA alone is singular.
 
@@ -20,10 +24,10 @@ def check_size(n: int) -> None:
     """Refuse a matrix of `n` rows and columns in float64 that is larger than `MOST_BYTES`.
 
     Raises:
-        ValueError: saying how large it is, and what to use.
+        TooManyParameters: saying how large it is, and what to use.
     """
     if 8 * n * n > MOST_BYTES:
-        raise ValueError(
+        raise TooManyParameters(
             f"the curvature of {n} parameters in full takes {8 * n * n / 2**30:.3g} GiB in float64, and the limit is "
             f"{MOST_BYTES / 2**30:.3g} GiB ({int((MOST_BYTES / 8) ** 0.5)} parameters); use NGDWoodbury"
         )

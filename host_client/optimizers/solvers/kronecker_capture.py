@@ -77,7 +77,7 @@ class KroneckerCapture:
 
     Raises:
         UnsupportedLayer, UnsupportedCriterion: see `check_kronecker`; also later, at the criterion.
-        ImportError: without curvlinops.
+        LibraryMissing: without curvlinops.
     """
 
     def __init__(

@@ -109,11 +109,15 @@ class _Replayed:
             yield batch.inputs, batch.targets
 
 
+class LibraryMissing(ImportError):
+    """An optional dependency that is not installed; the message says how to install it."""
+
+
 def library() -> Any:
     """curvlinops, imported when it is needed.
 
     Raises:
-        ImportError: saying how to install it.
+        LibraryMissing: saying how to install it.
     """
     try:
         with warnings.catch_warnings():
@@ -121,5 +125,5 @@ def library() -> Any:
             warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", DeprecationWarning)
             import curvlinops
     except ImportError as error:
-        raise ImportError("K-FAC needs curvlinops: pip install 'tngd-spu[kfac]'") from error
+        raise LibraryMissing("K-FAC needs curvlinops: pip install 'tngd-spu[kfac]'") from error
     return curvlinops
