@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,7 +15,7 @@ from spu_link.program import Program
 from spu_server.drivers.base import Capabilities, Driver, DriverOptions, Saved
 from spu_server.drivers.snapshot import Facts, Snapshot, tensors_of
 from spu_server.dynamics import Motion, Transition, motion_of
-from spu_server.dynamics.transition import Progress
+from spu_server.dynamics.transition import Progress, Step
 
 KINDS = ("dense", "rows", "linear", "conv2d", "embedding")
 """Block kinds the emulator takes: all there are."""
@@ -28,6 +30,23 @@ class _Loaded:
 
     program: Program
     transition: Motion
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    """A step worked out before its time.
+
+    Attributes:
+        at: where it leads, in device time.
+        step: where the cells are then.
+        transition: a fork of the running one, which has taken it.
+        generator: state of the random numbers after it.
+    """
+
+    at: float
+    step: Step
+    transition: Transition
+    generator: Tensor
 
 
 @dataclass
@@ -64,6 +83,9 @@ class Emulator(Driver):
         self._running: _Loaded | None = None
         self._state: Tensor | None = None  # None while every cell is discharged.
         self._windows: dict[int, _Window] = {}
+        self._readings: Sequence[tuple[float, float]] = ()  # of the staged program
+        self._due: float | None = None
+        self._ahead: _Ahead | None = None
 
     @property
     def capabilities(self) -> Capabilities:
@@ -82,6 +104,10 @@ class Emulator(Driver):
             former = running.transition if running and running.program.operator is program.operator else None
             motion = motion_of(program, self._compute, former)
         self._staged = _Loaded(program, motion)
+
+    def schedule(self, readings: Sequence[tuple[float, float]]) -> None:
+        """Learn when the cells will be looked at, so that `prepare` can work it out before that."""
+        self._readings = readings
 
     def commit(self, at: float) -> None:
         """Let the staged program, or the saved state, take hold at `at`.
@@ -104,7 +130,7 @@ class Emulator(Driver):
             self._move(at)
         else:
             self._not_past(at)
-            self.time = at
+            self.time, self._ahead = at, None
         if self._running is not None and self._running.program.cells != program.cells:
             for window in self._windows.values():
                 window.broken, window.integral = True, None
@@ -118,6 +144,11 @@ class Emulator(Driver):
         if self._state is not None:
             self._state = self._state.to(transition.drive.device)
         self._running, self._staged = self._staged, None
+        # In the order in which the daemon adds them up, to the bit.
+        self._due = min(
+            (at + after - window if window else at + after for after, window in self._readings), default=None
+        )
+        self._readings = ()
 
     def limit(self, largest: float) -> int:
         """Bring every cell's state within ±`largest`, as a supply's rails do; how many cells were beyond."""
@@ -125,13 +156,25 @@ class Emulator(Driver):
             return 0
         beyond = int((self._state.abs() > largest).sum())
         if beyond:
+            self._ahead = None
             self._state = self._state.clamp(-largest, largest)
         return beyond
 
     def prepare(self) -> None:
-        """Compute what every step under the running program needs: Gram matrix, A b, eigenvectors of a small one."""
-        if self._running is not None:
-            self._running.transition.prepare()
+        """Compute what every step under the running program needs, and the step to the first reading that is due.
+
+        That step takes hold when its time has come, if nothing happens before; else it never was, to the bit.
+        """
+        if self._running is None:
+            return
+        transition = self._running.transition
+        transition.prepare()
+        if self._due is None or self._due <= self.time or self._windows or not isinstance(transition, Transition):
+            return
+        fork, generator = transition.fork(), torch.Generator(self._compute)
+        generator.set_state(self._generator.get_state())
+        step = fork.step(self._state, self._due - self.time, partial(self._normal, generator))
+        self._ahead = _Ahead(self._due, step, fork, generator.get_state())
 
     def open_window(self, window: int, start: float) -> None:
         """Begin a time average, number `window`, at `start`.
@@ -195,7 +238,7 @@ class Emulator(Driver):
         self._state = snapshot.state
         self._generator.set_state(snapshot.generator)
         self.time = snapshot.facts.time + (at - snapshot.saved.at)
-        self._staged = None
+        self._staged = self._ahead = self._due = None
         for window in self._windows.values():
             window.broken, window.integral = True, None
 
@@ -206,7 +249,7 @@ class Emulator(Driver):
 
     def close(self) -> None:
         """Let go of every tensor."""
-        self._staged = self._running = self._state = None
+        self._staged = self._running = self._state = self._ahead = self._due = None
         self._windows.clear()
 
     def _program(self) -> Program:
@@ -226,20 +269,28 @@ class Emulator(Driver):
     def _move(self, at: float) -> None:
         """Let the cells move to `at`, and every open window with them."""
         self._not_past(at)
+        ahead, self._ahead = self._ahead, None
         if self._running is not None and at > self.time:
             windows = [window for window in self._windows.values() if not window.broken]
             transition = self._running.transition
-            step = transition.step(self._state, at - self.time, self._normal, integral=bool(windows))
+            if ahead is not None and ahead.at == at and not windows:
+                assert isinstance(transition, Transition)
+                transition.adopt(ahead.transition)
+                self._generator.set_state(ahead.generator)
+                step = ahead.step
+            else:
+                normal = partial(self._normal, self._generator)
+                step = transition.step(self._state, at - self.time, normal, integral=bool(windows))
             self._state = step.state
             if step.integral is not None:
                 for window in windows:
                     window.add(step.integral)
         self.time = at
 
-    def _normal(self) -> Tensor:
+    def _normal(self, generator: torch.Generator) -> Tensor:
         assert self._running is not None
         cells = self._running.program.cells
-        drawn = torch.randn(cells, dtype=torch.float64, generator=self._generator, device=self._compute)
+        drawn = torch.randn(cells, dtype=torch.float64, generator=generator, device=self._compute)
         return drawn.to(self._running.transition.drive.device)
 
     def _average(self, at: float, number: int) -> Tensor | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
+from typing import Self
 
 import numpy as np
 import torch
@@ -42,6 +44,16 @@ class DenseTransition(Transition):
         if progress.image is not None:
             raise ValueError("an image of the state, under a curvature held in full")
         self._routes.resume(progress.steps, progress.decomposed)
+
+    def fork(self) -> Self:
+        """With routes of its own."""
+        other = copy(self)
+        other._routes = copy(self._routes)
+        return other
+
+    def adopt(self, other: Self) -> None:
+        """Take over the routes."""
+        self._routes.adopt(other._routes)
 
     def _curvature(self) -> Tensor:
         held = self.operator.dense()

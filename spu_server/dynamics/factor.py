@@ -8,8 +8,10 @@ done once a program, or the Lanczos process, done once a vector.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 import torch
@@ -64,6 +66,17 @@ class FactorTransition(Transition):
                 raise ValueError(f"an image of shape {tuple(progress.image.shape)} for {self.operator.shape[0]} rows")
             self._held.last = state, progress.image
         self._routes.resume(progress.steps, progress.decomposed)
+
+    def fork(self) -> Self:
+        """With routes and an image of its own."""
+        other = copy(self)
+        other._held = Held(copy(self._routes), self._held.last)
+        return other
+
+    def adopt(self, other: Self) -> None:
+        """Take over the routes and the image."""
+        self._routes.adopt(other._routes)
+        self._held.last = other._held.last
 
     @property
     def _routes(self) -> Routes:

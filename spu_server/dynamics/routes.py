@@ -58,6 +58,10 @@ class Routes:
         if decomposed:
             self.decompose()
 
+    def adopt(self, other: Routes) -> None:
+        """Be as far as a copy of this that has gone ahead."""
+        self.steps, self.basis = other.steps, other.basis
+
     def lanczos_pays(self, response: float) -> bool:
         """Whether the next step should try the Lanczos process; `response` is φ₁(λ) of its duration, in τ."""
         m = len(self.matrix)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol, Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -103,6 +103,14 @@ class Transition(ABC):
         Raises:
             ValueError: when it cannot have been made under this program.
         """
+
+    @abstractmethod
+    def fork(self) -> Self:
+        """A copy that steps may be taken with ahead of time: no bit of this one changes until it adopts the copy."""
+
+    @abstractmethod
+    def adopt(self, other: Self) -> None:
+        """Be as far as a fork: its steps have been taken."""
 
     @abstractmethod
     def prepare(self) -> None:

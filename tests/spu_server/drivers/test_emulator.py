@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from scipy.linalg import expm
 from torch import Tensor
 
 from spu_link.errors import NoProgram, ReadInPast
-from spu_link.operators import Dense, Rows
+from spu_link.operators import Dense, Operator, Rows
 from spu_link.program import Program
 from spu_server.drivers.base import DriverOptions
 from spu_server.drivers.emulator import Emulator
 from spu_server.dynamics import Transition
+from spu_server.dynamics.transition import Step
 from tests.spu_server.dynamics.law import law_by_exponentials
 from tests.statistics import assert_standard_normal, whitened
 
@@ -307,3 +312,73 @@ def test_capabilities_follow_the_options() -> None:
     kinds, precisions = {"dense", "rows", "linear", "conv2d", "embedding"}, {"float16", "bfloat16", "int16"}
     assert set(capabilities.features) == kinds | precisions | {"window", "state"}
     device.close()
+
+
+EVENTS = st.lists(
+    st.tuples(
+        st.sampled_from(["program", "keep", "read", "window", "at the reading", "save"]), st.floats(0.0, 9.0, width=16)
+    ),
+    min_size=2,
+    max_size=12,
+)
+
+
+@pytest.mark.parametrize("rows", [5, 300])
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@given(events=EVENTS, readings=st.lists(st.tuples(st.floats(0.0, 9.0, width=16), st.just(0.0)), max_size=2))
+def test_no_bit_depends_on_whether_a_step_was_worked_out_ahead(
+    rows: int, events: list[tuple[str, float]], readings: list[tuple[float, float]]
+) -> None:
+    """With noise: whatever happens between a program and the reading that was due under it."""
+    a = torch.randn(rows, 400, generator=torch.Generator().manual_seed(0)).double() / 20
+
+    def run(prepared: bool) -> list[torch.Tensor]:
+        emulator, values, at, due, windows = Emulator(DriverOptions(seed=1)), [], 0.0, 0.0, 0
+        operator: Operator = Rows(a)
+        for number, (kind, duration) in enumerate([("program", 1.0), *events]):
+            if kind in ("program", "keep"):
+                at += duration
+                operator = Rows(a * (1 + number)) if kind == "program" else operator
+                start = "drive" if number % 2 == 0 else "keep"
+                program = Program(operator, torch.ones(400).double() * number, damping=0.1, noise=1e-3, start=start)
+                emulator.stage(program)
+                emulator.schedule(readings)
+                emulator.commit(at)
+                due = min((at + after for after, _ in readings), default=at)
+                if prepared:
+                    emulator.prepare()
+            elif kind == "save":
+                values.append(emulator.save(at).tensors["generator"])
+            elif kind == "window":
+                windows += 1
+                emulator.open_window(windows, at)
+                at += duration
+                values.append(emulator.read(at, windows))
+            else:
+                at = max(at, due) if kind == "at the reading" else at + duration
+                values.append(emulator.read(at, None))
+        return values
+
+    for one, other in zip(run(True), run(False), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_the_step_to_a_reading_that_is_due_is_not_taken_again_at_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[float] = []
+    step = Transition.step
+
+    def counted(transition: Transition, state: Tensor | None, duration: float, *args: Any, **options: Any) -> Step:
+        taken.append(duration)
+        return step(transition, state, duration, *args, **options)
+
+    monkeypatch.setattr(Transition, "step", counted)
+    one = emulator()
+    one.stage(program(start="drive"))
+    one.schedule([(5.0, 0.0), (7.0, 0.0)])
+    one.commit(1.0)
+    one.prepare()
+    assert taken == [5.0]
+    one.read(6.0, None)
+    assert taken == [5.0]
+    one.read(8.0, None)
+    assert taken == [5.0, 2.0]
