@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from host_client.record import Event
 from host_client.timeline.elements import Arrow, ArrowKind, Bar, BarKind, Lane, Measurement, Timeline
 from host_client.timeline.window import Window
 
@@ -40,7 +41,7 @@ NAMES: Final[dict[BarKind, str]] = {
 
 FLOWS: Final[dict[ArrowKind, str]] = {"hand over": "upload", "take hold": "upload takes hold", "reading": "reading"}
 
-SHORTEST = 1.0
+SHORTEST = 1
 """Microseconds that an instant is drawn as, so that arrows have something to hold on to."""
 
 
@@ -70,9 +71,9 @@ def write_trace(
     return len(events)
 
 
-def _order(event: Mapping[str, Any]) -> tuple[float, float]:
+def _order(event: Mapping[str, Any]) -> tuple[int, int]:
     """By time; of two that begin together, the one that encloses the other first, and flows after slices."""
-    return event["ts"], -event.get("dur", 0.0)
+    return event["ts"], -event.get("dur", 0)
 
 
 def _metadata(timeline: Timeline) -> Iterator[dict[str, Any]]:
@@ -92,70 +93,35 @@ def _events(timeline: Timeline, window: Window) -> Iterator[dict[str, Any]]:
     scale = MICROSECONDS[timeline.unit]
     shown = [bar for bar in timeline.bars if window.shows(bar.began, bar.ended)]
     for bar in shown:
-        yield _slice(bar, scale)
+        name = f"{NAMES[bar.kind]} {bar.number}" + (f" ({getattr(bar.event, 'outcome', '')})" if bar.lost else "")
+        yield _slice(name, bar.kind, _thread(bar), bar.began, bar.ended, scale, bar.event)
         staleness = getattr(bar.event, "staleness", None)
         if bar.kind == "update" and staleness is not None:
-            yield {
-                "ph": "C",
-                "name": "staleness in τ",
-                "pid": 1,
-                "tid": 0,
-                "ts": _ts(bar.began, scale),
-                "args": {"τ": staleness},
-            }
-    measured = {}
-    for measurement in timeline.measurements:
-        if window.shows(measurement.began, measurement.time):
-            measured[measurement.reading.number] = measurement
-            yield _measured(measurement, scale)
+            counter = {"ph": "C", "name": "staleness in τ", "pid": 1, "tid": 0}
+            yield counter | {"ts": _ts(bar.began, scale), "args": {"τ": staleness}}
+    measured = [m for m in timeline.measurements if window.shows(m.began, m.time)]
+    for m in measured:
+        yield _slice(
+            f"measured under program {m.program[1]}", "measurement", MEASUREMENTS, m.time, m.time, scale, m.reading
+        )
     for gap in timeline.gaps:
         if window.shows(gap.began, gap.ended):
-            for pid, tid in GAPS:
-                yield {
-                    "ph": "X",
-                    "name": "device lost",
-                    "cat": "gap",
-                    "pid": pid,
-                    "tid": tid,
-                    "ts": _ts(gap.began, scale),
-                    "dur": max((gap.ended - gap.began) * scale, SHORTEST),
-                    "args": asdict(gap.lost),
-                }
+            for thread in GAPS:
+                yield _slice("device lost", "gap", thread, gap.began, gap.ended, scale, gap.lost)
     known = set(map(id, shown))
     arrows = [a for a in timeline.arrows if id(a.source) in known and id(a.target) in known]
+    by_number = {m.reading.number: m for m in measured}
     for number, arrow in enumerate(arrows):
-        yield from _flow(arrow, number, scale, measured)
+        yield from _flow(arrow, number, scale, by_number)
 
 
-def _slice(bar: Bar, scale: float) -> dict[str, Any]:
-    pid, tid = _thread(bar)
-    name = f"{NAMES[bar.kind]} {bar.number}"
-    if bar.lost:
-        name += f" ({getattr(bar.event, 'outcome', '')})"
-    return {
-        "ph": "X",
-        "name": name,
-        "cat": bar.kind,
-        "pid": pid,
-        "tid": tid,
-        "ts": _ts(bar.began, scale),
-        "dur": (bar.ended - bar.began) * scale or SHORTEST,
-        "args": asdict(bar.event),
-    }
-
-
-def _measured(measurement: Measurement, scale: float) -> dict[str, Any]:
-    pid, tid = MEASUREMENTS
-    return {
-        "ph": "X",
-        "name": f"measured under program {measurement.reading.sequence}",
-        "cat": "measurement",
-        "pid": pid,
-        "tid": tid,
-        "ts": _ts(measurement.began, scale),
-        "dur": max((measurement.time - measurement.began) * scale, SHORTEST),
-        "args": asdict(measurement.reading),
-    }
+def _slice(
+    name: str, category: str, thread: tuple[int, int], began: float, ended: float, scale: float, event: Event
+) -> dict[str, Any]:
+    (pid, tid), ts = thread, _ts(began, scale)
+    lasted = max(_ts(ended, scale) - ts, SHORTEST)
+    shared = {"ph": "X", "name": name, "cat": category, "pid": pid, "tid": tid}
+    return shared | {"ts": ts, "dur": lasted, "args": asdict(event)}
 
 
 def _flow(arrow: Arrow, number: int, scale: float, measured: Mapping[int, Measurement]) -> Iterator[dict[str, Any]]:
@@ -163,7 +129,7 @@ def _flow(arrow: Arrow, number: int, scale: float, measured: Mapping[int, Measur
     stations = [(arrow.source, arrow.source.began), (arrow.target, arrow.target.began)]
     places = [(*_thread(bar), place) for bar, place in stations]
     if arrow.kind == "reading" and arrow.source.number in measured:
-        places.insert(0, (*MEASUREMENTS, measured[arrow.source.number].began))
+        places.insert(0, (*MEASUREMENTS, measured[arrow.source.number].time))
     places.sort(key=lambda place: place[2])
     for index, (pid, tid, place) in enumerate(places):
         phase = "s" if index == 0 else "f" if index == len(places) - 1 else "t"
@@ -184,5 +150,6 @@ def _thread(bar: Bar) -> tuple[int, int]:
     return pid, first + bar.row
 
 
-def _ts(place: float, scale: float) -> float:
-    return place * scale
+def _ts(place: float, scale: float) -> int:
+    """Whole microseconds, so that what follows on something never overlaps it by a rounding error."""
+    return round(place * scale)

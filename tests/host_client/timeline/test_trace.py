@@ -33,7 +33,7 @@ def test_a_trace_keeps_the_rules_of_its_format(name: str, tmp_path: Path) -> Non
     threads = {(event["pid"], event["tid"]) for event in events if event["name"] == "thread_name"}
     timed = [event for event in events if event["ph"] != "M"]
     assert {event["ph"] for event in timed} <= {"X", "s", "t", "f", "C"}
-    assert all(isinstance(event["ts"], int | float) and event["ts"] >= 0 and event["pid"] in named for event in timed)
+    assert all(isinstance(event["ts"], int) and event["ts"] >= 0 and event["pid"] in named for event in timed)
     assert [event["ts"] for event in timed] == sorted(event["ts"] for event in timed)
 
     slices = defaultdict(list)
@@ -46,9 +46,9 @@ def test_a_trace_keeps_the_rules_of_its_format(name: str, tmp_path: Path) -> Non
     for extents in slices.values():  # on one thread slices contain each other or are apart
         open_until: list[float] = []
         for began, ended in sorted(extents, key=lambda extent: (extent[0], -extent[1])):
-            while open_until and open_until[-1] <= began + 1e-6:
+            while open_until and open_until[-1] <= began:
                 open_until.pop()
-            assert not open_until or ended <= open_until[-1] + 1e-6
+            assert not open_until or ended <= open_until[-1]
             open_until.append(ended)
 
     flows = defaultdict(list)
@@ -56,7 +56,7 @@ def test_a_trace_keeps_the_rules_of_its_format(name: str, tmp_path: Path) -> Non
         if event["ph"] in "stf":
             flows[event["id"]].append(event)
             inside = slices[event["pid"], event["tid"]]
-            assert any(began - 1e-6 <= event["ts"] <= ended + 1e-6 for began, ended in inside)
+            assert any(began <= event["ts"] <= ended for began, ended in inside)
     assert flows
     for stations in flows.values():
         assert "".join(event["ph"] for event in stations) in ("sf", "stf")
@@ -83,7 +83,7 @@ def test_a_window_leaves_out_the_rest_and_arrows_into_it(tmp_path: Path) -> None
     part = trace(RUNS["free"], tmp_path / "part.json", Window(0.15, 0.25))
     assert 0 < len(part) < len(whole)
     for event in part:
-        if event["ph"] == "X" and event["cat"] != "measurement":
+        if event["ph"] == "X":
             assert event["ts"] <= 0.25e6
             assert event["ts"] + event["dur"] >= 0.15e6
     ids = defaultdict(set)
