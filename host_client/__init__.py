@@ -10,9 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from host_client.blocking import Session, Spu, connect
-    from host_client.optimizers import NGD, TNGD, NGDWoodbury
+    from host_client.optimizers import KFAC, NGD, NGDCG, TNGD, LevenbergMarquardt, NGDWoodbury, make_optimizer
 
-__all__ = ["NGD", "TNGD", "NGDWoodbury", "Session", "Spu", "connect"]
+__all__ = [
+    "KFAC",
+    "NGD",
+    "NGDCG",
+    "TNGD",
+    "LevenbergMarquardt",
+    "NGDWoodbury",
+    "Session",
+    "Spu",
+    "connect",
+    "make_optimizer",
+]
 
 
 def __getattr__(name: str) -> Any:
