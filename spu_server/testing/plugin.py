@@ -1,4 +1,4 @@
-"""Options and the bench of ``pytest --pyargs spu_server.testing --driver NAME``."""
+"""Options and the bench of ``pytest -p spu_server.testing.plugin --pyargs spu_server.testing --driver NAME``."""
 
 from __future__ import annotations
 
