@@ -2,12 +2,12 @@
 
 The device's rate is set so that an analog solve of 50 τ takes as long as the host's differentiation (forward pass,
 capture, backward pass, and the update), which is timed first, with no device in use. Then the same network is trained
-through a daemon in three ways, which take turns: blocking, each step waiting for the reading of its own program; free,
-each step going along the reading of the program before (`NoOlderThan(programs=1)`), while the device works on its own;
-and newest, with whatever reading is there. "Longer" is the longer of differentiation and analog solve, "sum" is both.
-A Monte-Carlo Fisher matrix with one label a sample is used unless the name says exact: it leaves the processor to
-the host, as a board would; the emulator of an exact program on the same two cores takes time from the host that a board
-would not.
+through a daemon in four ways, which take turns: blocking, each step waiting for the reading of its own program; free,
+each step going along a reading of one of the two programs before (`NoOlderThan(programs=2)`), while the device works on
+its own; the same with the one program before alone; and newest, with whatever reading is there. "Longer" is the longer
+of differentiation and analog solve, "sum" is both. A Monte-Carlo Fisher matrix with one label a sample is used unless
+the name says exact: it leaves the processor to the host, as a board would; the emulator of an exact program on the same
+two cores takes time from the host that a board would not.
 
 Readings are late by the time from the asked device time, on the host's clock as agreed with the device, to their
 arrival in this process: every 20 ms one, on the reference network's operator; "loaded" while programs of the same size
@@ -16,6 +16,7 @@ arrival in this process: every 20 ms one, on the reference network's operator; "
 Ratios:
     overlap_vs_longer: time an iteration of the free-running loop, reference network of 256 samples, over the longer.
     blocking_vs_longer: the same of the blocking loop.
+    overlap_of_one_vs_longer: the same with readings of the program before alone.
     overlap_vs_sum: time an iteration of the free-running loop over the sum of both.
     newest_vs_longer: time an iteration when each step takes the newest reading, over the longer.
     overlap_vs_longer_exact: as overlap_vs_longer, with exact curvature, 64 samples.
@@ -60,7 +61,8 @@ ANALOG_TIME = 50.0
 SETTINGS: dict[str, Any] = {"lr": 1e-4, "damping": 0.01, "analog_time": ANALOG_TIME}
 LOOPS: dict[str, Freshness] = {
     "blocking": "this program",
-    "free": NoOlderThan(programs=1),
+    "free": NoOlderThan(programs=2),
+    "free_one": NoOlderThan(programs=1),
     "newest": "newest",
 }
 CASES: dict[str, tuple[str, int, Kind]] = {
@@ -111,6 +113,7 @@ def run(
         }
         if not suffix:
             ratios |= {
+                "overlap_of_one_vs_longer": times["free_one"] / longer,
                 "overlap_vs_sum": times["free"] / (host + device),
                 "newest_vs_longer": times["newest"] / longer,
             }

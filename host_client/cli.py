@@ -76,6 +76,14 @@ class ThemeChoice(StrEnum):
     DARK = "dark"
 
 
+class CurvatureChoice(StrEnum):
+    """Values of --curvature."""
+
+    EXACT = "exact"
+    MC = "mc"
+    EMPIRICAL = "empirical"
+
+
 class TaskChoice(StrEnum):
     """What `train` takes."""
 
@@ -236,6 +244,13 @@ def train(
     momentum: Annotated[
         float, typer.Option(min=0, max=0.999, help="Momentum β of the update, dimensionless; not with adam.")
     ] = 0.0,
+    curvature: Annotated[
+        CurvatureChoice,
+        typer.Option(
+            help="F. exact: generalised Gauss-Newton. mc: Fisher from one drawn label an image, d times fewer rows. "
+            "empirical: from the true labels."
+        ),
+    ] = CurvatureChoice.EXACT,
     curvature_every: Annotated[
         int, typer.Option(min=1, help="Iterations from one curvature to the next; those between use the last one.")
     ] = 1,
@@ -281,6 +296,7 @@ def train(
                 "freshness": "this program" if freshness == "program" else freshness,
                 "on_loss": on_loss.value,
                 "momentum": momentum,
+                "curvature": curvature.value,
                 "curvature_every": curvature_every,
                 "trust_region": trust_region,
                 "seed": seed,

@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from host_client.curvature.losses import Kind
 from host_client.loop import NoOlderThan, OnLoss
 from host_client.optimizers.named import OptimizerName, hyperparameters_of
 from spu_link.precision import Precision
@@ -66,6 +67,7 @@ class Settings(BaseModel):
     )
     on_loss: OnLoss = Field(default="raise", description="what a step does when the device is lost")
     momentum: float = Field(default=0.0, ge=0, lt=1, description="momentum β of the update")
+    curvature: Kind = Field(default="exact", description="which curvature is captured")
     curvature_every: PositiveInt = Field(default=1, description="iterations from one curvature to the next, k")
     trust_region: PositiveFloat | None = Field(
         default=None, description="radius δ of a step, as a divergence of the predictions; None for no bound"
@@ -103,6 +105,7 @@ class Settings(BaseModel):
             parts.append(f"β = {self.momentum:g}")
         if self.optimizer not in ("adam", "sgd"):
             parts.append(f"λ = {self.damping:g}")
+            parts += [f"{self.curvature} curvature"] if self.curvature != "exact" else []
             parts += [f"k = {self.curvature_every}"] if self.curvature_every > 1 else []
             parts += [f"δ = {self.trust_region:g}"] if self.trust_region else []
         if self.optimizer == "tngd":

@@ -477,7 +477,8 @@ class Feed:
             self._end(self._in_flight, "failed")
         if self._waiting is not None:
             self._end(self._waiting, "dropped")
-        self._in_flight = self._waiting = self._ahead = self.newest = None
+        self.abandon()
+        self._in_flight = self._waiting = self.newest = None
         self._arrived.clear()
         self._begin_anew()
         self._cancel_others()
