@@ -15,6 +15,9 @@ from spu_server.analog.converters import AnalogToDigital, DigitalToAnalog
 from spu_server.analog.programming import Programming
 from spu_server.analog.timing import Timing
 
+LEAST, MOST = 64.0, 1000.0
+"""Bounds of the headroom that is chosen for a program: with more, noise and offsets weigh more than clipping costs."""
+
 
 @dataclass(frozen=True)
 class Rails:
@@ -25,19 +28,32 @@ class Rails:
     beyond is set to the rail when it is read and when the next program takes hold, and counted; on the way there the
     motion stays linear, which a real amplifier's is not."""
 
-    headroom: float = 64.0
-    """How many times larger than the drive's largest value a solution may grow before it reaches the rail. A program
-    whose start is given sets the scale to volts / (headroom · largest |b|); one that keeps the cells' state keeps the
-    scale, since voltages cannot be rescaled. The bound that always holds is 1/λ."""
+    headroom: float | None = None
+    """How many times larger than the drive's largest value a state may grow before it reaches the rail. None: chosen
+    for each program, see `scale`. A program whose start is given sets the scale; one that keeps the cells' state keeps
+    the scale, since voltages cannot be rescaled."""
 
     def __post_init__(self) -> None:
-        positive(self, "volts", "headroom")
+        positive(self, "volts", *["headroom"] * (self.headroom is not None))
 
-    def scale(self, largest: float) -> float:
-        """Volts per unit of the problem for a drive whose largest value is `largest`."""
-        if math.isinf(self.volts) or largest == 0.0:
+    def scale(self, drive: float, start: float, damping: float) -> float:
+        """Volts per unit of the problem.
+
+        Without a headroom given, it is 1/λ, by which a solution without curvature grows, but at least 64, for the
+        programs that keep this scale, and at most 1000. A start is given room to grow by four.
+
+        Args:
+            drive: largest value of the drive.
+            start: largest value of the start.
+            damping: λ.
+        """
+        if math.isinf(self.volts):
             return 1.0
-        return self.volts / (self.headroom * largest)
+        if self.headroom is not None:
+            reach = self.headroom * drive
+        else:
+            reach = max(min(max(1.0 / damping if damping else math.inf, LEAST), MOST) * drive, 4.0 * start)
+        return self.volts / reach if reach > 0.0 else 1.0
 
 
 @dataclass(frozen=True)
@@ -56,7 +72,7 @@ class Calibration:
     """Offsets and gains are measured by running the device on known problems (see `calibration`)."""
 
     readings: int = 0
-    """Readings averaged for each of three known problems. 0: no calibration."""
+    """Readings averaged for each of four known problems. 0: no calibration."""
 
     every: float = math.inf
     """Seconds of device time after which it is repeated, before the next program takes hold. inf: once."""

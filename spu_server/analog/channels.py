@@ -17,6 +17,9 @@ from spu_server.dynamics.functions import at, diffusion
 BLOCK = 1 << 16
 """Channels whose errors are drawn at a time."""
 
+MOST_VOLTS = 1.0
+"""Largest voltage that a calibration takes for the range of a board without rails, V."""
+
 SETTLE = 40.0
 """Time that a known problem is given, in τ: e⁻⁴⁰ = 4e-18."""
 
@@ -86,11 +89,13 @@ class Channels:
         return (converted - self._known_out[:n]) / (1.0 + self._known_gain[:n])
 
     def calibrate(self) -> None:
-        """Measure offsets and gains on three known problems, each read as often as the board says, at least once.
+        """Measure offsets and gains on four known problems, each read as often as the board says, at least once.
 
-        Discharged cells show the reading's offset. With no array connected, F = 0 and λ = 1, the drives +c and −c
-        settle at themselves plus the drive's offset: half of their difference shows the gain, their mean the offset.
-        No device time passes. Flicker is measured with the offset, as it stands.
+        Discharged cells show the reading's offset. With no array connected, F = 0 and λ = 1, cells settle at their
+        drive plus its offset: without a drive they show the offset, at the amplifier's highest gain that holds it, and
+        half of the difference between the drives +c and −c shows the reading's gain. c is a value that the converters
+        give exactly, so that their rounding is not taken for gain. No device time passes. Flicker is measured with the
+        offset, as it stands.
         """
         n = self.cells
         if not n:
@@ -99,12 +104,12 @@ class Channels:
         for known in (self._known_in, self._known_out, self._known_gain):
             known.zero_()
         zero = torch.zeros(n, dtype=torch.float64)
-        level = 0.5 * self._board.rails.volts if math.isfinite(self._board.rails.volts) else 0.5
+        level = self._board.adc.exact(0.4 * min(self._board.rails.volts, self._board.adc.range, MOST_VOLTS))
         out = sum((self.read(zero, self._seconds) for _ in range(readings)), zero) / readings
-        plus, minus = (self._settled(sign * level, readings) for sign in (1.0, -1.0))
+        plus, minus, none = (self._settled(drive, readings) for drive in (level, -level, 0.0))
         self._known_out = out
         self._known_gain = (plus - minus) / (2.0 * level) - 1.0
-        self._known_in = (0.5 * (plus + minus) - out) / (1.0 + self._known_gain)
+        self._known_in = (none - out) / (1.0 + self._known_gain)
         self._calibrated_at = self._seconds
 
     def _grow(self, cells: int) -> None:

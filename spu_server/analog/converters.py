@@ -81,6 +81,13 @@ class AnalogToDigital:
             volts = volts + self.noise * torch.randn(volts.shape, dtype=volts.dtype, generator=generator)
         return _converted(volts, self._range_for(float(volts.abs().max())), self.bits, 0.5)
 
+    def exact(self, volts: float) -> float:
+        """The voltage nearest to this one that is read without rounding."""
+        if self.bits is None:
+            return volts
+        largest = self._range_for(volts)
+        return float(rounded(torch.tensor(volts, dtype=torch.float64), largest, self.bits))
+
     def _range_for(self, largest: float) -> float:
         if not self.ranging or largest <= 0.0 or largest >= self.range:
             return self.range

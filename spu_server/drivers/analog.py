@@ -248,7 +248,9 @@ class Analog(Driver):
         """Volts per unit: chosen anew with a start that is given, else as it is."""
         if self._running is not None and isinstance(program.start, str) and program.start == "keep":
             return self._running.scale
-        return self.board.rails.scale(float(program.drive.abs().max()))
+        drive = float(program.drive.abs().max())
+        start = float(program.start.abs().max()) if isinstance(program.start, Tensor) else drive
+        return self.board.rails.scale(drive, start, program.damping)
 
     def _threshold(self, drive: Tensor, number: int, place: int) -> Tensor | float:
         return self._dither.threshold(drive.shape, number, place)

@@ -11,7 +11,7 @@ import torch
 from spu_server.analog.board import Board, Calibration, Rails
 from spu_server.analog.cells import BOLTZMANN, Amplifier, GainDrift, Offsets, Thermal
 from spu_server.analog.channels import Channels
-from spu_server.analog.converters import AnalogToDigital
+from spu_server.analog.converters import AnalogToDigital, DigitalToAnalog
 
 CELLS = 3000
 ERRORS = Board(
@@ -117,3 +117,19 @@ def test_thermal_noise_of_one_nanofarad_is_two_microvolts() -> None:
 def test_the_leak_of_an_amplifier_falls_with_its_gain() -> None:
     assert Amplifier().leak == 0.0
     assert Amplifier(gain=999.0, conductance=2.0).leak == 2e-3
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_calibration_does_not_take_the_rounding_of_its_converters_for_errors(bits: int) -> None:
+    """Perfect channels behind coarse converters stay perfect: nothing is corrected but by thermal noise."""
+    board = Board(
+        adc=AnalogToDigital(bits=bits, range=1.0),
+        dac=DigitalToAnalog(bits=bits, range=1.0),
+        rails=Rails(volts=1.0),
+        thermal=Thermal(temperature=300.0),
+        calibration=Calibration(readings=16),
+    )
+    made = channels(board)
+    assert float(made._known_gain.abs().max()) < 1e-5
+    assert float(made._known_in.abs().max()) < 2e-5
+    assert float(made._known_out.abs().max()) < 1e-9

@@ -334,3 +334,19 @@ def free_analog() -> Iterator[str]:
     settings = [part for item in BOARD.items() for part in ("--driver-option", "=".join(item))]
     with local_daemon(options=["--driver", "analog", *settings]) as address:
         yield address
+
+
+@pytest.mark.parametrize("damping", [1.0, 0.01, 0.0])
+def test_the_headroom_follows_the_damping_so_that_solutions_stay_within_the_rails(damping: float) -> None:
+    """Where F vanishes a solution is b/λ, or b t without damping: neither reaches the rails, and few volts are idle."""
+    board = device(preset="paper-16-bit", thermal__temperature="0")
+    a = torch.zeros(1, 3, dtype=torch.float64)
+    b = torch.tensor([1.0, -0.5, 0.25], dtype=torch.float64)
+    board.stage(Program(Rows(a), b, damping=damping, start=torch.zeros(3, dtype=torch.float64)))
+    board.commit(0.0)
+    found = board.read(500.0, None)
+    expected = b / damping if damping else 500.0 * b
+    torch.testing.assert_close(
+        found, expected * (1.0 - np.exp(-500.0 * damping) if damping else 1.0), rtol=1e-3, atol=1e-9
+    )
+    assert board.report()["rail_clipped"] == 0.0
