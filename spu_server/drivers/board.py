@@ -53,11 +53,15 @@ class _Anchor:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A measurement that a slot was asked for; `tick` counts from the commit until it has come, and None means now."""
+    """A measurement that a slot was asked for; `tick` counts from the commit until it has come, and None means now.
+
+    So many `readings` of the same time share it.
+    """
 
     slot: int
     number: int
     tick: int | None
+    readings: int = 1
 
 
 class Board(Driver):
@@ -132,7 +136,10 @@ class Board(Driver):
                 expected=f"at most {len(free)}",
             )
         for (after, _), slot in zip(readings, free, strict=False):
-            if after not in self._waiting:
+            if after in self._waiting:
+                shared = self._waiting[after]
+                self._waiting[after] = replace(shared, readings=shared.readings + 1)
+            else:
                 ticks = round(after * self._ticks_per_tau)
                 self._waiting[after] = _Asked(slot, self._ask(slot, Mode.AFTER_COMMIT, ticks), ticks)
 
@@ -169,7 +176,9 @@ class Board(Driver):
         if window is not None:
             self.open_window(window, at)
         self._now = max(self._now, at)
-        asked = self._armed.get(at)
+        asked = self._armed.pop(at, None)
+        if asked is not None and asked.readings > 1:
+            self._armed[at] = replace(asked, readings=asked.readings - 1)
         if asked is None:
             slot = self._free()[0]
             asked = _Asked(slot, self._ask(slot, Mode.NOW, 0), None)

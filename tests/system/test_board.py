@@ -240,7 +240,7 @@ def test_what_is_no_board_is_not_believed(tcp):
 
 def test_a_daemon_serves_a_board_over_a_bad_line(daemon):
     matrix, drive = problem(3, cells=5)
-    with BoardSimulator(*BAD_LINE, "--latency", "0.002", "--ppm", "100") as simulator:
+    with BoardSimulator("--bit-errors", "5e-5", "--lost", "0.02", "--latency", "0.002", "--ppm", "100") as simulator:
         one = daemon("--driver", "board", "--driver-option", f"address={simulator.address}")
         with connect(one.address, timeout=20.0) as spu:
             assert (spu.info.driver, spu.info.cells, spu.info.clock) == ("board", CELLS, "free")
