@@ -246,13 +246,15 @@ class Feed:
             SpuError: why the device is lost, or has refused a program.
         """
         deadline = asyncio.get_running_loop().time() + timeout
-        while not self._fresh(number, freshness):
+        while True:
             self._changed.clear()
             if self.lost is not None:
                 raise self.lost
             if self._refused is not None:
                 refused, self._refused = self._refused, None
                 raise refused
+            if self._fresh(number, freshness):
+                break
             try:
                 async with asyncio.timeout_at(deadline):
                     await self._changed.wait()
@@ -336,7 +338,8 @@ class Feed:
         except LOST as error:
             self._lose(error)
         except SpuError as error:
-            self._end(one, "failed")
+            if self._in_flight is one:
+                self._end(one, "failed")
             self._refused = error
             self._go_on(one)
         finally:

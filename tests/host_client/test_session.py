@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from host_client import connect
-from host_client.aio import LONGEST_WAIT, Session
+from host_client.aio import Session
+from host_client.aio.session import LONGEST_WAIT
 from spu_link.errors import DeadlineExceeded, DeviceBusy, SessionExpired
 from spu_link.operators import Damped, Rows
 from tests.system.device import LONG, A, B, SteadyDevice, solution

@@ -148,6 +148,16 @@ async def test_a_refused_program_is_told_to_the_step_and_the_next_one_goes_on() 
         torch.testing.assert_close(arrived.reading.value, solution(B, 0.5))
 
 
+async def test_a_refusal_is_told_though_an_older_reading_would_do() -> None:
+    async with feeding(rate=RATE) as (feed, _):
+        await feed.readings(hand_over(feed), "newest", timeout=20.0)
+        number = hand_over(feed, B * float("nan"))
+        with pytest.raises(InvalidProgram, match="drive"):
+            for _ in range(1000):
+                await feed.readings(number, "newest", timeout=20.0)
+                await asyncio.sleep(0.005)
+
+
 async def test_an_operator_that_is_kept_does_not_travel_again() -> None:
     events: list[Event] = []
     operator = Rows(A)

@@ -1,0 +1,172 @@
+"""A connection to a device."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Self
+
+from host_client.aio.session import Session
+from host_client.clock import ClockAgreement
+from host_client.links.base import Capacity, Info, Link
+from spu_link.errors import ClockMismatch, SpuError
+from spu_link.operators.base import mismatch
+
+EXCHANGES = 4
+"""Questions after the device's time when a session opens; each heartbeat asks once more."""
+
+
+async def connect(address: str, *, timeout: float = 60.0, **device: Any) -> Spu:
+    """Connect to a device.
+
+    Args:
+        address: ``unix:PATH`` or ``HOST:PORT`` of a daemon, or ``inproc:`` for an emulator in this process.
+        timeout: deadline of every call, in seconds of wall time, on top of the device time that a call waits for.
+        device: options of an ``inproc:`` device, as in `InprocLink.open`: ``clock``, ``rate``, ``tau``, ``seed`` …
+
+    Raises:
+        DeviceUnavailable: when no daemon answers there.
+        InvalidProgram: when the address is of no known form.
+    """
+    if address == "inproc:":
+        from host_client.links.inproc import InprocLink
+
+        link: Link = await InprocLink.open(**device)
+    elif address.startswith("unix:") or address.rpartition(":")[2].isdigit():
+        if device:
+            raise TypeError(f"{', '.join(device)}: options of an inproc: device; a daemon has its own")
+        from host_client.links.remote import RemoteLink
+
+        link = RemoteLink(address)
+    else:
+        raise mismatch("address", repr(address), "unix:PATH, HOST:PORT or inproc:")
+    try:
+        return Spu(link, await link.info(timeout=timeout), timeout)
+    except BaseException:
+        await link.close()
+        raise
+
+
+class Spu:
+    """A connection to one device. Made by `connect`.
+
+    Attributes:
+        address: where it leads.
+        timeout: deadline of every call, in seconds of wall time.
+    """
+
+    def __init__(self, link: Link, info: Info, timeout: float) -> None:
+        self.address = link.address
+        self.timeout = timeout
+        self._link = link
+        self._at_connect = info
+
+    @property
+    def clock(self) -> str:
+        """Kind of the device's clock: ``"free"`` or ``"stepped"``."""
+        return self._at_connect.clock
+
+    @property
+    def rate(self) -> float:
+        """τ per second of wall time; 0 on a stepped clock."""
+        return self._at_connect.rate
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Names of what the device can do."""
+        return self._at_connect.features
+
+    async def renew(self) -> None:
+        """Ask again what the device is: another daemon may answer at the address.
+
+        Raises:
+            ClockMismatch: when its clock is of another kind now.
+        """
+        info = await self.info()
+        if info.clock != self.clock:
+            raise ClockMismatch(
+                f"the device at {self.address} had a {self.clock} clock and has a {info.clock} clock now; connect anew",
+                field="clock",
+                found=info.clock,
+                expected=self.clock,
+            )
+        self._at_connect = info
+
+    @property
+    def capacity(self) -> Capacity:
+        """What the device can hold."""
+        here = self.address.startswith(("unix:", "inproc:"))
+        return Capacity(self._at_connect.max_upload_bytes, self._at_connect.cells, here)
+
+    @property
+    def at_connect(self) -> Info:
+        """What the device was when the connection was made, or made anew; asks nobody."""
+        return self._at_connect
+
+    async def info(self) -> Info:
+        """What the device is and how it stands now."""
+        return await self._link.info(timeout=self.timeout)
+
+    async def report(self) -> dict[str, float]:
+        """What has happened on the device since its driver was opened, in named numbers; empty where it counts nothing.
+
+        Of the driver ``analog``: values clipped by converters and rails, modelled seconds and joules.
+        """
+        return await self._link.report(timeout=self.timeout)
+
+    async def halt(self, reason: str = "") -> float:
+        """Stop the device at once, whoever holds it; the device time of the halt."""
+        return await self._link.halt(reason, timeout=self.timeout)
+
+    @asynccontextmanager
+    async def session(self, *, ttl: float = 10.0, holder: str | None = None) -> AsyncIterator[Session]:
+        """Take the device exclusively for the length of a ``with`` block.
+
+        Args:
+            ttl: seconds after which the device is free again if this process stops answering.
+            holder: name shown to others; default ``user@host:pid``.
+
+        Raises:
+            DeviceBusy: while another session lives.
+        """
+        session = await self.open_session(ttl=ttl, holder=holder)
+        try:
+            yield session
+        finally:
+            await session.close()
+
+    async def open_session(self, *, ttl: float = 10.0, holder: str | None = None) -> Session:
+        """Take the device until `Session.close`.
+
+        Raises:
+            DeviceBusy: while another session lives.
+        """
+        holder = holder or f"{os.environ.get('USER', 'user')}@{socket.gethostname()}:{os.getpid()}"
+        ref = await self._link.open_session(holder, ttl, timeout=self.timeout)
+        try:
+            clock = await self._agree()
+        except BaseException:
+            with suppress(SpuError):
+                await self._link.close_session(ref, timeout=self.timeout)
+            raise
+        return Session(self, self._link, ref, ttl, holder, clock)
+
+    async def _agree(self) -> ClockAgreement:
+        clock = ClockAgreement(await self._link.time(timeout=self.timeout))
+        for _ in range(EXCHANGES - 1):
+            clock.add(await self._link.time(timeout=self.timeout))
+        return clock
+
+    async def close(self) -> None:
+        """Let go of the connection; sessions still open end with their time to live."""
+        await self._link.close()
+
+    async def __aenter__(self) -> Self:
+        """The connection itself."""
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Close."""
+        await self.close()

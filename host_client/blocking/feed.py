@@ -1,0 +1,97 @@
+"""A device that is fed in the background."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from host_client.blocking.thread import wait
+from host_client.loop import Freshness
+from host_client.loop import feed as aio_feed
+from spu_link.errors import SpuError
+from spu_link.operators import Operator
+from spu_link.precision import Precision
+
+
+class Feed:
+    """Programs to a device in the background, and its readings back. Made by `Session.feed`.
+
+    See `host_client.loop.feed.Feed`.
+    """
+
+    def __init__(self, feed: aio_feed.Feed) -> None:
+        self._feed = feed
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """What happened how often."""
+        return self._feed.counts
+
+    @property
+    def lost(self) -> SpuError | None:
+        """Why there is no device now; None while there is."""
+        return self._feed.lost
+
+    @property
+    def free_from(self) -> float | None:
+        """Device time at which the last program has run its schedule, in τ; None before the first."""
+        return self._feed.free_from
+
+    def begin(self, operator: Operator, precision: Precision | None, *, copied: bool) -> None:
+        """Send an operator ahead of the rest, if nothing else is under way."""
+
+        async def begin() -> None:
+            self._feed.begin(operator, precision, copied=copied)
+
+        wait(begin())
+
+    def abandon(self) -> None:
+        """No hand-over will follow for what has been sent ahead."""
+
+        async def abandon() -> None:
+            self._feed.abandon()
+
+        wait(abandon())
+
+    def exchange(
+        self, operator: Operator, drive: Tensor, *, freshness: Freshness, timeout: float, **options: Any
+    ) -> list[aio_feed.Arrived]:
+        """Hand a program over, and take the readings for a step, waiting `timeout` seconds at most.
+
+        Args:
+            operator, drive, options: as of `host_client.loop.feed.Feed.hand_over`.
+            freshness: which readings will do.
+            timeout: longest wait, in seconds.
+
+        Raises:
+            TooStale: when none came in time that will do.
+            SpuError: why the device is lost, or has refused a program.
+        """
+
+        async def exchange() -> list[aio_feed.Arrived]:
+            number = self._feed.hand_over(operator, drive, **options)
+            return await self._feed.readings(number, freshness, timeout=timeout)
+
+        return wait(exchange())
+
+    def back(self, timeout: float) -> None:
+        """Wait until the device is there again, `timeout` seconds at most.
+
+        Raises:
+            SpuError: why it is lost.
+        """
+        wait(self._feed.back(timeout))
+
+    def resume(self, free_from: float, operator: Operator | None, sequence: int) -> None:
+        """The device's state has been restored. See `host_client.loop.feed.Feed.resume`."""
+
+        async def resume() -> None:
+            self._feed.resume(free_from, operator, sequence)
+
+        wait(resume())
+
+    def close(self) -> None:
+        """Break off whatever is under way."""
+        wait(self._feed.close())

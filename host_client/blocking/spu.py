@@ -1,0 +1,107 @@
+"""A connection to a device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Self
+
+from host_client import aio
+from host_client.blocking.session import Session
+from host_client.blocking.thread import wait
+from host_client.links.base import Info
+
+
+def connect(address: str, *, timeout: float = 60.0, **device: Any) -> Spu:
+    """Connect to a device.
+
+    Args:
+        address: ``unix:PATH`` or ``HOST:PORT`` of a daemon, or ``inproc:`` for an emulator in this process.
+        timeout: deadline of every call, in seconds of wall time, on top of the device time that a call waits for.
+        device: options of an ``inproc:`` device: ``driver``, ``clock``, ``rate``, ``tau``, ``seed``, ``cells``,
+            ``max_bytes``, ``compute``, ``record``, as of ``spu-server serve``.
+
+    Raises:
+        DeviceUnavailable: when no daemon answers there.
+    """
+    return Spu(wait(aio.connect(address, timeout=timeout, **device)))
+
+
+class Spu:
+    """A connection to one device. Made by `connect`."""
+
+    def __init__(self, connection: aio.Spu) -> None:
+        self._connection = connection
+
+    @property
+    def address(self) -> str:
+        """Where the connection leads."""
+        return self._connection.address
+
+    @property
+    def rate(self) -> float:
+        """τ per second of wall time; 0 on a stepped clock."""
+        return self._connection.rate
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Names of what the device can do."""
+        return self._connection.features
+
+    @property
+    def at_connect(self) -> Info:
+        """What the device was when the connection was made, or made anew; asks nobody."""
+        return self._connection.at_connect
+
+    @property
+    def info(self) -> Info:
+        """What the device is and how it stands now."""
+        return wait(self._connection.info())
+
+    def report(self) -> dict[str, float]:
+        """What has happened on the device since its driver was opened, in named numbers; empty where it counts nothing.
+
+        Of the driver ``analog``: values clipped by converters and rails, modelled seconds and joules.
+        """
+        return wait(self._connection.report())
+
+    def halt(self, reason: str = "") -> float:
+        """Stop the device at once, whoever holds it; the device time of the halt, in τ."""
+        return wait(self._connection.halt(reason))
+
+    @contextmanager
+    def session(self, *, ttl: float = 10.0, holder: str | None = None) -> Iterator[Session]:
+        """Take the device exclusively for the length of a ``with`` block.
+
+        Args:
+            ttl: seconds after which the device is free again if this process stops answering.
+            holder: name shown to others; default ``user@host:pid``.
+
+        Raises:
+            DeviceBusy: while another session lives.
+        """
+        session = self.open_session(ttl=ttl, holder=holder)
+        try:
+            yield session
+        finally:
+            session.close()
+
+    def open_session(self, *, ttl: float = 10.0, holder: str | None = None) -> Session:
+        """Take the device until `Session.close`.
+
+        Raises:
+            DeviceBusy: while another session lives.
+        """
+        return Session(self, wait(self._connection.open_session(ttl=ttl, holder=holder)))
+
+    def close(self) -> None:
+        """Let go of the connection; sessions still open end with their time to live."""
+        wait(self._connection.close())
+
+    def __enter__(self) -> Self:
+        """The connection itself."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Close."""
+        self.close()
