@@ -44,9 +44,9 @@ def run(rows: int = 640, cells: int = 1_000_000) -> dict[str, Any]:
     }
 
 
-def family(address: str) -> list[int]:
-    """Process ids of the daemon at an address, a child of this process, and of its own children."""
-    for child in psutil.Process(os.getpid()).children():
+def family(address: str, parent: int | None = None) -> list[int]:
+    """Process ids of the daemon at an address, a child of `parent` or of this process, and of its own children."""
+    for child in psutil.Process(parent or os.getpid()).children():
         if address in child.cmdline():
             return [child.pid, *(process.pid for process in child.children(recursive=True))]
     raise LookupError(f"no child of this process listens on {address}")

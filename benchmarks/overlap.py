@@ -5,26 +5,30 @@ capture, backward pass, and the update), which is timed first, with no device in
 through a daemon in four ways, which take turns: blocking, each step waiting for the reading of its own program; free,
 each step going along a reading of one of the two programs before (`NoOlderThan(programs=2)`), while the device works on
 its own; the same with the one program before alone; and newest, with whatever reading is there. "Longer" is the longer
-of differentiation and analog solve, "sum" is both. A Monte-Carlo Fisher matrix with one label a sample is used unless
-the name says exact: it leaves the processor to the host, as a board would; the emulator of an exact program on the same
-two cores takes time from the host that a board would not.
+of differentiation and analog solve, "sum" is both.
+
+A board computes by itself; its emulator needs a processor. So host and emulator compute with one thread each, on
+two cores. What the emulator needs for a program must then be less than the host's differentiation, or it is no model of
+a device of that rate: a Monte-Carlo Fisher matrix with one label a sample is used unless the name says exact, where the
+emulator needs longer than the host, and the loop is as fast as the emulator. `processor_seconds` tells how much each of
+them computed in an iteration.
 
 Readings are late by the time from the asked device time, on the host's clock as agreed with the device, to their
 arrival in this process: every 20 ms one, on the reference network's operator; "loaded" while programs of the same size
 (5.8 MB) are uploaded one after the other as fast as they go.
 
 Ratios:
-    overlap_vs_longer: time an iteration of the free-running loop, reference network of 256 samples, over the longer.
+    overlap_vs_longer: time an iteration of the free-running loop, reference network of 512 samples, over the longer.
     blocking_vs_longer: the same of the blocking loop.
     overlap_of_one_vs_longer: the same with readings of the program before alone.
     overlap_vs_sum: time an iteration of the free-running loop over the sum of both.
     newest_vs_longer: time an iteration when each step takes the newest reading, over the longer.
     overlap_vs_longer_exact: as overlap_vs_longer, with exact curvature, 64 samples.
     blocking_vs_longer_exact: as blocking_vs_longer, likewise.
-    overlap_vs_longer_resnet: as overlap_vs_longer, ResNet-20 with GroupNorm, 32 samples.
-    blocking_vs_longer_resnet: as blocking_vs_longer, likewise.
-    overlap_vs_longer_transformer: as overlap_vs_longer, transformer encoder of 4 layers, 32 samples.
-    blocking_vs_longer_transformer: as blocking_vs_longer, likewise.
+    overlap_vs_longer_256: as overlap_vs_longer, with 256 samples.
+    blocking_vs_longer_256: as blocking_vs_longer, likewise.
+    overlap_vs_longer_lora: as overlap_vs_longer, LoRA on a BERT of MiniLM's shape, 16 samples of 32 tokens.
+    blocking_vs_longer_lora: as blocking_vs_longer, likewise.
     read_lateness_p50_ms_idle: median lateness of a scheduled reading, in milliseconds.
     read_lateness_p99_ms_idle: the lateness that 99 % of them stay below.
     read_lateness_p50_ms_loaded: median lateness during uploads at full speed.
@@ -36,15 +40,18 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from statistics import median, quantiles
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
+from benchmarks.memory import family
 from benchmarks.networks import NETWORKS, Network
 from benchmarks.timing import alone, log, turn
 from host_client import TNGD, aio, connect
@@ -66,12 +73,15 @@ LOOPS: dict[str, Freshness] = {
     "newest": "newest",
 }
 CASES: dict[str, tuple[str, int, Kind]] = {
-    "": ("reference", 256, "mc"),
+    "": ("reference", 512, "mc"),
     "_exact": ("reference", 64, "exact"),
-    "_resnet": ("resnet", 32, "mc"),
-    "_transformer": ("transformer", 32, "mc"),
+    "_256": ("reference", 256, "mc"),
+    "_lora": ("lora", 16, "mc"),
 }
 """Network, samples and curvature, by the end of the ratio's name."""
+
+WARMUP = 4
+"""Iterations of each turn that are not timed."""
 
 READ_EVERY = 0.02
 """Seconds from one scheduled reading to the next."""
@@ -98,13 +108,14 @@ def run(
     """
     ratios: dict[str, float] = {}
     seconds: dict[str, Any] = {}
+    processors: dict[str, Any] = {}
     for suffix, (name, batch, curvature) in cases.items():
         make = partial(NETWORKS[name], batch, task) if name == "reference" else partial(NETWORKS[name], batch)
         log.info("%s of %d samples, %s curvature", name, batch, curvature)
         host = alone(host_seconds, make, curvature, steps)
         rate = ANALOG_TIME / host
-        with local_daemon(options=("--rate", str(rate))) as address:
-            times = alone(loop_seconds, make, curvature, address, rounds, steps)
+        with local_daemon(options=("--rate", str(rate)), threads=1) as address:
+            times, processor = alone(loop_seconds, make, curvature, address, rounds, steps)
         device = ANALOG_TIME / rate
         longer = max(host, device)
         ratios |= {
@@ -118,16 +129,19 @@ def run(
                 "newest_vs_longer": times["newest"] / longer,
             }
         seconds[f"{name}{suffix}"] = {"host": host, "device": device, **times}
+        processors[f"{name}{suffix}"] = processor
     lateness = alone(read_lateness, partial(NETWORKS["reference"], 64, task), readings)
     return {
         "ratios": ratios | lateness,
         "seconds": seconds,
+        "processor_seconds": processors,
         "settings": {**SETTINGS, "rounds": rounds, "steps": steps, "readings": readings, "cases": dict(cases)},
     }
 
 
 def host_seconds(make: Callable[[], Network], curvature: Kind, steps: int) -> float:
     """Median time of a step without a device: forward pass, capture, backward pass, drive and update."""
+    torch.set_num_threads(1)
     network = make()
     capture = Capture(network.model, network.criterion, curvature=curvature)
     parameters: list[Tensor] = [*network.trained()]
@@ -150,9 +164,14 @@ def host_seconds(make: Callable[[], Network], curvature: Kind, steps: int) -> fl
 
 def loop_seconds(
     make: Callable[[], Network], curvature: Kind, address: str, rounds: int, steps: int
-) -> dict[str, float]:
-    """Median over rounds of the mean time of an iteration, by loop: single iterations are not alike in a pipeline."""
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Median over rounds of the mean time of an iteration, by loop: single iterations are not alike in a pipeline.
+
+    Also the processor time of host and daemon in an iteration.
+    """
+    torch.set_num_threads(1)
     times: dict[str, list[float]] = {name: [] for name in LOOPS}
+    processor: dict[str, dict[str, float]] = {}
     with connect(address, timeout=300.0) as spu:
         for number in range(1, rounds + 1):
             for name, freshness in LOOPS.items():
@@ -162,14 +181,23 @@ def loop_seconds(
                     optimizer = TNGD(
                         network.model, network.criterion, session, curvature=curvature, freshness=freshness, **SETTINGS
                     )
+                    before = _processor_seconds(address)
                     times[name].append(_iteration_seconds(network, optimizer, steps))
-    return {name: median(values) for name, values in times.items()}
+                    after = _processor_seconds(address)
+                processor[name] = {side: (after[side] - before[side]) / (WARMUP + steps) for side in after}
+    return {name: median(values) for name, values in times.items()}, processor
 
 
-def _iteration_seconds(network: Network, optimizer: TNGD, steps: int, warmup: int = 3) -> float:
+def _processor_seconds(address: str) -> dict[str, float]:
+    """Processor time used so far by this process, and by the daemon's."""
+    sides = {"host": [os.getpid()], "daemon": family(address, os.getppid())}
+    return {side: sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids) for side, pids in sides.items()}
+
+
+def _iteration_seconds(network: Network, optimizer: TNGD, steps: int) -> float:
     began = 0.0
-    for number in range(warmup + steps):
-        if number == warmup:
+    for number in range(WARMUP + steps):
+        if number == WARMUP:
             began = time.perf_counter()
         network.loss().backward()
         optimizer.step()

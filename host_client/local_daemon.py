@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import subprocess
 import sys
@@ -24,9 +25,18 @@ class DaemonFailed(Exception):
     """The daemon did not come up; the message holds the end of what it logged."""
 
 
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""Environment of what computes."""
+
+
 @contextmanager
 def local_daemon(
-    *, clock: str = "free", seed: int = 0, options: Sequence[str] = (), log: Path | None = None
+    *,
+    clock: str = "free",
+    seed: int = 0,
+    options: Sequence[str] = (),
+    log: Path | None = None,
+    threads: int | None = None,
 ) -> Iterator[str]:
     """Start ``spu-server serve`` with the emulator on a private Unix socket, give its address, and end it at the end.
 
@@ -35,6 +45,7 @@ def local_daemon(
         seed: of the device's noise.
         options: further options of ``spu-server serve``.
         log: file for what the daemon logs; its folder is made. By default the log is dropped at the end.
+        threads: that the emulator computes with; by default as many as there are processors.
 
     Raises:
         DaemonFailed: when it ends or stays silent instead of serving.
@@ -53,6 +64,7 @@ def local_daemon(
                 stdout=subprocess.PIPE,
                 stderr=stream,
                 text=True,
+                env=os.environ | ({} if threads is None else dict.fromkeys(THREADS, str(threads))),
                 start_new_session=True,
             )
         try:

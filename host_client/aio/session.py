@@ -157,6 +157,11 @@ class Session:
         upload.begin()
         return upload
 
+    @property
+    def copies_at_once(self) -> bool:
+        """Whether an operator that goes ahead is copied at once: its tensors are free when `Upload.begun` returns."""
+        return self._link.copies_at_once(self._ref)
+
     async def advance(self, duration: float, *, timeout: float | None = None) -> float:
         """Move a stepped clock by `duration` τ; the new device time.
 

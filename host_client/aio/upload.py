@@ -52,6 +52,11 @@ class Upload:
         if self._upload is not None and self.operator.nbytes:
             self._beginning = asyncio.create_task(self._upload.begin())
 
+    async def begun(self) -> None:
+        """Wait until what `begin` does is done, or has failed, which is told later."""
+        if self._beginning is not None:
+            await asyncio.wait([self._beginning])
+
     async def program(
         self,
         drive: ArrayLike,

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from host_client.blocking.thread import wait
+from host_client.blocking.thread import post, wait
 from host_client.loop import Freshness
 from host_client.loop import feed as aio_feed
 from spu_link.errors import SpuError
@@ -41,19 +41,11 @@ class Feed:
 
     def begin(self, operator: Operator, precision: Precision | None, *, copied: bool) -> None:
         """Send an operator ahead of the rest, if nothing else is under way."""
-
-        async def begin() -> None:
-            self._feed.begin(operator, precision, copied=copied)
-
-        wait(begin())
+        post(self._feed.begin, operator, precision, copied=copied)
 
     def abandon(self) -> None:
         """No hand-over will follow for what has been sent ahead."""
-
-        async def abandon() -> None:
-            self._feed.abandon()
-
-        wait(abandon())
+        post(self._feed.abandon)
 
     def exchange(
         self, operator: Operator, drive: Tensor, *, freshness: Freshness, timeout: float, **options: Any
@@ -72,6 +64,7 @@ class Feed:
 
         async def exchange() -> list[aio_feed.Arrived]:
             number = self._feed.hand_over(operator, drive, **options)
+            await self._feed.copied()
             return await self._feed.readings(number, freshness, timeout=timeout)
 
         return wait(exchange())

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
-from functools import cache
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine
+from functools import cache, partial
+from typing import Any, ParamSpec, TypeVar
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -26,3 +27,8 @@ def wait(coroutine: Coroutine[Any, Any, T]) -> T:
     except BaseException:
         future.cancel()
         raise
+
+
+def post(function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+    """Call on the client's loop, after what was asked of it before, and go on."""
+    _loop().call_soon_threadsafe(partial(function, *args, **kwargs))

@@ -171,6 +171,10 @@ class Link(ABC):
 
     address: str
 
+    def copies_at_once(self, session: pb.SessionRef) -> bool:
+        """Whether `Upload.begin` is done as soon as it has copied the operator, however slow the way to the device."""
+        return True
+
     @abstractmethod
     async def info(self, *, timeout: float) -> Info:
         """What the device is and how it stands."""

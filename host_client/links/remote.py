@@ -80,6 +80,10 @@ class RemoteLink(Link):
         with errors(self.address, "CloseSession"):
             await self._stub.CloseSession(pb.CloseSessionRequest(session=session), timeout=timeout)
 
+    def copies_at_once(self, session: pb.SessionRef) -> bool:
+        """Over shared memory."""
+        return session.id in self._memories
+
     def upload(self, session: pb.SessionRef, operator: Operator, precision: Precision | None) -> Upload:
         """A program on its way to the daemon."""
         memory = self._memories.get(session.id)

@@ -115,6 +115,7 @@ class Feed:
         self._in_flight: _HandOver | None = None
         self._waiting: _HandOver | None = None
         self._ahead: tuple[weakref.ref[Operator], Precision | None, Upload, float] | None = None
+        self._copying: Upload | None = None
         self._finished = 0  # number of the newest hand-over whose readings have all come, or never will
         self._refused: Exception | None = None
         self._arrived: deque[Arrived] = deque(maxlen=KEPT_READINGS)
@@ -157,13 +158,14 @@ class Feed:
         """Send an operator ahead of the rest, if nothing else is under way; `hand_over` of the same object goes on.
 
         Args:
-            operator: F. Unless `copied`, its tensors must stay as they are until the program has taken hold.
+            operator: F. Its tensors must stay as they are until the program has taken hold; if `copied`, until `copied`
+                returns after the hand-over.
             precision: how it travels.
             copied: whether to send a copy of it.
         """
         self.abandon()
         if self._in_flight is None and self.lost is None:
-            sent = operator.map(torch.clone) if copied else operator
+            sent = operator.map(torch.clone) if copied and not self._session.copies_at_once else operator
             began = time.monotonic()
             self._ahead = weakref.ref(operator), precision, self._session.upload(sent, precision=precision), began
 
@@ -190,7 +192,8 @@ class Feed:
         """Take a program, to be uploaded in the background; its number, from 1.
 
         Args:
-            operator: F. Unless `copied`, its tensors must stay as they are until the program has taken hold.
+            operator: F. Its tensors must stay as they are until the program has taken hold; if `copied`, until `copied`
+                returns.
             drive: b, shape (N,); it must stay as it is.
             damping, noise, start, precision: as of `Session.program`.
             schedule: when it is read.
@@ -208,6 +211,7 @@ class Feed:
         if self.lost is not None:
             raise self.lost
         given = weakref.ref(operator)
+        self._copying = upload if copied else None
         if upload is None and copied:
             operator = operator.map(torch.clone)
         one = _HandOver(
@@ -232,6 +236,12 @@ class Feed:
                 self._end(self._waiting, "dropped")
             self._waiting = one
         return one.number
+
+    async def copied(self) -> None:
+        """Wait until the last hand-over has its copy of the operator, if it was to have one."""
+        if self._copying is not None:
+            copying, self._copying = self._copying, None
+            await copying.begun()
 
     async def readings(self, number: int, freshness: Freshness, *, timeout: float) -> list[Arrived]:
         """Readings for a step: what has come since the last call; or the newest again, if it is fresh enough.

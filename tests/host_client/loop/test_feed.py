@@ -152,10 +152,14 @@ async def test_a_refusal_is_told_though_an_older_reading_would_do() -> None:
     async with feeding(rate=RATE) as (feed, _):
         await feed.readings(hand_over(feed), "newest", timeout=20.0)
         number = hand_over(feed, B * float("nan"))
-        with pytest.raises(InvalidProgram, match="drive"):
+
+        async def steps() -> None:
             for _ in range(1000):
                 await feed.readings(number, "newest", timeout=20.0)
                 await asyncio.sleep(0.005)
+
+        with pytest.raises(InvalidProgram, match="drive"):
+            await steps()
 
 
 async def test_an_operator_that_is_kept_does_not_travel_again() -> None:
@@ -192,6 +196,18 @@ async def test_a_copied_operator_may_be_overwritten_at_once() -> None:
         await feed.readings(first, "newest", timeout=20.0)
         arrived = await feed.readings(number, "this program", timeout=20.0)
         torch.testing.assert_close(arrived[-1].reading.value, solution(B, 0.5))
+
+
+async def test_an_operator_sent_ahead_may_be_overwritten_when_it_has_been_copied() -> None:
+    async with feeding(rate=RATE) as (feed, _):
+        a = A.clone()
+        operator = Rows(a)
+        feed.begin(operator, None, copied=True)
+        number = feed.hand_over(operator, B, damping=0.5, start="drive", schedule=Schedule(LONG), copied=True)
+        await feed.copied()
+        a.zero_()
+        (arrived,) = await feed.readings(number, "this program", timeout=20.0)
+        torch.testing.assert_close(arrived.reading.value, solution(B, 0.5))
 
 
 async def test_closing_leaves_nothing_under_way() -> None:
