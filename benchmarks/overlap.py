@@ -14,8 +14,10 @@ emulator needs longer than the host, and the loop is as fast as the emulator. `p
 them computed in an iteration.
 
 Readings are late by the time from the asked device time, on the host's clock as agreed with the device, to their
-arrival in this process: every 20 ms one, on the reference network's operator; "loaded" while programs of the same size
-(5.8 MB) are uploaded one after the other as fast as they go.
+arrival in this process: one every 20 ms, on the reference network's operator for 64 samples, Monte-Carlo or exact;
+"loaded" while programs of the same size (2.1 or 5.8 MB) are uploaded and take hold one after the other as fast as they
+go. Before the emulator can tell the state under a new program it needs its Gram matrix, which for an exact one takes 10
+to 20 ms; a board has no such work.
 
 Ratios:
     overlap_vs_longer: time an iteration of the free-running loop, reference network of 512 samples, over the longer.
@@ -29,11 +31,16 @@ Ratios:
     blocking_vs_longer_256: as blocking_vs_longer, likewise.
     overlap_vs_longer_lora: as overlap_vs_longer, LoRA on a BERT of MiniLM's shape, 16 samples of 32 tokens.
     blocking_vs_longer_lora: as blocking_vs_longer, likewise.
-    read_lateness_p50_ms_idle: median lateness of a scheduled reading, in milliseconds.
+    read_lateness_p50_ms_idle: median lateness of a scheduled reading, in milliseconds, Monte-Carlo program.
     read_lateness_p99_ms_idle: the lateness that 99 % of them stay below.
     read_lateness_p50_ms_loaded: median lateness during uploads at full speed.
     read_lateness_p99_ms_loaded: the lateness that 99 % stay below then.
     upload_mb_per_s_loaded: speed of these uploads, in MB/s.
+    read_lateness_p50_ms_idle_exact: as read_lateness_p50_ms_idle, exact program.
+    read_lateness_p99_ms_idle_exact: as read_lateness_p99_ms_idle, likewise.
+    read_lateness_p50_ms_loaded_exact: as read_lateness_p50_ms_loaded, exact programs.
+    read_lateness_p99_ms_loaded_exact: as read_lateness_p99_ms_loaded, likewise.
+    upload_mb_per_s_loaded_exact: as upload_mb_per_s_loaded, likewise.
 """
 
 from __future__ import annotations
@@ -83,6 +90,9 @@ CASES: dict[str, tuple[str, int, Kind]] = {
 WARMUP = 4
 """Iterations of each turn that are not timed."""
 
+LATENESS: dict[Kind, str] = {"mc": "", "exact": "_exact"}
+"""Curvature of the programs that are read and uploaded, and the end of the ratios' names."""
+
 READ_EVERY = 0.02
 """Seconds from one scheduled reading to the next."""
 
@@ -130,7 +140,11 @@ def run(
             }
         seconds[f"{name}{suffix}"] = {"host": host, "device": device, **times}
         processors[f"{name}{suffix}"] = processor
-    lateness = alone(read_lateness, partial(NETWORKS["reference"], 64, task), readings)
+    lateness: dict[str, float] = {}
+    for kind, suffix in LATENESS.items():
+        log.info("lateness of readings, %s programs", kind)
+        found = alone(read_lateness, partial(NETWORKS["reference"], 64, task), kind, readings)
+        lateness |= {f"{name}{suffix}": value for name, value in found.items()}
     return {
         "ratios": ratios | lateness,
         "seconds": seconds,
@@ -205,10 +219,10 @@ def _iteration_seconds(network: Network, optimizer: TNGD, steps: int) -> float:
     return (time.perf_counter() - began) / steps
 
 
-def read_lateness(make: Callable[[], Network], readings: int) -> dict[str, float]:
+def read_lateness(make: Callable[[], Network], curvature: Kind, readings: int) -> dict[str, float]:
     """Lateness of scheduled readings, idle and during uploads."""
     network = make()
-    capture = Capture(network.model, network.criterion, curvature="exact")
+    capture = Capture(network.model, network.criterion, curvature=curvature)
     drive = torch.cat([g.flatten() for g in torch.autograd.grad(network.loss(), network.trained())])
     operator = capture.operator
     capture.close()

@@ -126,7 +126,66 @@ def _scale(figure: Figure, results: Content) -> bool:
     return True
 
 
-_DRAWINGS: dict[str, Callable[[Figure, Content], bool]] = {"solve": _solve, "step": _step, "scale": _scale}
+def _link(figure: Figure, results: Content) -> bool:
+    """Time of a program against its bytes, and by the type of its values, for every path."""
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    paths = {"shared memory": "shared", "gRPC, Unix socket": "unix", "gRPC, TCP": "tcp", "in-process": "inprocess"}
+    sizes = {"4KB": 4e3, "400KB": 4e5, "5.8MB": 5.8e6, "100MB": 1e8}
+    dtypes = ("float32", "float16", "bfloat16", "int16")
+    seconds, width = results["seconds"], 0.8 / len(paths)
+    for number, (colour, (label, path)) in enumerate(zip(COLOURS, paths.items(), strict=False)):
+        times = [seconds[f"{path}_program_{size}"] for size in sizes]
+        left.loglog(list(sizes.values()), times, "o-", color=colour, label=label, linewidth=2)
+        heights = [1e3 * seconds[f"{path}_program_{dtype}"] for dtype in dtypes]
+        right.bar(np.arange(len(dtypes)) + (number - 1.5) * width, heights, 0.92 * width, color=colour)
+    left.set_xticks(list(sizes.values()), [size.replace("KB", " KB").replace("MB", " MB") for size in sizes])
+    left.minorticks_off()
+    left.yaxis.set_major_formatter(FuncFormatter(_duration))
+    left.legend(frameon=False, labelcolor=INK)
+    _dress(left, "A program, by its bytes in float32")
+    right.set_xticks(range(len(dtypes)), dtypes)
+    right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} ms"))
+    _dress(right, "One of 5.8 MB in float32, by type")
+    return True
+
+
+def _overlap(figure: Figure, results: Content) -> bool:
+    """Time of an iteration of each loop, over the longer of differentiation and analog solve, for every case."""
+    axes = figure.subplots()
+    loops = {
+        "blocking": "blocking",
+        "readings of the program before": "free_one",
+        "of the two before": "free",
+        "newest": "newest",
+    }
+    cases = results["settings"]["cases"]
+    places, width, labels = np.arange(len(cases)), 0.8 / len(loops), []
+    for number, (colour, (label, key)) in enumerate(zip(COLOURS[::-1], loops.items(), strict=False)):
+        heights = []
+        for suffix, (name, _, _) in cases.items():
+            times = results["seconds"][f"{name}{suffix}"]
+            heights.append(times[key] / max(times["host"], times["device"]))
+        bars = axes.bar(places + (number - 1.5) * width, heights, 0.92 * width, color=colour, label=label)
+        axes.bar_label(bars, fmt=lambda value: f"{value:.2f}", fontsize=7.5, color=MUTED, padding=1)
+    for suffix, (name, batch, kind) in cases.items():
+        host = results["seconds"][f"{name}{suffix}"]["host"]
+        labels.append(f"{name}, b = {batch}, {kind}\ndifferentiation {_duration(host)}")
+    axes.set_xticks(places, labels)
+    axes.axhline(1.0, color=INK, linewidth=1)
+    axes.axhline(2.0, color=INK, linewidth=1, linestyle=":")
+    axes.legend(frameon=False, labelcolor=INK, fontsize=9, ncols=len(loops), loc="upper center")
+    axes.margins(y=0.18)
+    _dress(axes, "An iteration, over the longer of differentiation and analog solve (dotted: their sum)")
+    return True
+
+
+_DRAWINGS: dict[str, Callable[[Figure, Content], bool]] = {
+    "link": _link,
+    "overlap": _overlap,
+    "solve": _solve,
+    "step": _step,
+    "scale": _scale,
+}
 
 
 def _bars(axes: Axes, seconds: Mapping[str, float], title: str) -> None:

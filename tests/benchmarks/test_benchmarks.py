@@ -28,7 +28,7 @@ SMALLEST: dict[str, Callable[[], dict[str, Any]]] = {
         rounds=1,
         steps=2,
         readings=10,
-        cases={suffix: (name, 2, kind) for suffix, (name, _, kind) in overlap.CASES.items()},
+        cases={suffix: ("reference", 2, kind) for suffix, (_, _, kind) in overlap.CASES.items()},
         task=noise_task,
     ),
     "scale": partial(scale.run, (600, 2400, 9600), (8, 16), few_rows=4, some_parameters=600, repeats=1),
@@ -57,7 +57,8 @@ def test_a_benchmark_gives_the_ratios_its_docstring_names_and_they_can_be_shown(
     text = (tmp_path / "page.md").read_text()
     for ratio, value in content["ratios"].items():
         assert f"| `{ratio}` | {number(value)} |" in text
-    assert (tmp_path / "images" / f"performance-{name}.png").read_bytes().startswith(b"\x89PNG")
+    if name != "endurance":  # which has nothing to show beside its ratios
+        assert (tmp_path / "images" / f"performance-{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_every_benchmark_describes_itself_and_its_ratios() -> None:
