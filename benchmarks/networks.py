@@ -6,7 +6,6 @@ time on them. Weights are random too; the sizes are those of networks that peopl
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -91,7 +90,7 @@ def lora(batch: int = 16) -> Network:
 
     Six layers of width 384 with 12 heads, 32 tokens; 10.6 million frozen parameters beside the embeddings, N = 149,000.
     """
-    _shun_broken_torchvision()
+    _mend_torchvision()
     # peft asks transformers for something by its old name.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
     from peft import LoraConfig, get_peft_model
@@ -169,12 +168,16 @@ class LogitsOf(nn.Module):
         return logits
 
 
-def _shun_broken_torchvision() -> None:
-    """`transformers` takes any torchvision it finds, also one that was built for another torch and fails to load."""
+def _mend_torchvision() -> None:
+    """`transformers` imports any torchvision; one that was built for another torch lacks two operators."""
     try:
+        import torchvision
+    except RuntimeError:
+        for name in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         import torchvision  # noqa: F401
-    except (ImportError, RuntimeError):
-        sys.modules["torchvision"] = None  # type: ignore[assignment]
+    except ImportError:
+        pass  # it looks whether there is one
 
 
 def _random(model: nn.Module, inputs: Tensor, *, classes: int) -> Network:
