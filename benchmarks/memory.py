@@ -8,7 +8,6 @@ Ratios:
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +43,12 @@ def run(rows: int = 640, cells: int = 1_000_000) -> dict[str, Any]:
     }
 
 
-def family(address: str, parent: int | None = None) -> list[int]:
-    """Process ids of the daemon at an address, a child of `parent` or of this process, and of its own children."""
-    for child in psutil.Process(parent or os.getpid()).children():
-        if address in child.cmdline():
-            return [child.pid, *(process.pid for process in child.children(recursive=True))]
-    raise LookupError(f"no child of this process listens on {address}")
+def family(address: str) -> list[int]:
+    """Process ids of the daemon at an address, and of its children."""
+    for process in psutil.process_iter(["name", "cmdline"]):
+        if "serve" in (process.info["cmdline"] or ()) and address in process.info["cmdline"]:
+            return [process.pid, *(child.pid for child in process.children(recursive=True))]
+    raise LookupError(f"no daemon on this machine listens on {address}")
 
 
 def peak_bytes(pid: int | str) -> int:

@@ -8,10 +8,10 @@ its own; the same with the one program before alone; and newest, with whatever r
 of differentiation and analog solve, "sum" is both.
 
 A board computes by itself; its emulator needs a processor. So host and emulator compute with one thread each, on two
-cores, with a Monte-Carlo Fisher matrix of one label a sample unless the name says exact. What the emulator needs must be
-well below the host's differentiation, or it is no model of a device of that rate: that is so with LoRA on an encoder.
-On the reference network both cores are busy all the time, and with exact curvature the loop is as fast as the emulator
-computes. `processor_seconds` tells how much each of them computed in an iteration.
+cores, with a Monte-Carlo Fisher matrix of one label a sample unless the name says exact. What the emulator needs must
+be well below the host's differentiation, or it is no model of a device of that rate: that is so with LoRA on an
+encoder. On the reference network both cores are busy all the time, and with exact curvature the loop is as fast as the
+emulator computes. `processor_seconds` tells how much each of them computed in an iteration.
 
 Readings are late by the time from the asked device time, on the host's clock as agreed with the device, to their
 arrival in this process: one every 20 ms, on the reference network's operator for 64 samples, Monte-Carlo or exact;
@@ -208,7 +208,7 @@ def loop_seconds(
 
 def _processor_seconds(address: str) -> dict[str, float]:
     """Processor time used so far by this process, and by the daemon's."""
-    sides = {"host": [os.getpid()], "daemon": family(address, os.getppid())}
+    sides = {"host": [os.getpid()], "daemon": family(address)}
     return {side: sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids) for side, pids in sides.items()}
 
 

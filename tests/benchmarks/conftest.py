@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from statistics import median
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import capture, scale, solve, step
+from benchmarks import capture, endurance, overlap, scale, solve, step
 from benchmarks.timing import Subjects, turn
 from host_client.tasks.mnist import reference_network, unit_interval
 from host_client.tasks.task import Examples, Task
@@ -25,8 +25,9 @@ def noise_task() -> Task:
 
 
 @pytest.fixture
-def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Sides and measurements run here, once each: starting processes takes longer than everything else."""
+    threads = torch.get_num_threads()
 
     def medians(sides: Mapping[str, Callable[[], Subjects]], **_: int) -> dict[str, float]:
         return {
@@ -38,7 +39,9 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     def alone(function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)
 
-    for module in (capture, scale, solve, step):
+    for module in (capture, endurance, overlap, scale, solve, step):
         for name, stand_in in {"medians": medians, "alone": alone}.items():
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, stand_in)
+    yield
+    torch.set_num_threads(threads)

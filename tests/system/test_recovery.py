@@ -170,13 +170,10 @@ def test_a_step_waits_for_a_daemon_that_is_killed_and_started_again(restartable:
     assert 0.2 < back.host - lost.host < 30.0
 
 
-@pytest.mark.parametrize("freshness", ["newest", NoOlderThan(programs=1)])
-def test_a_kill_in_mid_flight_hangs_nothing_in_the_free_running_loop(
-    restartable: Restartable, freshness: object
-) -> None:
+def test_a_kill_in_mid_flight_hangs_nothing_in_the_free_running_loop(restartable: Restartable) -> None:
     training = Training()
     with connect(restartable.address) as spu, spu.session() as session:
-        optimizer = training.optimizer(session, on_loss="digital", freshness=freshness)
+        optimizer = training.optimizer(session, on_loss="digital", freshness=NoOlderThan(programs=1))
         for time_lost in (1, 2):
             training.steps(optimizer, 7)
             restartable.kill()
