@@ -71,6 +71,7 @@ from host_client.tasks.mnist import mnist
 from host_client.tasks.task import Task
 from spu_link.errors import ReadInPast
 from spu_link.operators import Operator
+from spu_link.tuning import settle_process
 
 ANALOG_TIME = 50.0
 SETTINGS: dict[str, Any] = {"lr": 1e-4, "damping": 0.01, "analog_time": ANALOG_TIME}
@@ -230,6 +231,7 @@ def read_lateness(make: Callable[[], Network], curvature: Kind, readings: int) -
     drive = torch.cat([g.flatten() for g in torch.autograd.grad(network.loss(), network.trained())])
     operator = capture.operator
     capture.close()
+    settle_process()
     with local_daemon(options=("--rate", "1000")) as address:
         return asyncio.run(_read_lateness(address, operator, drive, readings))
 

@@ -15,6 +15,7 @@ from host_client.optimizers.base import NaturalGradient
 from host_client.record import Differentiated, Event, Source, Updated
 from host_client.settings import Settings
 from host_client.tasks.task import Task
+from spu_link.tuning import settle_process
 
 if TYPE_CHECKING:
     from host_client.blocking import Session
@@ -148,6 +149,7 @@ def train(
     if name == "tngd":
         hyperparameters["record"] = told
     optimizer = make_optimizer(name, model, task.criterion, session=session, **hyperparameters)
+    settle_process()
     per_epoch = task.batches_per_epoch(settings.batch_size)
     total = settings.total_steps(per_epoch)
     began = time.perf_counter()

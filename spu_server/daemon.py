@@ -13,6 +13,7 @@ import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 
+from spu_link.tuning import settle_process
 from spu_server.addresses import bind, release
 from spu_server.clock import FreeClock, SteppedClock
 from spu_server.config import ServeSettings
@@ -63,6 +64,7 @@ async def serve(settings: ServeSettings) -> None:
     supervision: asyncio.Task[None] | None = None
     try:
         capabilities = await driver.start()
+        settle_process()
         tau = capabilities.tau or settings.tau
         clock = FreeClock(settings.rate or 1.0 / tau) if settings.clock == "free" else SteppedClock()
         epoch = time.time_ns()

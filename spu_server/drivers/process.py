@@ -21,6 +21,7 @@ import torch
 
 from spu_link.aligned import aligned, aligned_copy
 from spu_link.errors import DeviceFault, SpuError
+from spu_link.tuning import settle_process
 from spu_server.descriptors import close, read_all, write_all
 from spu_server.drivers.base import Capabilities, Driver, DriverOptions, Measured, measured
 from spu_server.drivers.loader import Loader
@@ -352,6 +353,7 @@ def _serve(connection: Connection, name: str, options: DriverOptions) -> None:
     except Exception as error:  # noqa: BLE001 - goes to the daemon in the driver's own words
         connection.send(("fault", f"could not be opened: {error!r}"))
         return
+    settle_process()
     connection.send(("ok", driver.capabilities))
     loader = Loader(driver)
     regions: dict[int, int] = {}
