@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
+import signal
+import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from multiprocessing.connection import Connection
 from statistics import median
 from typing import ParamSpec, TypeAlias, TypeVar
 
@@ -58,26 +63,57 @@ def medians(
     """
     times: dict[str, list[float]] = {}
     with ExitStack() as stack:
-        pools = {name: stack.enter_context(_pool(partial(_set_up, make))) for name, make in sides.items()}
+        pools = {name: stack.enter_context(_worker(partial(_set_up, make))) for name, make in sides.items()}
         for number in range(1, rounds + 1):
             for side, pool in pools.items():
                 log.info("round %d of %d: %s", number, rounds, side)
-                for name, values in pool.submit(_turn, repeats, warmup).result(TURN_SECONDS).items():
+                for name, values in pool.submit(_call, _turn, repeats, warmup).result(TURN_SECONDS).items():
                     times.setdefault(f"{side}_{name}", []).extend(values)
     return {name: median(values) for name, values in times.items()}
 
 
 def alone(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """What `function` returns, called in a fresh process that ends with it, so that its memory can be measured."""
-    with _pool() as pool:
-        return pool.submit(function, *args, **kwargs).result(TURN_SECONDS)
+    with _worker() as pool:
+        return pool.submit(_call, function, *args, **kwargs).result(TURN_SECONDS)
 
 
 _subjects: Subjects = {}
 
 
-def _pool(set_up: Callable[[], None] | None = None) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=set_up)
+@contextmanager
+def _worker(set_up: Callable[[], None] | None = None) -> Iterator[ProcessPoolExecutor]:
+    """A pool of one process, which ends with the block, whatever it is doing then, and with this process.
+
+    A benchmark that is stopped must not leave work behind that slows the next one down.
+    """
+    lifeline, worker_end = multiprocessing.Pipe()
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(1, mp_context=context, initializer=_begin, initargs=(worker_end, set_up))
+    try:
+        yield pool
+    finally:
+        lifeline.close()
+        pool.shutdown()
+        worker_end.close()
+
+
+def _begin(lifeline: Connection, set_up: Callable[[], None] | None) -> None:
+    def end_with_lifeline() -> None:
+        lifeline.poll(None)  # nothing is ever sent: it becomes readable when the other end is closed
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    threading.Thread(target=end_with_lifeline, name="lifeline", daemon=True).start()
+    if set_up is not None:
+        set_up()
+
+
+def _call(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    try:
+        return function(*args, **kwargs)
+    except SystemExit:  # daemons and sessions are closed by now; the pool would wait for more work
+        os._exit(143)
 
 
 def _set_up(make: Callable[[], Subjects]) -> None:
