@@ -225,14 +225,15 @@ def _iteration_seconds(network: Network, optimizer: TNGD, steps: int) -> float:
 
 
 def read_lateness(make: Callable[[], Network], curvature: Kind, readings: int) -> dict[str, float]:
-    """Lateness of scheduled readings, idle and during uploads."""
+    """Lateness of scheduled readings, idle and during uploads; one thread each for daemon and client."""
+    torch.set_num_threads(1)
     network = make()
     capture = Capture(network.model, network.criterion, curvature=curvature)
     drive = torch.cat([g.flatten() for g in torch.autograd.grad(network.loss(), network.trained())])
     operator = capture.operator
     capture.close()
     settle_process()
-    with local_daemon(options=("--rate", "1000")) as address:
+    with local_daemon(options=("--rate", "1000"), threads=1) as address:
         return asyncio.run(_read_lateness(address, operator, drive, readings))
 
 

@@ -67,7 +67,7 @@ def medians(
         for number in range(1, rounds + 1):
             for side, pool in pools.items():
                 log.info("round %d of %d: %s", number, rounds, side)
-                for name, values in pool.submit(_call, _turn, repeats, warmup).result(TURN_SECONDS).items():
+                for name, values in pool.submit(_call, partial(_turn, repeats, warmup)).result(TURN_SECONDS).items():
                     times.setdefault(f"{side}_{name}", []).extend(values)
     return {name: median(values) for name, values in times.items()}
 
@@ -75,7 +75,7 @@ def medians(
 def alone(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """What `function` returns, called in a fresh process that ends with it, so that its memory can be measured."""
     with _worker() as pool:
-        return pool.submit(_call, function, *args, **kwargs).result(TURN_SECONDS)
+        return pool.submit(_call, partial(function, *args, **kwargs)).result(TURN_SECONDS)
 
 
 _subjects: Subjects = {}
@@ -109,9 +109,9 @@ def _begin(lifeline: Connection, set_up: Callable[[], None] | None) -> None:
         set_up()
 
 
-def _call(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+def _call(function: Callable[[], T]) -> T:
     try:
-        return function(*args, **kwargs)
+        return function()
     except SystemExit:  # daemons and sessions are closed by now; the pool would wait for more work
         os._exit(143)
 

@@ -14,7 +14,6 @@ import pytest
 
 from benchmarks import timing
 
-
 SCRIPT = """
 import os, pathlib, sys, time
 from benchmarks import timing
