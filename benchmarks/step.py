@@ -5,6 +5,9 @@ settings are λ = 0.01, t = 50 τ, a free-running device, lr = 1e-4 so that the 
 are those of `benchmarks.networks`; all but the reference network see random numbers of the right shapes. "Exact" has
 b·(d − 1) rows, Monte-Carlo one row a sample.
 
+Each of these steps waits for the reading of its own program. A free one goes along the reading of the program before
+(`NoOlderThan(programs=1)`) while the device works on its own; host and emulator then compute with one thread each.
+
 Ratios:
     step_exact_vs_adam: the reference CNN's step with the exact GGN through a daemon, over a step of Adam.
     step_mc_vs_adam: the same with a one-sample Monte-Carlo Fisher matrix.
@@ -27,6 +30,16 @@ Ratios:
     step_exact_vs_adam_lora: exact step over Adam's, LoRA on a BERT of MiniLM's shape, N = 0.15 million, b = 16,
         32 tokens.
     step_mc_vs_adam_lora: the same with Monte-Carlo.
+    step_exact_free_vs_adam: a free step with the exact GGN over Adam's (which has both threads), reference CNN.
+    step_mc_free_vs_adam: the same with Monte-Carlo.
+    step_exact_free_vs_adam_mlp: as step_exact_free_vs_adam, 4-layer MLP.
+    step_mc_free_vs_adam_mlp: the same with Monte-Carlo.
+    step_exact_free_vs_adam_resnet: as step_exact_free_vs_adam, ResNet-20.
+    step_mc_free_vs_adam_resnet: the same with Monte-Carlo.
+    step_exact_free_vs_adam_transformer: as step_exact_free_vs_adam, transformer encoder.
+    step_mc_free_vs_adam_transformer: the same with Monte-Carlo.
+    step_exact_free_vs_adam_lora: as step_exact_free_vs_adam, LoRA.
+    step_mc_free_vs_adam_lora: the same with Monte-Carlo.
 """
 
 from __future__ import annotations
@@ -41,10 +54,11 @@ from torch import Tensor
 from benchmarks.capture import jacobian_ways
 from benchmarks.networks import NETWORKS, Network
 from benchmarks.timing import Subjects, alone, log, medians
-from host_client import TNGD, connect
+from host_client import TNGD, Session, connect
 from host_client.curvature import Capture
 from host_client.curvature.losses import Kind
 from host_client.local_daemon import local_daemon
+from host_client.loop import Freshness, NoOlderThan
 from host_client.tasks.mnist import mnist
 from host_client.tasks.task import Task
 from spu_link.program import StartPolicy
@@ -73,11 +87,12 @@ def run(
         make = partial(NETWORKS[name], batch, task) if name == "reference" else partial(NETWORKS[name], batch)
         sizes[name] = alone(sizes_of, make)
         counts = {"rounds": rounds} if name == "reference" else {"rounds": -(-rounds // 3), "repeats": 2, "warmup": 1}
-        with local_daemon() as address:
+        with local_daemon() as address, local_daemon(threads=1) as beside:
             sides = {
                 "plain": partial(_plain, make, parts=name == "reference"),
                 "grpc": partial(_device, make, address, parts=name == "reference"),
                 "inprocess": partial(_device, make, "inproc:", parts=name == "reference"),
+                "free": partial(_free, make, beside),
             }
             seconds[name] = medians(sides, **counts)
             if name == "reference":
@@ -94,12 +109,11 @@ def run(
             "capture_speedup_vs_jacrev": first["func_factor_by_jacrev"] / first["plain_capture_exact"],
             "upload_shrink_vs_jacobian": size["jacobian_bytes"] / (size["exact_bytes"] + 4 * size["parameters"]),
             **{
-                f"step_{curvature}_vs_adam" + ("" if name == "reference" else f"_{name}"): times[
-                    f"grpc_{curvature}_step"
-                ]
-                / times["plain_adam_step"]
+                f"step_{kind}_vs_adam{suffix}": times[f"{step}_step"] / times["plain_adam_step"]
                 for name, times in seconds.items()
+                for suffix in ("" if name == "reference" else f"_{name}",)
                 for curvature in CURVATURES
+                for kind, step in ((curvature, f"grpc_{curvature}"), (f"{curvature}_free", f"free_{curvature}"))
             },
         },
         "seconds": seconds,
@@ -161,13 +175,7 @@ def _device(make: Callable[[], Network], address: str, *, parts: bool) -> Subjec
     """TNGD steps on a device; with `parts` also one that keeps the cells' state, and program and reading alone."""
     # Open until the process ends: the daemon sees it go.
     session = connect(address, timeout=300.0).open_session()
-
-    def step(curvature: Kind, start: StartPolicy) -> Callable[[], object]:
-        network = make()
-        optimizer = TNGD(network.model, network.criterion, session, curvature=curvature, start=start, **SETTINGS)
-        return _step(network, optimizer)
-
-    steps = {f"{curvature}_step": step(curvature, "drive") for curvature in CURVATURES}
+    steps = {f"{curvature}_step": _tngd(make, session, curvature) for curvature in CURVATURES}
     if not parts:
         return steps
     network = make()
@@ -177,12 +185,33 @@ def _device(make: Callable[[], Network], address: str, *, parts: bool) -> Subjec
     capture.close()
     return {
         **steps,
-        "keep_step": step("exact", "keep"),
+        "keep_step": _tngd(make, session, "exact", start="keep"),
         "upload": lambda: session.program(operator, drive, damping=SETTINGS["damping"], start="drive"),
         "solve": lambda: session.solve(
             operator, drive, damping=SETTINGS["damping"], analog_time=SETTINGS["analog_time"], start="drive"
         ),
     }
+
+
+def _free(make: Callable[[], Network], address: str) -> Subjects:
+    """TNGD steps beside the device, each along the reading of the program before."""
+    torch.set_num_threads(1)
+    session = connect(address, timeout=300.0).open_session()
+    before = NoOlderThan(programs=1)
+    return {f"{curvature}_step": _tngd(make, session, curvature, freshness=before) for curvature in CURVATURES}
+
+
+def _tngd(
+    make: Callable[[], Network],
+    session: Session,
+    curvature: Kind,
+    *,
+    start: StartPolicy = "drive",
+    freshness: Freshness = "this program",
+) -> Callable[[], Tensor]:
+    network = make()
+    options: dict[str, Any] = {"curvature": curvature, "start": start, "freshness": freshness}
+    return _step(network, TNGD(network.model, network.criterion, session, **options, **SETTINGS))
 
 
 def _step(network: Network, optimizer: torch.optim.Optimizer) -> Callable[[], Tensor]:

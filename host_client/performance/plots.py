@@ -69,19 +69,23 @@ def _solve(figure: Figure, results: Content) -> bool:
 def _step(figure: Figure, results: Content) -> bool:
     """Time of steps and their parts, over a step of Adam, for every network."""
     axes = figure.subplots()
+    grey, violet, green, blue, red = COLOURS[::-1]
     parts = {
-        "forward and backward": "plain_forward_backward",
-        "Monte-Carlo capture": "plain_capture_mc",
-        "Monte-Carlo step": "grpc_mc_step",
-        "exact capture": "plain_capture_exact",
-        "exact step": "grpc_exact_step",
+        "forward and backward": ("plain_forward_backward", grey, 1.0),
+        "Monte-Carlo capture": ("plain_capture_mc", violet, 1.0),
+        "Monte-Carlo step": ("grpc_mc_step", green, 1.0),
+        "free": ("free_mc_step", green, 0.45),
+        "exact capture": ("plain_capture_exact", blue, 1.0),
+        "exact step": ("grpc_exact_step", red, 1.0),
+        "free, exact": ("free_exact_step", red, 0.45),
     }
-    networks, width = results["seconds"], 0.8 / len(parts)
+    networks, width = results["seconds"], 0.86 / len(parts)
     places = np.arange(len(networks))
-    for number, (colour, (label, key)) in enumerate(zip(COLOURS[::-1], parts.items(), strict=False)):
+    for number, (label, (key, colour, alpha)) in enumerate(parts.items()):
         heights = [times[key] / times["plain_adam_step"] for times in networks.values()]
-        bars = axes.bar(places + (number - 2) * width, heights, 0.92 * width, color=colour, label=label)
-        axes.bar_label(bars, fmt=lambda value: f"{value:.2g}", fontsize=7.5, color=MUTED, padding=1)
+        place = places + (number - (len(parts) - 1) / 2) * width
+        bars = axes.bar(place, heights, 0.92 * width, color=colour, alpha=alpha, label=label)
+        axes.bar_label(bars, fmt=lambda value: f"{value:.2g}", fontsize=7, color=MUTED, padding=1)
     labels = []
     for name, times in networks.items():
         size = results["sizes"][name]["parameters"]
