@@ -74,7 +74,7 @@ def _step(figure: Figure, results: Content) -> bool:
         "forward and backward": ("plain_forward_backward", grey, 1.0),
         "Monte-Carlo capture": ("plain_capture_mc", violet, 1.0),
         "Monte-Carlo step": ("grpc_mc_step", green, 1.0),
-        "free": ("free_mc_step", green, 0.45),
+        "free, Monte-Carlo": ("free_mc_step", green, 0.45),
         "exact capture": ("plain_capture_exact", blue, 1.0),
         "exact step": ("grpc_exact_step", red, 1.0),
         "free, exact": ("free_exact_step", red, 0.45),
