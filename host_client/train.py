@@ -168,7 +168,7 @@ def train(
         if not isinstance(optimizer, TNGD):  # which tells what happens itself
             told(Differentiated(number - 1, host_began, differentiated))
             source: Source = "digital" if isinstance(optimizer, NaturalGradient) else "gradient"
-            told(Updated(number - 1, differentiated, time.monotonic(), None, None, source))
+            told(Updated(number - 1, differentiated, time.monotonic(), (), None, source))
 
         batch_loss = loss.item()
         if not math.isfinite(batch_loss):

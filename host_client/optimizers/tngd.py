@@ -140,7 +140,7 @@ class TNGD(NaturalGradient):
         )
         self._differentiating: float | None = None
         self._solved_at = 0.0
-        self._updates: list[tuple[Source, int | None, float | None]] = []
+        self._updates: list[tuple[Source, tuple[int, ...], float | None]] = []
         if record is not None:
             began = WeakMethod(self._forward)
             model.register_forward_pre_hook(lambda module, args: _call(began, module))
@@ -241,18 +241,19 @@ class TNGD(NaturalGradient):
             log.debug("a step without the device: %s", error)
             self.counts[self._on_loss] += 1
             if self._on_loss == "gradient":
-                self._updates.append(("gradient", None, None))
+                self._updates.append(("gradient", (), None))
                 return [drive]
-            self._updates.append(("digital", None, None))
+            self._updates.append(("digital", (), None))
             return [solve_direct(operator, drive, self.hyperparameters["damping"])]
         self._keep(arrived[-1].reading)
         if self._combine == "average":
             arrived = [one for one in arrived if one.program == arrived[-1].program]
         values = [one.reading.value for one in arrived]
         if self._combine == "average" and len(values) > 1:
-            self._updates.append(("device", arrived[-1].number, self._staleness(arrived[0].reading)))
+            numbers = tuple(one.number for one in arrived)
+            self._updates.append(("device", numbers, self._staleness(arrived[0].reading)))
             return [torch.stack(values).mean(0)]
-        self._updates += [("device", one.number, self._staleness(one.reading)) for one in arrived]
+        self._updates += [("device", (one.number,), self._staleness(one.reading)) for one in arrived]
         return values
 
     def _exchange(self, operator: Operator, drive: Tensor, keep: bool) -> list[Arrived]:
@@ -306,8 +307,8 @@ class TNGD(NaturalGradient):
     def _taken(self) -> None:
         if self._record is not None:
             ended = time.monotonic()
-            for source, reading, staleness in self._updates:
-                self._record(Updated(self.steps, self._solved_at, ended, reading, staleness, source))
+            for source, readings, staleness in self._updates:
+                self._record(Updated(self.steps, self._solved_at, ended, readings, staleness, source))
         super()._taken()
 
 

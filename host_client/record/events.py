@@ -117,17 +117,21 @@ class Updated:
         step: number of the step that it belongs to, from 0. A step may update several times.
         began: host time at which the direction was there and the update began.
         ended: host time at which the parameters were the new ones.
-        reading: number of the reading used; None without one.
-        staleness: device time from the measurement to its use, in τ; None without a reading.
+        readings: numbers of the readings used: several if along their average, none without a device.
+        staleness: device time from the first measurement to its use, in τ; None without a reading.
         source: where the direction came from.
     """
 
     step: int
     began: float
     ended: float
-    reading: int | None
+    readings: tuple[int, ...]
     staleness: float | None
     source: Source
+
+    def __post_init__(self) -> None:
+        """JSON has no tuples."""
+        object.__setattr__(self, "readings", tuple(self.readings))
 
 
 @dataclass(frozen=True, slots=True)

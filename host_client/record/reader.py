@@ -91,9 +91,10 @@ def _checked_header(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     version = content.get("format")
     if not isinstance(version, int):
         raise UnreadableRecord(f"{path} does not begin with a header; it is not the record of a run")
-    if version > VERSION:
+    if version != VERSION:
         raise UnreadableRecord(
-            f"{path} has format {version}, and this version of tngd reads up to {VERSION}; update it"
+            f"{path} has format {version}, and this version of tngd reads {VERSION}; "
+            f"{'update it' if version > VERSION else 'record the run anew'}"
         )
     return content
 

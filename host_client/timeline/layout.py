@@ -86,8 +86,9 @@ class _Made:
             match bar.event:
                 case Differentiated(step=step):
                     self.differentiations[step] = bar
-                case Updated(reading=int(number)):
-                    self.updates.setdefault(number, []).append(bar)
+                case Updated(readings=numbers):
+                    for number in numbers:
+                        self.updates.setdefault(number, []).append(bar)
 
         self.steps_begun = sorted((event.began, event.step) for event in differentiated)
 

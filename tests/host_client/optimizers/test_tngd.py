@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from host_client import NGD, TNGD, NGDWoodbury, Session, connect
-from host_client.record.events import Event, Uploaded
+from host_client.record.events import Event, Updated, Uploaded
 from spu_link.errors import DeviceUnavailable
 from tests.cases import Problem
 from tests.host_client.optimizers.fakes import Recorder
@@ -84,6 +84,17 @@ def test_a_program_takes_hold_the_delay_after_the_last_reading(problem: Problem,
     took_hold = [one.took_hold for one in events if isinstance(one, Uploaded)]
     assert took_hold[0] is not None
     assert took_hold == [took_hold[0] + k * 2.5 for k in range(3)]
+
+
+def test_the_record_names_every_reading_of_an_average_and_the_age_of_the_first(
+    problem: Problem, session: Session
+) -> None:
+    events: list[Event] = []
+    averaged = {"analog_time": 2.0, "readings": 3, "spacing": 0.5, "record": events.append}
+    train(problem, _optimizer(problem, session, **averaged), 2)
+    updates = [one for one in events if isinstance(one, Updated)]
+    assert [one.readings for one in updates] == [(1, 2, 3), (4, 5, 6)]
+    assert [one.staleness for one in updates] == pytest.approx([1.0, 1.0])
 
 
 def test_the_device_is_told_all_hyperparameters_as_they_are_now(problem: Problem) -> None:

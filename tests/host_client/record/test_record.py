@@ -102,7 +102,7 @@ time.sleep(60)
 def test_a_torn_last_line_is_skipped_with_a_note(tmp_path: Path) -> None:
     with RunRecord(tmp_path) as record:
         for step in range(2):
-            record.record(Updated(step, 1.0, 2.0, None, None, "gradient"))
+            record.record(Updated(step, 1.0, 2.0, (), None, "gradient"))
     path = tmp_path / "events.jsonl"
     path.write_bytes(path.read_bytes()[:-7])
     found = load(tmp_path)
@@ -129,9 +129,10 @@ def test_kinds_and_fields_of_a_later_version_are_skipped_and_the_kinds_counted(t
         ('{"a": 1}\n', "not the record of a run"),
         ("step,loss\n", "line 1, is not JSON"),
         (f'{{"format": {VERSION + 1}}}\n', "update it"),
-        ('{"format": 1}\n[1]\n', "line 2, is '[1]'"),
-        ('{"format": 1}\nx\n{"event": "Read"}\n', "line 2, is not JSON"),
-        ('{"format": 1}\n{"event": "DeviceBack", "host": 1.0}\n', "line 2: DeviceBack lacks epoch"),
+        ('{"format": 1}\n', "record the run anew"),
+        ('{"format": 2}\n[1]\n', "line 2, is '[1]'"),
+        ('{"format": 2}\nx\n{"event": "Read"}\n', "line 2, is not JSON"),
+        ('{"format": 2}\n{"event": "DeviceBack", "host": 1.0}\n', "line 2: DeviceBack lacks epoch"),
     ],
 )
 def test_what_is_not_a_record_is_named(tmp_path: Path, content: str, said: str) -> None:

@@ -143,9 +143,9 @@ class FreeRunning:
         arrived = [read for read in self._reads if read.received <= began and read.epoch == self._epoch]
         if arrived:
             newest = max(arrived, key=lambda read: read.time)
-            self._tell(now, Updated(step, began, now, newest.number, self._device(began) - newest.time, "device"))
+            self._tell(now, Updated(step, began, now, (newest.number,), self._device(began) - newest.time, "device"))
         else:
-            self._tell(now, Updated(step, began, now, None, None, "gradient"))
+            self._tell(now, Updated(step, began, now, (), None, "gradient"))
         return now
 
     def _lose(self, now: float) -> float:
@@ -191,6 +191,6 @@ class Stepped:
                 )
             )
             told.append(Read(step, 0, step + 1, device, device, self.analog_time, 0.0, device, host + 0.06))
-            told.append(Updated(step, host + 0.06, host + 0.061, step, 0.0, "device"))
+            told.append(Updated(step, host + 0.06, host + 0.061, (step,), 0.0, "device"))
             host += 0.062
         return told

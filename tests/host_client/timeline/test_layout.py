@@ -67,7 +67,7 @@ def test_bars_and_arrows_go_forward_and_what_cannot_overlap_does_not(run: FreeRu
     assert len(timeline.of("upload")) == sum(isinstance(event, Uploaded) for event in events)
     assert len(timeline.of("reading")) == len(timeline.measurements) == sum(isinstance(event, Read) for event in events)
     assert len([a for a in timeline.arrows if a.kind == "take hold"]) == len(timeline.of("program"))
-    used = sum(isinstance(event, Updated) and event.reading is not None for event in events)
+    used = sum(len(event.readings) for event in events if isinstance(event, Updated))
     assert len([a for a in timeline.arrows if a.kind == "reading"]) == used
     assert timeline.notes == ()
 
@@ -109,7 +109,7 @@ def test_colours_may_follow_a_gradient_from_upload_to_update() -> None:
             case "reading":
                 assert isinstance(arrow.target.event, Updated)
                 assert isinstance(arrow.source.event, Read)
-                assert arrow.target.event.reading == arrow.source.event.number
+                assert arrow.source.event.number in arrow.target.event.readings
 
 
 def test_dropped_uploads_lie_in_a_row_of_their_own() -> None:
@@ -143,7 +143,7 @@ def test_an_upload_that_was_handed_over_early_waits_for_the_one_before() -> None
 
 
 def test_between_differentiation_and_update_the_host_waits() -> None:
-    timeline = lay_out(record(Differentiated(0, 0.0, 1.0), Updated(0, 3.0, 4.0, None, None, "gradient")))
+    timeline = lay_out(record(Differentiated(0, 0.0, 1.0), Updated(0, 3.0, 4.0, (), None, "gradient")))
     assert [(bar.kind, bar.began, bar.ended, bar.row) for bar in timeline.bars] == [
         ("differentiation", 0.0, 1.0, 0),
         ("wait", 1.0, 3.0, 0),
@@ -220,9 +220,17 @@ def test_an_epoch_without_agreement_is_left_out_and_noted() -> None:
 
 
 def test_updates_told_as_one_time_come_one_after_the_other() -> None:
-    both = [Updated(0, 1.0, 2.0, number, 0.0, "device") for number in (1, 2)]
+    both = [Updated(0, 1.0, 2.0, (number,), 0.0, "device") for number in (1, 2)]
     timeline = lay_out(record(*both))
     assert [(bar.began, bar.ended, bar.row) for bar in timeline.of("update")] == [(0.0, 0.5, 0), (0.5, 1.0, 0)]
+
+
+def test_an_update_along_an_average_has_an_arrow_from_each_of_its_readings() -> None:
+    reads = [Read(number, 7, 1, None, 10.0 * number, 1.0, 0.0, 10.0 * number, number / 10) for number in (1, 2)]
+    timeline = lay_out(
+        record(ClockAgreed(0.0, 0.0, 7, 100.0, 0.0), *reads, Updated(0, 0.3, 0.4, (1, 2), 20.0, "device"))
+    )
+    assert sorted(arrow.source.number for arrow in timeline.arrows if arrow.kind == "reading") == [1, 2]
 
 
 def test_an_empty_record_is_an_empty_timeline() -> None:
