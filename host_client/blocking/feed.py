@@ -10,6 +10,7 @@ from torch import Tensor
 from host_client.blocking.thread import post, wait
 from host_client.loop import Freshness
 from host_client.loop import feed as aio_feed
+from host_client.loop.arrivals import Arrived
 from spu_link.errors import SpuError
 from spu_link.operators import Operator
 from spu_link.precision import Precision
@@ -49,7 +50,7 @@ class Feed:
 
     def exchange(
         self, operator: Operator, drive: Tensor, *, freshness: Freshness, timeout: float, **options: Any
-    ) -> list[aio_feed.Arrived]:
+    ) -> list[Arrived]:
         """Hand a program over, and take the readings for a step, waiting `timeout` seconds at most.
 
         Args:
@@ -62,7 +63,7 @@ class Feed:
             SpuError: why the device is lost, or has refused a program.
         """
 
-        async def exchange() -> list[aio_feed.Arrived]:
+        async def exchange() -> list[Arrived]:
             number = self._feed.hand_over(operator, drive, **options)
             await self._feed.copied()
             return await self._feed.readings(number, freshness, timeout=timeout)

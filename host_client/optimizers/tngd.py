@@ -26,7 +26,7 @@ from spu_link.program import Reading, StartPolicy
 
 if TYPE_CHECKING:
     from host_client.blocking import Feed, Session
-    from host_client.loop.feed import Arrived
+    from host_client.loop.arrivals import Arrived
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from host_client.links.base import Capacity
 from host_client.loop import Schedule
-from host_client.loop.feed import Arrived
+from host_client.loop.arrivals import Arrived
 from spu_link.errors import DeviceUnavailable
 from spu_link.operators import Operator
 from spu_link.program import Reading

@@ -1,0 +1,154 @@
+"""Readings as they come, until a step takes those that are fresh enough for it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING
+
+from host_client.loop.policies import Freshness, NoOlderThan, TooStale
+from host_client.loop.recovery import Recovery
+from host_client.record.events import Event, Read
+from spu_link.program import Applied, Reading
+
+if TYPE_CHECKING:
+    from host_client.aio import Session
+
+KEPT_READINGS = 64
+"""Most readings that wait for a step; older ones are forgotten."""
+
+KNOWN_PROGRAMS = 256
+"""Most programs whose readings are told apart."""
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A reading that has come.
+
+    Attributes:
+        number: its number in the record, from 1.
+        program: number of the hand-over under whose program it was taken.
+        reading: the reading.
+    """
+
+    number: int
+    program: int
+    reading: Reading
+
+
+class Arrivals:
+    """Readings that have come and wait for a step, and errors that a step has to be told.
+
+    Args:
+        session: the device.
+        recovery: knows whether the device is lost.
+        counts: counts ``"readings"``.
+        record: told of each.
+
+    Attributes:
+        newest: the newest reading; None before the first.
+    """
+
+    def __init__(
+        self, session: Session, recovery: Recovery, counts: Counter[str], record: Callable[[Event], None]
+    ) -> None:
+        self.newest: Arrived | None = None
+        self._session, self._recovery, self._counts, self._record = session, recovery, counts, record
+        self._numbers = count(1)
+        self._programs: OrderedDict[int, int] = OrderedDict()  # number of the hand-over by the program's sequence
+        self._finished = 0  # number of the newest hand-over whose readings have all come, or never will
+        self._refused: Exception | None = None
+        self._waiting: deque[Arrived] = deque(maxlen=KEPT_READINGS)
+        self._changed = asyncio.Event()
+
+    def expect(self, applied: Applied, number: int) -> None:
+        """The program of a hand-over has taken hold: readings of its sequence are readings of it."""
+        self._programs[applied.sequence] = number
+        while len(self._programs) > KNOWN_PROGRAMS:
+            self._programs.popitem(last=False)
+
+    def add(self, reading: Reading, asked: float | None) -> None:
+        """A reading has come, asked for at device time `asked`."""
+        received = time.monotonic()
+        arrived = Arrived(next(self._numbers), self._programs.get(reading.sequence, 0), reading)
+        self._counts["readings"] += 1
+        self._record(
+            Read(
+                arrived.number,
+                reading.epoch,
+                reading.sequence,
+                asked,
+                reading.time,
+                reading.age,
+                reading.window,
+                reading.sent,
+                received,
+            )
+        )
+        self._waiting.append(arrived)
+        if self.newest is None or arrived.program >= self.newest.program:
+            self.newest = arrived
+        self._changed.set()
+
+    def finish(self, number: int) -> None:
+        """All readings of a hand-over, and of those before it, have come or never will."""
+        self._finished = max(self._finished, number)
+        self._changed.set()
+
+    def refuse(self, error: Exception) -> None:
+        """Tell an error to whoever takes next."""
+        self._refused = error
+        self._changed.set()
+
+    def forget(self) -> None:
+        """What has come is of a device that is gone."""
+        self.newest = None
+        self._waiting.clear()
+        self._programs.clear()
+        self._changed.set()
+
+    async def take(self, number: int, freshness: Freshness, *, timeout: float) -> list[Arrived]:
+        """What `Feed.readings` gives."""
+        deadline = asyncio.get_running_loop().time() + timeout
+        while True:
+            self._changed.clear()
+            if self._recovery.lost is not None:
+                raise self._recovery.lost
+            if self._refused is not None:
+                refused, self._refused = self._refused, None
+                raise refused
+            if self.newest is not None and self._will_do(self.newest, number, freshness):
+                taken = [one for one in self._waiting if freshness != "this program" or one.program >= number]
+                self._waiting.clear()
+                return taken or [self.newest]
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._changed.wait()
+            except TimeoutError:
+                found = "none at all" if self.newest is None else f"one of program {self.newest.program}, now {number}"
+                raise TooStale(
+                    f"no reading came within {timeout:g} s that is fresh enough for a step ({freshness})",
+                    field="freshness",
+                    found=found,
+                    expected=str(freshness),
+                ) from None
+
+    def _will_do(self, newest: Arrived, number: int, freshness: Freshness) -> bool:
+        if self._session.spu.clock == "stepped" and self._finished < number:
+            return False  # so that nothing depends on how fast the host is
+        if freshness == "this program":
+            return newest.program >= number and self._finished >= number
+        if freshness == "newest":
+            return True
+        assert isinstance(freshness, NoOlderThan)
+        clock = self._session.clock
+        age = clock.device_time() - newest.reading.time
+        return (
+            (freshness.programs is None or newest.program >= number - freshness.programs)
+            and (freshness.tau is None or age <= freshness.tau)
+            and (freshness.milliseconds is None or age <= clock.rate * 1e-3 * freshness.milliseconds)
+        )
