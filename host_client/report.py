@@ -109,12 +109,13 @@ def _loss_panel(axes: Axes, runs: Mapping[str, Sequence[Run]]) -> None:
         smooth = np.array([moving_average(row, window) for row in values])
         if len(seeds) == 1:
             axes.plot(iterations, values[0], color=colour, alpha=0.2, linewidth=0.8)
-        _mean_and_band(axes, iterations, smooth, colour, label)
+        mean_and_band(axes, iterations, smooth, colour, label)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else ""))
     batch = "each batch, and " if all(len(seeds) == 1 for seeds in runs.values()) else ""
-    _dress(axes, f"Training loss ({batch}mean of the last {window})")
+    axes.set_xlabel("iteration", color=MUTED)
+    dress(axes, f"Training loss ({batch}mean of the last {window})")
     axes.legend(frameon=False, labelcolor=INK, fontsize=10)
 
 
@@ -122,12 +123,13 @@ def _accuracy_panel(axes: Axes, runs: Mapping[str, Sequence[Run]]) -> None:
     for colour, (label, seeds) in zip(COLOURS, runs.items(), strict=False):
         curves = [[(e.step, e.accuracy) for e in run.evaluations if e.split == "test"] for run in seeds]
         steps = np.array([step for step, _ in curves[0]])
-        _mean_and_band(axes, steps, np.array([[value for _, value in curve] for curve in curves]), colour, label, "o")
+        mean_and_band(axes, steps, np.array([[value for _, value in curve] for curve in curves]), colour, label, "o")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    _dress(axes, "Test accuracy")
+    axes.set_xlabel("iteration", color=MUTED)
+    dress(axes, "Test accuracy")
 
 
-def _mean_and_band(
+def mean_and_band(
     axes: Axes, x: NDArray[Any], values: NDArray[np.float64], colour: str, label: str, marker: str = ""
 ) -> None:
     """Mean over the first axis, and one standard deviation around it where there is more than one."""
@@ -138,9 +140,9 @@ def _mean_and_band(
         axes.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.18, linewidth=0)
 
 
-def _dress(axes: Axes, title: str) -> None:
+def dress(axes: Axes, title: str) -> None:
+    """Title at the left, a light grid and no frame."""
     axes.set_title(title, loc="left", fontsize=11, color=INK)
-    axes.set_xlabel("iteration", color=MUTED)
     axes.grid(True, color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(which="both", length=0, colors=MUTED)

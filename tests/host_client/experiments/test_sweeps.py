@@ -5,16 +5,22 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from scipy import stats
 from torch import nn
 
 from host_client.experiments import noise, precision
-from host_client.experiments.sweeps import Arm, paired_p
+from host_client.experiments.paired import compare
+from host_client.experiments.study import Study, seen
+from host_client.experiments.sweeps import Arm, Panel
 from host_client.tasks.task import Examples, Task
 
 
@@ -42,41 +48,64 @@ def quiet() -> Console:
     return Console(file=StringIO())
 
 
+def small(study: Study, seeds: Sequence[int], panels: Sequence[Panel] | None = None) -> Study:
+    return replace(study, seeds=seeds, common={**study.common, "steps": 3}, panels=panels or study.panels)
+
+
 def test_noise_is_compared_with_none_by_seed(halves: Task, tmp_path: Path) -> None:
-    results = noise.study(tmp_path, halves, quiet(), seeds=(0, 1), epochs=1, steps=3)
-    assert [r.arm.value for r in results] == list(noise.NOISES)
-    spread = [max(map(abs, r.differences(results[0]))) for r in results]
-    assert spread[0] == 0.0
-    assert 0.0 < spread[1] < spread[-1]
-    rows = list(csv.DictReader((tmp_path / "noise.csv").read_text().splitlines()))
-    assert len(rows) == len(results) * 2 * 3
-    assert "κ₀ < 0.01" in (tmp_path / "noise.md").read_text()
+    results = small(noise.STUDY, (0, 1)).run(tmp_path, halves, quiet())
+    for panel in noise.STUDY.panels:
+        tests = [results[arm.label].against(results[panel.reference.label]) for arm in (panel.reference, *panel.arms)]
+        spread = [max(map(abs, test.differences)) for test in tests if test is not None]
+        assert spread[0] == 0.0
+        assert 0.0 < spread[1] < spread[-1]
+    assert len(results) == 12
+    ends = list(csv.DictReader((tmp_path / "noise.csv").read_text().splitlines()))
+    curves = list(csv.DictReader((tmp_path / "noise-curves.csv").read_text().splitlines()))
+    assert (len(ends), len(curves)) == (12 * 2, 12 * 2 * 3)
+    assert float(ends[-1]["test_loss"]) == results[ends[-1]["device"]].finals("loss")[-1]
+    assert (tmp_path / "noise.md").read_text().count("- κ₀ < 0.01, noise κ₀") == 2
     assert (tmp_path / "noise.png").stat().st_size > 10_000
     content = json.loads((tmp_path / "noise.json").read_text())
-    assert content["arms"][-1]["differences"] == results[-1].differences(results[0])
+    assert content["seeds"] == [0, 1]
+    assert content["versions"]["torch"]
+    assert content["arms"][-1]["runs"][0]["settings"]["noise"] == 0.1
+    assert set(content["panels"][0]["arms"]) == {arm.label for arm in noise.STUDY.panels[0].arms}
 
 
 def test_precision_compares_devices_with_one_fault_each(halves: Task, tmp_path: Path) -> None:
-    chosen = [a for a in precision.arms() if a.varied == precision.BITS and a.value in (4, 16, math.inf)]
-    chosen += [a for a in precision.arms() if a.varied == precision.MISMATCH][-1:]
-    results = precision.study(tmp_path, halves, quiet(), seeds=(0,), epochs=1, steps=3, devices=chosen)
-    change = {r.arm.value: abs(r.differences(results[0])[0]) for r in results}
-    assert change[math.inf] == 0.0
-    assert 0.0 < change[16] < change[4]
-    assert change[0.1] > 0.0
-    report = results[0].runs[0].report
+    chosen = [replace(panel, arms=[panel.arms[0], panel.arms[-1]]) for panel in precision.STUDY.panels]
+    chosen = [panel for panel in chosen if panel.varied.startswith(("bits of resistors", "mismatch"))]
+    results = small(precision.STUDY, (0,), chosen).run(tmp_path, halves, quiet())
+    ideal = results["ideal device"]
+    change = {label: abs(result.against(ideal).mean) for label, result in results.items()}
+    assert change["ideal device"] == 0.0
+    assert 0.0 < change["resistors, 8"] < change["resistors, 3"]
+    assert change["mismatch 0.1"] > 0.0
+    report = results["resistors, 8"].runs[0].report
     assert report["uploads"] == report["readings"] == 3
     assert report["analog_seconds"] == pytest.approx(3 * 50e-6)
     assert report["upload_seconds"] > 0 < report["joules"]
     assert (tmp_path / "precision.png").stat().st_size > 10_000
 
 
+def test_a_run_that_diverges_is_told_and_left_out(halves: Task, tmp_path: Path) -> None:
+    good, bad = Arm("good", 1.0, {"optimizer": "sgd"}, None), Arm("bad", 2.0, {"optimizer": "sgd", "lr": 1e30}, None)
+    study = replace(small(noise.STUDY, (0, 1), [Panel("rate", good, [bad])]), verdict=lambda p, r: [seen(p[0], r)])
+    results = study.run(tmp_path, halves, quiet())
+    assert results["bad"].finished == []
+    assert results["bad"].against(results["good"]) is None
+    assert "runs diverged at bad" in (tmp_path / "noise.md").read_text()
+    assert "2 of 2" in (tmp_path / "noise.md").read_text()
+
+
 def test_every_device_of_the_study_can_be_opened() -> None:
     from spu_server.drivers.analog import Analog
     from spu_server.drivers.base import DriverOptions
 
-    for arm in precision.arms():
-        Analog(DriverOptions(settings=arm.board)).close()
+    for panel in precision.STUDY.panels:
+        for arm in panel.arms:
+            Analog(DriverOptions(settings=arm.device["driver_option"])).close()
 
 
 def test_a_device_that_is_given_is_refused(tmp_path: Path) -> None:
@@ -85,7 +114,19 @@ def test_a_device_that_is_given_is_refused(tmp_path: Path) -> None:
             study.run(tmp_path, "unix:/tmp/spu.sock", quiet())
 
 
-def test_the_reference_has_no_chance_of_being_different() -> None:
-    assert math.isnan(paired_p([0.0, 0.0]))
-    assert paired_p([1.0, 1.1, 0.9]) < 0.01
-    assert Arm("bits", 8).label == "bits 8"
+def test_differences_by_seed_are_tested_as_textbooks_do() -> None:
+    test = compare([0.9, 1.0, 1.1])
+    assert test.mean == pytest.approx(1.0)
+    assert (test.low, test.high) == pytest.approx((1.0 - 0.2484, 1.0 + 0.2484), abs=1e-4)  # 4.303 × 0.1 / √3
+    assert test.p == pytest.approx(float(stats.ttest_1samp([0.9, 1.0, 1.1], 0.0).pvalue))
+    same, alone = compare([0.0, 0.0]), compare([1.0])
+    assert (same.p, same.low, same.high) == (1.0, 0.0, 0.0)
+    assert math.isnan(alone.p)
+    assert compare([]) is None
+
+
+def test_four_of_five_differences_of_the_detectable_size_are_seen() -> None:
+    draws = np.random.default_rng(0).normal(size=(4_000, 5))
+    detectable = compare(list(draws[0])).detectable / (draws[0].std(ddof=1))  # in standard deviations
+    seen_in = (stats.ttest_1samp(draws + detectable, 0.0, axis=1).pvalue < 0.05).mean()
+    assert seen_in == pytest.approx(0.8, abs=0.03)

@@ -1,0 +1,91 @@
+"""Panels of a study: training losses above, test losses against what is varied below."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from host_client.experiments.sweeps import Panel, Result
+from host_client.report import COLOURS, INK, MUTED, averaging_window, dress, mean_and_band, moving_average
+
+REFERENCE = COLOURS[1]
+
+
+def plot_panels(
+    path: Path, panels: Sequence[Panel], results: Mapping[str, Result], *, title: str, caption: str
+) -> None:
+    """Draw all panels side by side, as PNG: means over seeds, and bands and bars of one standard deviation.
+
+    Raises:
+        OSError: when the file cannot be made.
+    """
+    size = (max(9.0, 3.9 * len(panels)), 8.4)
+    figure = Figure(figsize=size, dpi=130, layout="constrained", facecolor="white")
+    figure.suptitle(title, x=0.012, ha="left", fontsize=14, fontweight="bold", color=INK)
+    above, below = figure.subplots(2, len(panels), squeeze=False, sharey="row")
+    for top, bottom, panel in zip(above, below, panels, strict=True):
+        reference, others = results[panel.reference.label], [results[arm.label] for arm in panel.arms]
+        _curves(top, reference, others)
+        _ends(bottom, reference, others, panel.varied)
+    figure.supxlabel(caption, x=0.012, ha="left", fontsize=8.5, color=MUTED)
+    figure.savefig(path)
+
+
+def _curves(axes: Axes, reference: Result, others: Sequence[Result]) -> None:
+    """Moving averages of the training loss by iteration."""
+    shades = matplotlib.colormaps["YlOrRd"](np.linspace(0.35, 0.95, len(others)))
+    colours = [REFERENCE, *(matplotlib.colors.to_hex(shade) for shade in shades)]
+    window = averaging_window(len(reference.finished[0].steps))
+    for colour, result in zip(colours, (reference, *others), strict=True):
+        losses = np.array([[step.loss for step in run.steps] for run in result.finished])
+        if not losses.size:
+            continue
+        smooth = np.array([moving_average(row, window) for row in losses])
+        mean_and_band(axes, np.arange(1, losses.shape[1] + 1), smooth, colour, result.arm.label)
+    dress(axes, f"Training loss (mean of the last {window})")
+    axes.set_xlabel("iteration", color=MUTED)
+    _plain_numbers_on_a_logarithmic_scale(axes)
+    axes.legend(frameon=False, labelcolor=INK, fontsize=8)
+
+
+def _ends(axes: Axes, reference: Result, others: Sequence[Result], varied: str) -> None:
+    """Test losses against the property, how many runs diverged, and the reference as a band across."""
+    expected = reference.finals("loss")
+    mean, spread = fmean(expected), _spread(expected)
+    axes.axhspan(mean - spread, mean + spread, color=REFERENCE, alpha=0.15, linewidth=0)
+    axes.axhline(mean, color=REFERENCE, linewidth=1.2, label=reference.arm.label)
+    ends = {result.arm.value: losses for result in others if (losses := result.finals("loss"))}
+    means, spreads = [fmean(losses) for losses in ends.values()], [_spread(losses) for losses in ends.values()]
+    axes.errorbar(list(ends), means, spreads, color=COLOURS[0], marker="o", capsize=3, linewidth=2.0)
+    values = [result.arm.value for result in others]
+    axes.plot(values, [mean] * len(values), linewidth=0)  # so that the axis also spans where all runs diverged
+    if min(values) > 0 and max(values) / min(values) > 50:
+        axes.set_xscale("log")
+    for result in others:
+        if lost := len(result.runs) - len(result.finished):
+            told = f"{lost} of {len(result.runs)}\ndiverged"
+            place = (result.arm.value, 0.98)
+            axes.annotate(
+                told, place, xycoords=axes.get_xaxis_transform(), ha="center", va="top", fontsize=8, color=MUTED
+            )
+    dress(axes, "Test loss at the end")
+    _plain_numbers_on_a_logarithmic_scale(axes)
+    axes.set_xlabel(varied, color=MUTED)
+    axes.legend(frameon=False, labelcolor=INK, fontsize=8)
+
+
+def _plain_numbers_on_a_logarithmic_scale(axes: Axes) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
+
+
+def _spread(values: Sequence[float]) -> float:
+    return stdev(values) if len(values) > 1 else 0.0

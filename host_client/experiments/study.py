@@ -1,0 +1,180 @@
+"""A study: panels of arms, over seeds, as CSV, JSON, a table with a verdict, and a plot."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, TypeAlias
+
+from rich.console import Console
+
+from host_client.experiments.panels import plot_panels
+from host_client.experiments.sweeps import Panel, Result, sweep
+from host_client.experiments.tables import show_and_write
+from host_client.provenance import provenance
+from host_client.results import summary, write_json
+from host_client.tasks.mnist import mnist
+from host_client.tasks.task import Task
+
+Results: TypeAlias = Mapping[str, Result]
+"""By the labels of the arms."""
+
+COLUMNS = ("device", "test loss", "test accuracy", "difference of loss (95 % interval)", "p", "seen from", "diverged")
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is varied, and how it is told.
+
+    Attributes:
+        name: of the files.
+        title: one line.
+        caption: what a reader of the plot must know.
+        panels: what is varied, each against its reference; a reference may be that of several panels.
+        common: settings of all arms.
+        seeds: of network, batches and device.
+        verdict: sentences that say what has come out.
+    """
+
+    name: str
+    title: str
+    caption: str
+    panels: Sequence[Panel]
+    common: Mapping[str, Any]
+    seeds: Sequence[int]
+    verdict: Callable[[Sequence[Panel], Results], list[str]]
+
+    def reproduce(self, out: Path, spu: str | None, console: Console) -> None:
+        """Run it on MNIST.
+
+        Args:
+            out: folder for the results.
+            spu: not taken: each run has a device of its own.
+            console: where to show it.
+
+        Raises:
+            ValueError: when a device is given.
+            DataUnavailable, SpuError: when data or device is missing.
+        """
+        if spu is not None:
+            raise ValueError(f"{self.name} makes devices of its own, in this process; leave out --spu")
+        self.run(out, mnist(), console)
+
+    def run(self, out: Path, task: Task, console: Console) -> Results:
+        """Run all arms and seeds on a task; write ``NAME.csv``, ``NAME-curves.csv``, ``.json``, ``.md`` and ``.png``.
+
+        Raises:
+            OSError: when the files cannot be written.
+            SpuError: when a device cannot be opened or fails.
+        """
+        arms = {arm.label: arm for panel in self.panels for arm in (panel.reference, *panel.arms)}
+        results = sweep(task, list(arms.values()), self.common, self.seeds, console)
+        out.mkdir(parents=True, exist_ok=True)
+        self._write_csv(out, results)
+        verdict = self.verdict(self.panels, results)
+        self._write_table(out / f"{self.name}.md", results, verdict, console)
+        write_json(out / f"{self.name}.json", {**provenance(), **self._summary(task, results), "verdict": verdict})
+        caption = f"Mean ± standard deviation over {len(self.seeds)} seeds. {self.caption}"
+        plot_panels(out / f"{self.name}.png", self.panels, results, title=self.title, caption=caption)
+        console.print(f"CSV, JSON, table and plot: {out}", highlight=False)
+        return results
+
+    def _write_csv(self, out: Path, results: Results) -> None:
+        """How each run ended; and the loss of each batch."""
+        with (
+            (out / f"{self.name}.csv").open("w", newline="", encoding="utf-8") as ends,
+            (out / f"{self.name}-curves.csv").open("w", newline="", encoding="utf-8") as curves,
+        ):
+            end, curve = csv.writer(ends), csv.writer(curves)
+            end.writerow(("device", "value", "seed", "test_loss", "test_accuracy", "diverged"))
+            curve.writerow(("device", "seed", "step", "loss"))
+            for label, result in results.items():
+                for seed, run in zip(self.seeds, result.runs, strict=True):
+                    test = run.final("test") if run is not None else None
+                    final = (test.loss, test.accuracy) if test is not None else ("", "")
+                    end.writerow((label, result.arm.value, seed, *final, int(run is None)))
+                    curve.writerows((label, seed, step.step, step.loss) for step in (run.steps if run else ()))
+
+    def _write_table(self, path: Path, results: Results, verdict: Sequence[str], console: Console) -> None:
+        rows: dict[str, list[str]] = {}
+        for panel in self.panels:
+            for arm in (panel.reference, *panel.arms):
+                rows.setdefault(arm.label, _row(results[arm.label], results[panel.reference.label]))
+        show_and_write(path, COLUMNS, list(rows.values()), console, title=self.title)
+        path.write_text("\n".join([path.read_text(encoding="utf-8"), *(f"- {line}" for line in verdict), ""]), "utf-8")
+        for line in verdict:
+            console.print(line, highlight=False)
+
+    def _summary(self, task: Task, results: Results) -> dict[str, Any]:
+        return {
+            "task": {"name": task.name, "train_size": len(task.train), "test_size": len(task.test)},
+            "seeds": list(self.seeds),
+            "common_settings": dict(self.common),
+            "panels": [
+                {
+                    "varied": panel.varied,
+                    "reference": panel.reference.label,
+                    "arms": {
+                        arm.label: asdict(paired)
+                        if (paired := results[arm.label].against(results[panel.reference.label]))
+                        else None
+                        for arm in panel.arms
+                    },
+                }
+                for panel in self.panels
+            ],
+            "arms": [
+                {**asdict(r.arm), "runs": [summary(run) if run is not None else None for run in r.runs]}
+                for r in results.values()
+            ],
+        }
+
+
+def seen(panel: Panel, results: Results, judged: Callable[[float], bool] = lambda value: True) -> str:
+    """One sentence: at which of the judged values a difference of the test loss is seen, and how large it is.
+
+    Seen is what a paired t test finds at the 5 % level, divided by the number of values (Bonferroni).
+    """
+    reference = results[panel.reference.label]
+    arms = [arm for arm in panel.arms if judged(arm.value)]
+    tests = {arm.label: paired for arm in arms if (paired := results[arm.label].against(reference)) is not None}
+    found = {label: test for label, test in tests.items() if test.p < 0.05 / len(arms)}
+    lost = [arm.label for arm in arms if not all(results[arm.label].runs)]
+    unseen = [test for label, test in tests.items() if label not in found]
+    parts = []
+    if found:
+        each = [f"{label} ({t.mean:+.4f}, {t.low:+.4f} to {t.high:+.4f}, p = {t.p:.1g})" for label, t in found.items()]
+        parts.append("a difference is seen at " + ", ".join(each))
+    if unseen:
+        largest = max((test.mean for test in unseen), key=abs)
+        limit = max(test.detectable for test in unseen)
+        parts.append(
+            f"{'elsewhere ' if found else ''}no difference is seen (at most {largest:+.4f}; "
+            f"{limit:.4f} would have been, in 80 % of such runs)"
+        )
+    if lost:
+        parts.append("runs diverged at " + ", ".join(lost))
+    return f"{panel.varied}: {'; '.join(parts)}."
+
+
+def _row(result: Result, reference: Result) -> list[str]:
+    paired = result.against(reference) if result is not reference else None
+    difference = f"{paired.mean:+.4f} ({paired.low:+.4f} to {paired.high:+.4f})" if paired else "–"
+    return [
+        result.arm.label,
+        _mean(result.finals("loss"), "{:.4f}"),
+        _mean([100 * a for a in result.finals("accuracy")], "{:.2f}") + " %",
+        "reference" if result is reference else difference,
+        f"{paired.p:.2g}" if paired else "–",
+        f"{paired.detectable:.4f}" if paired else "–",
+        f"{len(result.runs) - len(result.finished)} of {len(result.runs)}",
+    ]
+
+
+def _mean(values: Sequence[float], form: str) -> str:
+    if not values:
+        return "–"
+    return form.format(fmean(values)) + (f" ± {form.format(stdev(values))}" if len(values) > 1 else "")
