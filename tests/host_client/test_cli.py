@@ -7,9 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from host_client import cli, modules, runner
+from host_client.commands.messages import next_step
+from host_client.settings import Settings
 from host_client.tasks import mnist as mnist_task
 from host_client.train import Step
 from spu_link.errors import DeviceBusy, DeviceFault
@@ -41,6 +44,11 @@ def test_help_names_every_option_with_unit_and_default() -> None:
         assert said in text
     for command in ("demo", "reproduce", "bench"):
         assert "default" in tngd(command, "--help").output
+
+
+def test_every_setting_of_a_run_is_an_option() -> None:
+    train = get_command(cli.app).commands["train"]  # type: ignore[attr-defined]
+    assert set(Settings.model_fields) <= {option.name for option in train.params}
 
 
 @pytest.mark.usefixtures("noise_digits")
@@ -95,8 +103,8 @@ def test_an_interrupt_keeps_the_iterations_so_far(tmp_path: Path, monkeypatch: p
 
 
 def test_errors_of_the_device_come_with_a_next_step() -> None:
-    assert "free in 7 s" in cli.next_step(DeviceBusy("busy", retry_after=7.0))
-    assert "log" in cli.next_step(DeviceFault("broken"))
+    assert "free in 7 s" in next_step(DeviceBusy("busy", retry_after=7.0))
+    assert "log" in next_step(DeviceFault("broken"))
 
 
 def test_experiments_and_benchmarks_are_found_by_name() -> None:

@@ -1,0 +1,30 @@
+"""``tngd demo``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from host_client.commands.messages import one_clear_message
+
+app = typer.Typer()
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder for plot, JSON and CSV; made if need be.")] = Path(
+        "results/demo"
+    ),
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over 10,000 training images, for each optimizer.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of network, batches and the device's noise.")] = 0,
+) -> None:
+    """Train a CNN on MNIST through a daemon of its own, Adam beside it, and show both.
+
+    Starts `spu-server serve` with a free-running emulator as a separate process, and ends it afterwards.
+    """
+    from host_client.demo import demo as show
+
+    with one_clear_message(out):
+        show(out, epochs=epochs, seed=seed)

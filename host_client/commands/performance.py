@@ -1,0 +1,29 @@
+"""``tngd performance``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from host_client.commands.messages import one_clear_message
+
+app = typer.Typer()
+
+
+@app.command()
+def performance(
+    results: Annotated[
+        Path, typer.Argument(help="Folder with files of `tngd bench NAME --json FILE`.", exists=True, file_okay=False)
+    ],
+    out: Annotated[Path, typer.Option(dir_okay=False, help="The page; plots go to images beside it.")] = Path(
+        "docs/performance.md"
+    ),
+) -> None:
+    """Render benchmark results as a page with table and plots."""
+    from host_client.performance import write_page
+
+    with one_clear_message():
+        missed = write_page(results, out)
+        typer.echo(f"Written to {out}; targets missed: {', '.join(missed) or 'none'}")
