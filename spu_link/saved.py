@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from spu_link.operators import Dense, FactorOperator, LayerRows, Operator
-from spu_link.wire import FACTORS
+from spu_link.operators import Dense, FactorOperator, Operator
+from spu_link.wire import operator_of
 from tngd.spu.v1 import spu_pb2 as pb
 
 
@@ -32,12 +32,7 @@ def restored(blocks: Sequence[dict[str, Any]], device: torch.device) -> Operator
     Raises:
         InvalidProgram: when they do not fit together.
     """
-    factors = []
-    for one in blocks:
-        block = pb.Block.FromString(one["block"])
-        tensors = {pb.Role.ValueType(role): tensor.to(device) for role, tensor in one["tensors"].items()}
-        kind = block.WhichOneof("kind") or ""
-        if kind == Dense.kind:
-            return Dense(tensors[pb.ROLE_MATRIX])
-        factors.append(FACTORS[kind].from_wire(block, tensors))
-    return factors[0] if len(factors) == 1 else LayerRows(factors)
+    tensors = [
+        {pb.Role.ValueType(role): tensor.to(device) for role, tensor in one["tensors"].items()} for one in blocks
+    ]
+    return operator_of([pb.Block.FromString(one["block"]) for one in blocks], tensors)

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from torch import Tensor
 
 from spu_link import wire
-from spu_link.errors import InvalidProgram
+from spu_link.errors import InvalidProgram, UnsupportedBlock
 from spu_link.operators import Conv2dRows, Dense, EmbeddingRows, LayerRows, LinearRows, Operator, Rows
 from spu_link.precision import CODES, NARROW, PRECISIONS, decode, encode
 from spu_link.program import Program
@@ -174,6 +174,6 @@ def test_a_device_refuses_what_it_has_no_feature_for():
     wire.check_features(header, ("rows", "linear", "bfloat16"))
     with pytest.raises(InvalidProgram, match=r"tensors\[0\]\.dtype is bfloat16; .*float32 or float16 or int16"):
         wire.check_features(header, ("rows", "linear", "float16", "int16"))
-    with pytest.raises(wire.UnsupportedBlock, match=r"blocks\[1\]") as raised:
+    with pytest.raises(UnsupportedBlock, match=r"blocks\[1\]") as raised:
         wire.check_features(header, ("rows", "bfloat16"))
     assert (raised.value.found, raised.value.expected) == ("linear", "rows")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spu_link import wire
-from spu_link.errors import InvalidProgram, UploadCorrupt
+from spu_link.errors import CapacityExceeded, InvalidProgram, UploadCorrupt
 from spu_link.operators import Conv2dRows, Dense, EmbeddingRows, LayerRows, LinearRows, Rows
 from spu_link.precision import PRECISIONS
 from spu_link.program import Program
@@ -218,7 +218,7 @@ def test_a_header_with_any_shape_and_scales_is_accepted_or_refused_and_never_mor
     spec.shape[:] = data.draw(st.lists(extents, max_size=6))
     try:
         layout = wire.layout(header, cells=1000, max_bytes=10_000)
-    except (InvalidProgram, wire.CapacityExceeded):
+    except (InvalidProgram, CapacityExceeded):
         return
     assert layout.cells <= 1000
     assert layout.nbytes <= 10_000
