@@ -12,10 +12,10 @@ from weakref import WeakSet
 
 from host_client.aio.upload import Upload
 from host_client.clock import ClockAgreement
-from host_client.links.base import Link
+from host_client.links.base import Capacity, Link
 from spu_link.device_time import DeviceTime
 from spu_link.errors import DeadlineExceeded, DeviceUnavailable, SpuError
-from spu_link.operators import Operator
+from spu_link.operators import Kept, Operator
 from spu_link.operators.base import ArrayLike
 from spu_link.precision import Precision
 from spu_link.program import Applied, Reading, Restored, StartPolicy
@@ -23,6 +23,7 @@ from tngd.spu.v1 import spu_pb2 as pb
 
 if TYPE_CHECKING:
     from host_client.aio.spu import Spu
+    from host_client.embeddings import Embedding
     from host_client.loop.feed import Feed
     from host_client.loop.policies import OnLoss
     from host_client.record.events import Event
@@ -95,7 +96,7 @@ class Session:
             EpochMismatch: when `not_before` is a time of another run of the daemon.
             OperatorGone: when the device does not hold the operator to be kept any more; the old program goes on.
         """
-        upload = Upload(self, operator, precision)
+        upload = self._upload(operator, precision)
         return await upload.program(
             drive, damping=damping, noise=noise, start=start, not_before=not_before, timeout=timeout
         )
@@ -124,7 +125,7 @@ class Session:
             analog_time: t ≥ 0, in τ.
             window: average over the last `window` ≤ `analog_time` τ.
         """
-        upload = Upload(self, operator, precision)
+        upload = self._upload(operator, precision)
         return await upload.solve(
             drive,
             analog_time=analog_time,
@@ -153,9 +154,24 @@ class Session:
             The upload. It lives as long as the session, and is abandoned where the block ends without `Upload.solve` or
             `Upload.program`. Its errors are told by these.
         """
-        upload = Upload(self, operator, precision)
+        upload = self._upload(operator, precision)
         upload.begin()
         return upload
+
+    @property
+    def embedding(self) -> Embedding | None:
+        """How systems are cut for devices with fewer cells than parameters; None for a cell for each parameter."""
+        return None
+
+    @property
+    def capacity(self) -> Capacity:
+        """What can be held."""
+        return self.spu.capacity
+
+    @property
+    def keeps(self) -> bool:
+        """Whether an operator that has been sent may be named by `Kept` for the next drives."""
+        return Kept.kind in self.spu.features
 
     @property
     def copies_at_once(self) -> bool:
@@ -168,8 +184,7 @@ class Session:
         Raises:
             ClockMismatch: on a free-running clock.
         """
-        time = await self._link.advance(self._ref, duration, timeout=timeout or self.spu.timeout)
-        return self._learn(time)
+        return await self._move(duration, timeout)
 
     async def read(self, at: float | None = None, window: float = 0.0, *, timeout: float | None = None) -> Reading:
         """Measure the state.
@@ -273,6 +288,15 @@ class Session:
         await asyncio.gather(self._heartbeat, return_exceptions=True)
         with suppress(DeviceUnavailable):
             await self._link.close_session(self._ref, timeout=self.spu.timeout)
+
+    def _upload(self, operator: Operator, precision: Precision | None) -> Upload:
+        """A program on its way; nothing is sent yet."""
+        return Upload(self, operator, precision)
+
+    async def _move(self, duration: float, timeout: float | None = None) -> float:
+        """Move the stepped clock of this device alone."""
+        time = await self._link.advance(self._ref, duration, timeout=timeout or self.spu.timeout)
+        return self._learn(time)
 
     def _seconds_until(self, at: float | None) -> float:
         """Wall time that the device's own evolution may take at most until device time `at`."""

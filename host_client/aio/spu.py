@@ -4,32 +4,71 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from typing import Any, Self
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any, Self
 
 from host_client.aio.session import Session
 from host_client.clock import ClockAgreement
 from host_client.links.base import Capacity, Info, Link
 from spu_link.errors import ClockMismatch, SpuError
 from spu_link.operators.base import mismatch
+from tngd.spu.v1 import spu_pb2 as pb
+
+if TYPE_CHECKING:
+    from host_client.embeddings import Embedding
 
 EXCHANGES = 4
 """Questions after the device's time when a session opens; each heartbeat asks once more."""
 
 
-async def connect(address: str, *, timeout: float = 60.0, **device: Any) -> Spu:
-    """Connect to a device.
+async def connect(
+    address: str | Sequence[str],
+    *,
+    embedding: Embedding | str | None = None,
+    timeout: float = 60.0,
+    **device: Any,
+) -> Spu:
+    """Connect to a device, or to several that work side by side.
 
     Args:
-        address: ``unix:PATH`` or ``HOST:PORT`` of a daemon, or ``inproc:`` for an emulator in this process.
+        address: ``unix:PATH`` or ``HOST:PORT`` of a daemon, or ``inproc:`` for an emulator in this process. Several,
+            all with clocks of one kind, for an embedding of several programs.
+        embedding: how systems with more parameters than cells are cut: ``"sample"``, ``"block"``, ``"kronecker"`` or an
+            `Embedding` of ``host_client.embeddings``; ``"direct"`` or None for a cell for each parameter.
         timeout: deadline of every call, in seconds of wall time, on top of the device time that a call waits for.
         device: options of an ``inproc:`` device, as in `InprocLink.open`: ``clock``, ``rate``, ``tau``, ``seed`` …
 
     Raises:
         DeviceUnavailable: when no daemon answers there.
-        InvalidProgram: when the address is of no known form.
+        InvalidProgram: when an address is of no known form, for an unknown embedding, or for several devices where the
+            embedding has no use for them.
+        ClockMismatch: when the clocks of several devices are of different kinds.
     """
+    from host_client.embeddings.named import embedding_of  # which imports the optimizers, and these this module
+
+    chosen = embedding_of(embedding)
+    addresses = [address] if isinstance(address, str) else list(address)
+    if not addresses or (len(addresses) > 1 and (chosen is None or chosen.single)):
+        name = "direct" if chosen is None else chosen.name
+        raise mismatch("address", addresses, f"one: embedding {name!r} is a single program, on a single device")
+    async with AsyncExitStack() as stack:
+        spus = [await stack.enter_async_context(await _connect(one, timeout, device)) for one in addresses]
+        for other in spus[1:]:
+            if other.clock != spus[0].clock:
+                raise ClockMismatch(
+                    f"{other.address} has a {other.clock} clock, {spus[0].address} a {spus[0].clock} one; devices side "
+                    "by side need clocks of one kind",
+                    field="clock",
+                    found=other.clock,
+                    expected=spus[0].clock,
+                )
+        spus[0]._embed(chosen, spus[1:])
+        stack.pop_all()
+    return spus[0]
+
+
+async def _connect(address: str, timeout: float, device: dict[str, Any]) -> Spu:
     if address == "inproc:":
         from host_client.links.inproc import InprocLink
 
@@ -62,6 +101,12 @@ class Spu:
         self.timeout = timeout
         self._link = link
         self._at_connect = info
+        self._embedding: Embedding | None = None
+        self._beside: list[Spu] = []
+
+    def _embed(self, embedding: Embedding | None, beside: Sequence[Spu]) -> None:
+        """Open sessions under an embedding from now on, with other devices, which are closed with this one."""
+        self._embedding, self._beside = embedding, list(beside)
 
     @property
     def clock(self) -> str:
@@ -143,6 +188,23 @@ class Spu:
         Raises:
             DeviceBusy: while another session lives.
         """
+        if self._embedding is None:
+            return Session(*await self._open(ttl, holder))
+        from host_client.embeddings.session import EmbeddedSession
+
+        async with AsyncExitStack() as stack:
+            beside = []
+            for spu in self._beside:
+                beside.append(await spu.open_session(ttl=ttl, holder=holder))
+                stack.push_async_callback(beside[-1].close)
+            opened = await self._open(ttl, holder)
+            stack.pop_all()
+        return EmbeddedSession(*opened, embedding=self._embedding, beside=beside)
+
+    async def _open(
+        self, ttl: float, holder: str | None
+    ) -> tuple[Spu, Link, pb.SessionRef, float, str, ClockAgreement]:
+        """The arguments of a session."""
         holder = holder or f"{os.environ.get('USER', 'user')}@{socket.gethostname()}:{os.getpid()}"
         ref = await self._link.open_session(holder, ttl, timeout=self.timeout)
         try:
@@ -151,7 +213,7 @@ class Spu:
             with suppress(SpuError):
                 await self._link.close_session(ref, timeout=self.timeout)
             raise
-        return Session(self, self._link, ref, ttl, holder, clock)
+        return self, self._link, ref, ttl, holder, clock
 
     async def _agree(self) -> ClockAgreement:
         clock = ClockAgreement(await self._link.time(timeout=self.timeout))
@@ -162,6 +224,8 @@ class Spu:
     async def close(self) -> None:
         """Let go of the connection; sessions still open end with their time to live."""
         await self._link.close()
+        for spu in self._beside:
+            await spu.close()
 
     async def __aenter__(self) -> Self:
         """The connection itself."""

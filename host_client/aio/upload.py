@@ -8,7 +8,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Self
 
 from host_client.links.base import Path, ReadPlan, until
-from spu_link.errors import ProtocolError, SpuError
+from spu_link.errors import CapacityExceeded, ProtocolError, SpuError
 from spu_link.operators import Damped, Operator
 from spu_link.operators.base import ArrayLike
 from spu_link.precision import Precision
@@ -16,6 +16,24 @@ from spu_link.program import Applied, Program, Reading, StartPolicy
 
 if TYPE_CHECKING:
     from host_client.aio.session import Session
+
+
+def check_cells(operator: Operator, cells: int) -> None:
+    """Refuse an operator with more parameters than the device has cells.
+
+    Raises:
+        CapacityExceeded: saying which embedding would do.
+    """
+    if operator.parameters <= cells:
+        return
+    from host_client.embeddings.named import advice
+
+    raise CapacityExceeded(
+        f"the program needs {operator.parameters} cells, the device has {cells}; {advice(operator, cells)}",
+        field="cells",
+        found=operator.parameters,
+        expected=f"at most {cells}",
+    )
 
 
 class Upload:
@@ -127,11 +145,11 @@ class Upload:
         stepped = session.spu.clock == "stepped"
         # More than once where a sum has been rounded down: each time goes on by at least the last digit.
         while stepped and not_before is not None and not_before > session.device_time:
-            await session.advance(not_before - session.device_time)
+            await session._move(not_before - session.device_time)
         async with aclosing(self._finish(program, reads, not_before, timeout)) as events:
             yield await anext(events)
             if stepped:
-                await session.advance(length)
+                await session._move(length)
             async for event in events:
                 yield event
 
@@ -159,7 +177,11 @@ class Upload:
     ) -> Program:
         try:
             self._session._check_epoch("not_before", not_before)
-            return Program(self.operator, drive, damping=damping, noise=noise, start=start, precision=self._precision)
+            program = Program(
+                self.operator, drive, damping=damping, noise=noise, start=start, precision=self._precision
+            )
+            check_cells(program.operator, self._session.spu.capacity.cells)
+            return program
         except SpuError:
             await self.abandon()
             raise

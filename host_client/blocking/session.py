@@ -23,6 +23,7 @@ from spu_link.program import Applied, Reading, Restored, StartPolicy
 
 if TYPE_CHECKING:
     from host_client.blocking.spu import Spu
+    from host_client.embeddings import Embedding
 
 
 class Session:
@@ -39,7 +40,12 @@ class Session:
     @property
     def capacity(self) -> Capacity:
         """What the device can hold."""
-        return self._session.spu.capacity
+        return self._session.capacity
+
+    @property
+    def embedding(self) -> Embedding | None:
+        """How systems are cut for devices with fewer cells than parameters; None for a cell for each parameter."""
+        return self._session.embedding
 
     @property
     def uploaded_bytes(self) -> int:

@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from host_client import aio
 from host_client.blocking.session import Session
 from host_client.blocking.thread import wait
 from host_client.links.base import Info
 
+if TYPE_CHECKING:
+    from host_client.embeddings import Embedding
 
-def connect(address: str, *, timeout: float = 60.0, **device: Any) -> Spu:
-    """Connect to a device.
+
+def connect(
+    address: str | Sequence[str],
+    *,
+    embedding: Embedding | str | None = None,
+    timeout: float = 60.0,
+    **device: Any,
+) -> Spu:
+    """Connect to a device, or to several that work side by side.
 
     Args:
-        address: ``unix:PATH`` or ``HOST:PORT`` of a daemon, or ``inproc:`` for an emulator in this process.
+        address: ``unix:PATH`` or ``HOST:PORT`` of a daemon, or ``inproc:`` for an emulator in this process. Several,
+            all with clocks of one kind, for an embedding of several programs.
+        embedding: how systems with more parameters than cells are cut: ``"sample"``, ``"block"``, ``"kronecker"`` or an
+            `Embedding` of ``host_client.embeddings``; ``"direct"`` or None for a cell for each parameter.
         timeout: deadline of every call, in seconds of wall time, on top of the device time that a call waits for.
         device: options of an ``inproc:`` device: ``driver``, ``clock``, ``rate``, ``tau``, ``seed``, ``cells``,
             ``max_bytes``, ``compute``, ``record``, as of ``spu-server serve``.
 
     Raises:
         DeviceUnavailable: when no daemon answers there.
+        InvalidProgram, ClockMismatch: see `host_client.aio.connect`.
     """
-    return Spu(wait(aio.connect(address, timeout=timeout, **device)))
+    return Spu(wait(aio.connect(address, embedding=embedding, timeout=timeout, **device)))
 
 
 class Spu:

@@ -85,6 +85,11 @@ class Info:
         )
 
 
+Cell: TypeAlias = Literal["parameter", "row", "block parameter", "factor row"]
+"""What a cell of a device stands for: a parameter; or, with an embedding, a row of the factor, a parameter of one block
+at a time, or a row of a Kronecker factor."""
+
+
 @dataclass(frozen=True)
 class Capacity:
     """What a device can hold.
@@ -93,11 +98,13 @@ class Capacity:
         upload_bytes: most bytes of one program's tensors.
         cells: most cells a program may use.
         here: whether it is emulated on this machine, and so in this machine's memory.
+        cell: what a cell stands for.
     """
 
     upload_bytes: int
     cells: int
     here: bool
+    cell: Cell = "parameter"
 
 
 @dataclass(frozen=True)

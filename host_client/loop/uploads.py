@@ -154,9 +154,9 @@ class Uploads:
     async def _program(self, one: HandOver) -> None:
         session, schedule = self._session, one.schedule
         if (kept := self._kept(one)) is not None:
-            upload = Upload(session, kept, None)
+            upload = session._upload(kept, None)
         else:
-            upload = one.ahead or Upload(session, one.operator, one.precision)
+            upload = one.ahead or session._upload(one.operator, one.precision)
         not_before = None if self.free_from is None else self.free_from + schedule.delay
         if session.spu.clock == "stepped":
             plans = schedule.plans_from(max(session.device_time, not_before or 0.0))
@@ -184,7 +184,7 @@ class Uploads:
 
     def _kept(self, one: HandOver) -> Kept | None:
         """What travels in place of an operator that the device has kept."""
-        if not one.keep or self._held is None or Kept.kind not in self._session.spu.features:
+        if not one.keep or self._held is None or not self._session.keeps:
             return None
         given, sequence = self._held
         return Kept(sequence, one.operator.parameters) if given() is one.given() else None

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
+
+from spu_link.errors import InvalidProgram
+from spu_link.operators.base import Operator, WireBlock
 
 
 @dataclass
@@ -41,20 +44,73 @@ class Block:
         return (b.clamp(min=0.0), left), (a.clamp(min=0.0), right)
 
 
-class Kronecker:
-    """F as the blocks of its layers.
+class Kronecker(Operator):
+    """F as the blocks of its layers. A device takes it in parts alone, by ``connect(…, embedding="kronecker")``.
 
     Args:
         blocks: of all layers.
         sizes: elements of each of the N parameters, in their order.
     """
 
+    kind = "kronecker"
+
     def __init__(self, blocks: Sequence[Block], sizes: Sequence[int]) -> None:
-        self._blocks, self._sizes = list(blocks), list(sizes)
+        self.blocks, self._sizes = list(blocks), list(sizes)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape (N, N)."""
+        n = sum(self._sizes)
+        return n, n
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Element type of the factors."""
+        return self.blocks[0].inputs.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all factors."""
+        return sum(block.inputs.nbytes + block.cotangents.nbytes for block in self.blocks)
 
     def curvature(self, v: Tensor) -> Tensor:
         """F v for `v` of shape (N,)."""
         return self._each(v, Block.product)
+
+    def apply(self, v: Tensor) -> Tensor:
+        """F v."""
+        return self.curvature(v)
+
+    def adjoint(self, w: Tensor) -> Tensor:
+        """F w: F is symmetric."""
+        return self.curvature(w)
+
+    def dense(self) -> Tensor:
+        """F in full, float64: N × N, for tests and small problems."""
+        return torch.stack([self.curvature(row) for row in torch.eye(self.parameters, dtype=torch.float64)])
+
+    def gram(self) -> Tensor:
+        """F²: N × N, for tests and small problems."""
+        dense = self.dense()
+        return dense @ dense
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """The same blocks with `function` applied to each factor."""
+        blocks = [Block(one.positions, function(one.inputs), function(one.cotangents)) for one in self.blocks]
+        return type(self)(blocks, self._sizes)
+
+    def wire(self) -> list[WireBlock]:
+        """Refused: no device holds it whole.
+
+        Raises:
+            InvalidProgram: saying how a device takes it in parts.
+        """
+        raise InvalidProgram(
+            f'{self!r} is more than a device can hold as one operator; connect with embedding="kronecker"',
+            field="operator",
+            found=repr(self),
+            expected="an operator of blocks, such as what a Capture gives",
+        )
 
     def solve(self, drive: Tensor, damping: float) -> Tensor:
         """(F + λI)⁻¹ b, exactly for this F; the eigenvectors of the factors are kept for the next b and λ.
@@ -65,20 +121,31 @@ class Kronecker:
         """
         return self._each(drive, lambda block, part: block.solve(part, damping))
 
-    def _each(self, v: Tensor, function: Callable[[Block, Tensor], Tensor]) -> Tensor:
-        parts = list(v.split(self._sizes))
-        for block in self._blocks:
-            matrices = [parts[position].view(len(block.cotangents), -1) for position in block.positions]
-            found = function(block, torch.cat(matrices, 1))
-            for position, part in zip(block.positions, found.split([m.shape[1] for m in matrices], 1), strict=True):
-                parts[position] = part.flatten().to(v)
+    def matrices(self, v: Tensor) -> list[Tensor]:
+        """The parts of `v`, shape (N,), as the blocks' matrices of shape (d_out, n)."""
+        parts = v.split(self._sizes)
+        return [
+            torch.cat([parts[position].view(len(block.cotangents), -1) for position in block.positions], 1)
+            for block in self.blocks
+        ]
+
+    def vector(self, matrices: Sequence[Tensor], like: Tensor) -> Tensor:
+        """Matrices of the blocks as one vector of shape (N,), in the dtype of `like`: the inverse of `matrices`."""
+        parts = list(like.split(self._sizes))
+        for block, matrix in zip(self.blocks, matrices, strict=True):
+            widths = [self._sizes[position] // len(block.cotangents) for position in block.positions]
+            for position, part in zip(block.positions, matrix.split(widths, 1), strict=True):
+                parts[position] = part.flatten().to(like)
         return torch.cat(parts)
+
+    def _each(self, v: Tensor, function: Callable[[Block, Tensor], Tensor]) -> Tensor:
+        return self.vector([function(*pair) for pair in zip(self.blocks, self.matrices(v), strict=True)], v)
 
     def saved(self) -> list[dict[str, Any]]:
         """The blocks as ``torch.save`` keeps them and ``torch.load`` trusts them."""
         return [
             {"positions": list(block.positions), "inputs": block.inputs, "cotangents": block.cotangents}
-            for block in self._blocks
+            for block in self.blocks
         ]
 
     @classmethod
