@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from host_client.curvature.available import available_memory, available_on
 from host_client.curvature.errors import CurvatureTooLarge
-from host_client.links.base import Capacity
+from host_client.links.base import Capacity, Cell
 
 NOT_WORTH_ASKING = 1 << 26
 """Bytes (64 MiB) up to which nobody is asked how much memory is left: asking costs a part of so small a step."""
 
 SHARE = 0.9
 """Part of the free memory that a curvature may take: the rest of the program, and of the machine, goes on living."""
+
+WANTED: Mapping[Cell, str] = {
+    "parameter": "parameters",
+    "row": "rows of the factor",
+    "block parameter": "parameters of the largest block",
+}
+"""What a device has too few cells for, in words."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class Estimate:
         accelerator: in the accelerator's memory: operands, cotangents and drive; zero for a model on the CPU.
         link: operands, in the precision they are sent in, and drive.
         device: operands, three m × m matrices (Gram matrix, eigenvectors, workspace) and ten vectors of length N in
-            float64, as the emulator works.
+            float64, as the emulator works. Of devices smaller than the problem: of the largest program.
     """
 
     host: int
@@ -73,6 +80,7 @@ class Demand:
         place: where the model is.
         device_here: whether the device is emulated on this machine, so that its memory is the host's.
         link_itemsize: bytes of an element on the link; None for those of the operands.
+        cell: what a cell of the device stands for.
     """
 
     sizes: tuple[Size, ...]
@@ -83,6 +91,14 @@ class Demand:
     place: torch.device
     device_here: bool
     link_itemsize: int | None
+    cell: Cell = "parameter"
+
+    @property
+    def cells(self) -> int:
+        """Cells that the device must have."""
+        if self.cell == "row":
+            return self.columns * self.samples
+        return max(size.parameters for size in self.sizes) if self.cell == "block parameter" else self.parameters
 
     def on_host(self) -> int:
         """Bytes that the host's memory must have for it."""
@@ -98,12 +114,17 @@ class Demand:
         rows = self.columns * self.samples
         computed = operands + self.columns * self.outputs * itemsize + vector
         on_cpu = self.place.type == "cpu"
-        return Estimate(
-            host=(computed if on_cpu else operands + vector) + vector,
-            accelerator=0 if on_cpu else computed,
-            link=sent + vector,
-            device=operands + 8 * (3 * rows * rows + 10 * self.parameters),
-        )
+        host = (computed if on_cpu else operands + vector) + vector
+        accelerator = 0 if on_cpu else computed
+        if self.cell == "row":  # the Gram matrix, made here from the operands in float64
+            gram = 8 * rows * rows
+            in_float64 = operands // max(itemsize, 1) * 8
+            return Estimate(host + in_float64 + gram, accelerator, gram + 16 * rows, 4 * gram + 80 * rows)
+        if self.cell == "block parameter":
+            sent = max(s.nbytes(self.columns) // s.itemsize * (self.link_itemsize or s.itemsize) for s in self.sizes)
+            operands = max(size.nbytes(self.columns) for size in self.sizes)
+            vector = self.cells * itemsize
+        return Estimate(host, accelerator, sent + vector, operands + 8 * (3 * rows * rows + 10 * self.cells))
 
     def with_samples(self, samples: int) -> Demand:
         """The same from a smaller batch."""
@@ -151,8 +172,8 @@ class Limits:
             found.append(f"the accelerator has {readable(self.accelerator)} to spare")
         if self.device is not None and needed.link > self.device.upload_bytes:
             found.append(f"the device takes uploads of at most {readable(self.device.upload_bytes)}")
-        if self.device is not None and demand.parameters > self.device.cells:
-            found.append(f"the device has {self.device.cells:,} cells for {demand.parameters:,} parameters")
+        if self.device is not None and demand.cells > self.device.cells:
+            found.append(f"the device has {self.device.cells:,} cells for {demand.cells:,} {WANTED[demand.cell]}")
         return found
 
 
@@ -187,9 +208,9 @@ def check_memory(
             fit.
     """
     place = place or torch.device("cpu")
-    demand = Demand(
-        tuple(sizes), columns, samples, parameters, outputs, place, device is not None and device.here, link_itemsize
-    )
+    here = device is not None and device.here
+    cell: Cell = "parameter" if device is None else device.cell
+    demand = Demand(tuple(sizes), columns, samples, parameters, outputs, place, here, link_itemsize, cell)
     estimate = demand.estimate()
     host = accelerator = None
     if demand.on_host() > NOT_WORTH_ASKING:
@@ -219,6 +240,8 @@ def _message(demand: Demand, exceeded: Sequence[str], fits: Callable[[Demand], b
 def remedies(demand: Demand, fits: Callable[[Demand], bool]) -> list[str]:
     """Settings under which `demand` would fit, in words, each tried out; two together where one is not enough."""
     ways = []
+    if demand.cell == "parameter" and fits(replace(demand, cell="row")):
+        ways.append('connect(…, embedding="sample")')
     columns = _most(demand.columns - 1, lambda c: fits(demand.with_columns(c)))
     if columns:
         ways.append(f'curvature="mc" with samples={columns}' + (" or fewer" if columns > 1 else ""))

@@ -32,19 +32,18 @@ class Device:
         self.free_from: float | None = None
         self._held: tuple[Operator, int] | None = None
 
-    def forget(self) -> None:
-        """It may hold any operator."""
-        self._held = None
-
-    def holds(self, operator: Operator) -> bool:
-        """Whether this very object is the operator of its last program."""
-        return self._held is not None and self._held[0] is operator
-
-    def upload(self, operator: Operator, precision: Precision | None) -> Upload:
-        """A program on its way, without its operator if the device holds it."""
-        if self._held is not None and self.holds(operator) and Kept.kind in self.session.spu.features:
-            return Upload(self.session, Kept(self._held[1], operator.parameters), None)
+    def upload(self, operator: Operator, precision: Precision | None, ahead: Upload | None) -> Upload:
+        """A program on its way: the one that has begun, or one without its operator if the device holds it."""
+        held, self._held = self._held, None  # unless it takes hold, nobody knows
+        if ahead is not None:
+            return ahead
+        if held is not None and held[0] is operator and Kept.kind in self.session.spu.features:
+            return Upload(self.session, Kept(held[1], operator.parameters), None)
         return Upload(self.session, operator, precision)
+
+    def forget(self) -> None:
+        """Nothing is known of it."""
+        self.free_from = self._held = None
 
     def took_hold(self, operator: Operator, applied: Applied, length: float) -> None:
         """A program with this operator has taken hold, and runs for `length` τ."""
@@ -159,8 +158,7 @@ class Run:
         self, device: Device, index: int, not_before: float | None, taking: asyncio.Future[Applied]
     ) -> None:
         asked, problem, loop = self._asked, self._problems[index], asyncio.get_running_loop()
-        ahead = self._ahead if index == 0 else None
-        upload = ahead or device.upload(problem.operator, asked.precision)
+        upload = device.upload(problem.operator, asked.precision, self._ahead if index == 0 else None)
         timeout = None if asked.deadline is None else asked.deadline - loop.time()
         stream = upload.stream(
             problem.drive,

@@ -227,5 +227,4 @@ class EmbeddedSession(Session):
         self._state = self._kept = None
         self._plans.clear()
         for device in self.devices:
-            device.free_from = None
             device.forget()

@@ -121,10 +121,6 @@ class EmbeddedUpload(Upload):
             async with aclosing(self._through(program, asked, not_before)) as events:
                 async for event in events:
                     yield event
-        except BaseException:
-            for device in session.devices:
-                device.forget()
-            raise
         finally:
             await self.abandon()
 

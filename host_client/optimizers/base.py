@@ -18,11 +18,11 @@ from host_client.optimizers.levenberg_marquardt import LevenbergMarquardt, Trial
 from host_client.optimizers.options import Curvature
 from host_client.optimizers.ranges import COMMON, Ranges, at_least_one, check_together
 from host_client.optimizers.rules import update
+from host_client.optimizers.saved import restored_operator, saved_operator
 from host_client.optimizers.schedules import Scheduled, Schedules
 from host_client.optimizers.trust_region import scale
 from host_client.optimizers.vectors import check_dense, gradient_of, parts_of, rates_of
 from spu_link.operators import Operator
-from spu_link.saved import restored, saved
 
 
 class NaturalGradient(torch.optim.Optimizer, ABC):
@@ -300,7 +300,7 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         Between two curvatures the last one is part of it, and may be large: with `curvature_every` k, it is not after
         each k-th step.
         """
-        operator = None if self._operator is None else saved(self._operator)
+        operator = None if self._operator is None else saved_operator(self._operator)
         own = {"steps": self.steps, "shapes": shapes_of(self.param_groups), "operator": operator}
         return {**super().state_dict(), **own}
 
@@ -318,7 +318,8 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         self.steps = state_dict["steps"]
         self._schedules.found(self.param_groups)
         operator = state_dict["operator"]
-        self._operator = None if operator is None else restored(operator, self._parameters[0][1].device)
+        parameters = [parameter for _, parameter in self._parameters]
+        self._operator = None if operator is None else restored_operator(operator, parameters)
         self._pace()
 
     def _solved(self) -> list[dict[Tensor, Tensor]]:

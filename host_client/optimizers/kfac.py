@@ -53,22 +53,6 @@ class KFAC(NaturalGradient):
     ) -> Any:
         return KroneckerCapture(model, criterion, trained_parameters(model, natural), kind=kind, draws=samples)
 
-    def state_dict(self) -> dict[str, Any]:
-        """As of `NaturalGradient`, with the factors between two curvatures."""
-        factors: Any = self._operator
-        return {**super().state_dict(), "operator": None if factors is None else factors.saved()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As of `NaturalGradient`."""
-        super().load_state_dict({**state_dict, "operator": None})
-        if state_dict["operator"] is not None:
-            sizes = [parameter.numel() for _, parameter in self._parameters]
-            device = self._parameters[0][1].device
-            restored: Any = Kronecker.restored(state_dict["operator"], sizes, device)
-            self._operator = restored
-            self._pace()
-
     def _directions(self, operator: Operator | None, drive: Tensor) -> Iterable[Tensor]:
-        factors: Any = self._operator
-        assert isinstance(factors, Kronecker)
-        return [factors.solve(drive, self.hyperparameters["damping"])]
+        assert isinstance(self._operator, Kronecker)
+        return [self._operator.solve(drive, self.hyperparameters["damping"])]

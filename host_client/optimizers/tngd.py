@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack, get_args
 from weakref import WeakMethod, ref
 
 import torch
 from torch import Tensor, nn
 
+from host_client.curvature import Capture, GradScaler, Kind, trained_parameters
 from host_client.loop import Freshness, NoOlderThan, OnLoss, Schedule, TooStale
 from host_client.loop.recovery import LOST
 from host_client.optimizers.base import NaturalGradient
@@ -18,6 +19,7 @@ from host_client.optimizers.options import NaturalGradientOptions
 from host_client.optimizers.ranges import COMMON, Ranges, at_least_zero, one_of
 from host_client.optimizers.schedules import Scheduled
 from host_client.optimizers.solvers.direct import solve_direct
+from host_client.optimizers.solvers.kronecker_capture import KroneckerCapture
 from host_client.record.events import Differentiated, Event, Source, Updated
 from spu_link.errors import SpuError
 from spu_link.operators import Operator
@@ -26,6 +28,7 @@ from spu_link.program import Reading, StartPolicy
 
 if TYPE_CHECKING:
     from host_client.blocking import Feed, Session
+    from host_client.embeddings import Embedding
     from host_client.loop.arrivals import Arrived
 
 log = logging.getLogger(__name__)
@@ -46,7 +49,9 @@ class TNGD(NaturalGradient):
     Args:
         model: what is trained.
         criterion: the loss.
-        session: the device, a session of ``host_client.connect``.
+        session: the device, a session of ``host_client.connect``. With an embedding it may have fewer cells than there
+            are parameters; under ``"kronecker"`` the curvature is that of `KFAC`, whose restrictions on model and
+            criterion then hold here.
         analog_time: t ≥ 0, in units of the device's τ: how long a program runs before it is read.
         delay: t_d ≥ 0, in τ: least time between a reading and the moment the next program takes hold; the device goes
             on under the old one.
@@ -123,7 +128,10 @@ class TNGD(NaturalGradient):
             raise ValueError(f"Invalid readings: {readings}; it must be a whole number, at least 1")
         if period is not None and (not period > 0 or readings > 1):
             raise ValueError(f"Invalid period: {period} with readings={readings}; it must be above 0, with one reading")
+        if session.embedding is not None:
+            _check_embedding(session.embedding, readings, period)
         self._session: Session | None = None
+        self._embedding = session.embedding
         self._ahead: ref[Operator] | None = None
         self._readings, self._period, self._combine, self._freshness = readings, period, combine, freshness
         self._on_loss, self._patience, self._record = on_loss, patience, record
@@ -146,6 +154,19 @@ class TNGD(NaturalGradient):
             model.register_forward_pre_hook(lambda module, args: _call(began, module))
         self.session = session
 
+    def _capturing(
+        self,
+        model: nn.Module,
+        criterion: nn.Module,
+        natural: Sequence[nn.Parameter],
+        kind: Kind,
+        samples: int,
+        grad_scaler: GradScaler | None,
+    ) -> Any:
+        if self._embedding is not None and self._embedding.cell == "factor row":
+            return KroneckerCapture(model, criterion, trained_parameters(model, natural), kind=kind, draws=samples)
+        return super()._capturing(model, criterion, natural, kind, samples, grad_scaler)
+
     @property
     def session(self) -> Session:
         """The device; may be replaced, for instance after a session has expired."""
@@ -154,12 +175,14 @@ class TNGD(NaturalGradient):
 
     @session.setter
     def session(self, session: Session) -> None:
+        if type(session.embedding) is not type(self._embedding):
+            raise ValueError(f"Invalid session: embedding {session.embedding}; it must be {self._embedding}, as before")
         if self._session is not None:
             self._feed.close()
         self._session = session
         self._feed: Feed = session.feed(on_loss=self._on_loss, record=self._record, counts=self.counts)
         self.last_reading: Reading | None = None
-        if self.capture is not None:
+        if isinstance(self.capture, Capture):
             precision = self.hyperparameters["precision"]
             itemsize = None if precision is None else PRECISIONS[precision].itemsize
             self.capture.bound_for(session.capacity, itemsize=itemsize)
@@ -244,7 +267,7 @@ class TNGD(NaturalGradient):
                 self._updates.append(("gradient", (), None))
                 return [drive]
             self._updates.append(("digital", (), None))
-            return [solve_direct(operator, drive, self.hyperparameters["damping"])]
+            return [self._solved_here(operator, drive)]
         self._keep(arrived[-1].reading)
         if self._combine == "average":
             arrived = [one for one in arrived if one.program == arrived[-1].program]
@@ -255,6 +278,15 @@ class TNGD(NaturalGradient):
             return [torch.stack(values).mean(0)]
         self._updates += [("device", (one.number,), self._staleness(one.reading)) for one in arrived]
         return values
+
+    def _solved_here(self, operator: Operator, drive: Tensor) -> Tensor:
+        """What the device would have come to, solved digitally."""
+        damping, embedding = self.hyperparameters["damping"], self.session.embedding
+        if embedding is None:
+            return solve_direct(operator, drive, damping)
+        from host_client.embeddings import solve_exactly  # which imports the solvers, and these this package
+
+        return solve_exactly(embedding, operator, drive, damping)
 
     def _exchange(self, operator: Operator, drive: Tensor, keep: bool) -> list[Arrived]:
         self._ahead = None
@@ -316,6 +348,15 @@ def _call(method: WeakMethod[Any], *arguments: Any) -> None:
     called = method()
     if called is not None:
         called(*arguments)
+
+
+def _check_embedding(embedding: Embedding, readings: int, period: float | None) -> None:
+    if period is not None and not embedding.single:
+        raise ValueError(
+            f"Invalid period: {period}; embedding {embedding.name!r} reads each part with its program, leave it out"
+        )
+    if readings > 1 and embedding.stages > 1:
+        raise ValueError(f"Invalid readings: {readings}; embedding {embedding.name!r} takes 1, and goes on from it")
 
 
 def _check_one(name: str, value: object, known: tuple[object, ...], more: str = "") -> None:

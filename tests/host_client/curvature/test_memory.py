@@ -98,9 +98,18 @@ def test_each_limit_of_the_device(limits: tuple[int, int], reason: str) -> None:
     assert re.search(f", but {reason}. Most", str(refused))
 
 
-def test_too_many_cells_are_helped_by_freezing_alone() -> None:
-    refused = _refusal(sizes=BIG, columns=1, samples=64, parameters=1_100_000, device=Capacity(1 << 60, 10**6, False))
-    assert str(refused).endswith("What would fit: freezing 'head' (requires_grad_(False)).")
+def test_too_many_cells_are_helped_by_sample_space_or_freezing() -> None:
+    sizes, device = BIG, Capacity(1 << 60, 10**6, False)
+    refused = _refusal(sizes=sizes, columns=1, samples=64, parameters=1_100_000, device=device)
+    ways = """What would fit: connect(…, embedding="sample"); or freezing 'head' (requires_grad_(False))."""
+    assert str(refused).endswith(ways)
+
+
+def test_too_few_cells_for_the_rows_are_helped_by_fewer_rows() -> None:
+    device = Capacity(1 << 60, 63, False, "row")
+    refused = _refusal(sizes=BIG, columns=10, samples=64, parameters=1_100_000, device=device)
+    assert "the device has 63 cells for 640 rows of the factor" in str(refused)
+    assert str(refused).endswith("What would fit: batches of 6 or fewer.")
 
 
 def test_the_accelerators_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +137,7 @@ def test_both_together_where_neither_is_enough() -> None:
 
 
 def test_a_model_that_no_setting_helps() -> None:
-    refused = _refusal(sizes=BIG, columns=1, samples=1, parameters=1_100_000, device=Capacity(1 << 60, 1000, False))
+    refused = _refusal(sizes=BIG, columns=1, samples=1, parameters=1_100_000, device=Capacity(10, 1000, False))
     assert str(refused).endswith("Nothing fits but a smaller model.")
 
 

@@ -36,6 +36,7 @@ class Recorder:
     time: float = 0.0
     counts: Counter[str] = field(default_factory=Counter)
     lost: None = None
+    embedding: None = None
     free_from: None = None
     spu: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(features=(), rate=0.0))
 
