@@ -37,7 +37,8 @@ async def connect(
         embedding: how systems with more parameters than cells are cut: ``"sample"``, ``"block"``, ``"kronecker"`` or an
             `Embedding` of ``host_client.embeddings``; ``"direct"`` or None for a cell for each parameter.
         timeout: deadline of every call, in seconds of wall time, on top of the device time that a call waits for.
-        device: options of an ``inproc:`` device, as in `InprocLink.open`: ``clock``, ``rate``, ``tau``, ``seed`` …
+        device: options of an ``inproc:`` device, as in `InprocLink.open`: ``clock``, ``rate``, ``tau``, ``seed`` … Of
+            several each has a seed of its own, from `seed` on.
 
     Raises:
         DeviceUnavailable: when no daemon answers there.
@@ -53,7 +54,10 @@ async def connect(
         name = "direct" if chosen is None else chosen.name
         raise mismatch("address", addresses, f"one: embedding {name!r} is a single program, on a single device")
     async with AsyncExitStack() as stack:
-        spus = [await stack.enter_async_context(await _connect(one, timeout, device)) for one in addresses]
+        spus: list[Spu] = []
+        for number, one in enumerate(addresses):
+            own = device | {"seed": device.get("seed", 0) + number} if number and one == "inproc:" else device
+            spus.append(await stack.enter_async_context(await _connect(one, timeout, own)))
         for other in spus[1:]:
             if other.clock != spus[0].clock:
                 raise ClockMismatch(

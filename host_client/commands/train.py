@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -23,6 +23,8 @@ app = typer.Typer()
 
     tngd train mnist --spu unix:/tmp/spu.sock          … and training through it
 
+    tngd train mnist --embedding sample                a device of 640 cells would do for the 105,866 parameters
+
     tngd train mnist --optimizer adam --out results/adam             to compare
 
     The folder --out then holds steps.csv (a row an iteration), run.json (settings, versions, results), run.png, and
@@ -35,9 +37,19 @@ def train(
         Literal["mnist"], typer.Argument(help="What to learn: mnist, handwritten digits with a small CNN.")
     ],
     spu: Annotated[
-        str,
-        typer.Option(help="Device for tngd: unix:PATH or HOST:PORT of a daemon, or inproc: for one in this process."),
-    ] = "inproc:",
+        list[str],
+        typer.Option(
+            help="Device for tngd: unix:PATH or HOST:PORT of a daemon, or inproc: for one in this process. Several of "
+            "them work side by side, with the embeddings block and kronecker."
+        ),
+    ] = ["inproc:"],  # noqa: B006 - typer reads it, nobody changes it
+    embedding: Annotated[
+        Literal["direct", "sample", "block", "kronecker"],
+        typer.Option(
+            help="What the device's cells stand for. direct: parameters. sample: images times outputs, however many "
+            "parameters. block: the parameters of one layer at a time. kronecker: rows of K-FAC's factors."
+        ),
+    ] = "direct",
     optimizer: Annotated[
         Literal["tngd", "adam", "sgd", "ngd", "ngd-cg", "ngd-woodbury", "kfac"],
         typer.Option(
@@ -141,8 +153,10 @@ def train(
         if lr is None:
             del given["lr"]  # each optimizer has its own
         settings = Settings.model_validate(given)
-        options = {"seed": seed} if spu == "inproc:" else {}
-        device = stack.enter_context(connect(spu, **options)) if optimizer == "tngd" else None
+        device = None
+        if optimizer == "tngd":
+            options: dict[str, Any] = {"seed": seed} if set(spu) == {"inproc:"} else {}
+            device = stack.enter_context(connect(spu, embedding=embedding, **options))
         data = mnist(train_size, test_size)
         console = Console()
         result = run(data, settings, device, label=optimizer, console=console, csv=out / "steps.csv", record_in=out)
