@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from torch.optim import Optimizer
 
 from host_client.blocking import Spu
 from host_client.follow import follow
+from host_client.optimizers import make_optimizer
 from host_client.provenance import provenance
 from host_client.record import RunRecord
 from host_client.report import plot_runs
@@ -36,6 +38,7 @@ def run(
     evaluate_every: int | None = None,
     splits: Sequence[Split] = ("test",),
     each_evaluation: bool = True,
+    make: Callable[..., Optimizer] = make_optimizer,
 ) -> Run:
     """Train once, with a session on the device where the optimizer needs one.
 
@@ -50,6 +53,7 @@ def run(
         evaluate_every: iterations between evaluations; by default an epoch.
         splits: what to evaluate on.
         each_evaluation: whether each evaluation is told, or only those at the end.
+        make: makes the optimizer.
 
     Raises:
         SpuError: when the device fails.
@@ -72,6 +76,7 @@ def run(
                 evaluate_every=evaluate_every,
                 splits=splits,
                 record=events.record if events is not None else None,
+                make=make,
             ),
             start(task, settings),
             label=label,

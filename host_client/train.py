@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from torch.optim import Optimizer
+
 from host_client.optimizers import TNGD, make_optimizer
 from host_client.optimizers.base import NaturalGradient
 from host_client.record import Differentiated, Event, Source, Updated
@@ -128,6 +130,7 @@ def train(
     evaluate_every: int | None = None,
     splits: Sequence[Split] = ("test",),
     record: Callable[[Event], None] | None = None,
+    make: Callable[..., Optimizer] = make_optimizer,
 ) -> Iterator[Step | Evaluation]:
     """Train a fresh network, giving each iteration and each evaluation as it happens.
 
@@ -138,6 +141,7 @@ def train(
         evaluate_every: iterations between evaluations; by default an epoch. One comes at the end in any case.
         splits: which examples to evaluate on.
         record: told of what happens when, see `host_client.record`.
+        make: makes the optimizer.
 
     Raises:
         SpuError: when the device fails.
@@ -148,7 +152,7 @@ def train(
     name, hyperparameters = settings.optimizer, settings.hyperparameters()
     if name == "tngd":
         hyperparameters["record"] = told
-    optimizer = make_optimizer(name, model, task.criterion, session=session, **hyperparameters)
+    optimizer = make(name, model, task.criterion, session=session, **hyperparameters)
     settle_process()
     per_epoch = task.batches_per_epoch(settings.batch_size)
     total = settings.total_steps(per_epoch)

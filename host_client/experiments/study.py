@@ -37,6 +37,7 @@ class Study:
         common: settings of all arms.
         seeds: of network, batches and device.
         verdict: sentences that say what has come out.
+        task: makes what is trained.
     """
 
     name: str
@@ -46,9 +47,10 @@ class Study:
     common: Mapping[str, Any]
     seeds: Sequence[int]
     verdict: Callable[[Sequence[Panel], Results], list[str]]
+    task: Callable[[], Task] = mnist
 
     def reproduce(self, out: Path, spu: str | None, console: Console) -> None:
-        """Run it on MNIST.
+        """Run it on its own task.
 
         Args:
             out: folder for the results.
@@ -61,7 +63,7 @@ class Study:
         """
         if spu is not None:
             raise ValueError(f"{self.name} makes devices of its own, in this process; leave out --spu")
-        self.run(out, mnist(), console)
+        self.run(out, self.task(), console)
 
     def run(self, out: Path, task: Task, console: Console) -> Results:
         """Run all arms and seeds on a task; write ``NAME.csv``, ``NAME-curves.csv``, ``.json``, ``.md`` and ``.png``.
@@ -127,7 +129,12 @@ class Study:
                 for panel in self.panels
             ],
             "arms": [
-                {**asdict(r.arm), "runs": [summary(run) if run is not None else None for run in r.runs]}
+                {
+                    "label": r.arm.label,
+                    "value": r.arm.value,
+                    "device": r.arm.device,
+                    "runs": [summary(run) if run is not None else None for run in r.runs],
+                }
                 for r in results.values()
             ],
         }
@@ -146,14 +153,14 @@ def seen(panel: Panel, results: Results, judged: Callable[[float], bool] = lambd
     unseen = [test for label, test in tests.items() if label not in found]
     parts = []
     if found:
-        each = [f"{label} ({t.mean:+.4f}, {t.low:+.4f} to {t.high:+.4f}, p = {t.p:.1g})" for label, t in found.items()]
+        each = [f"{label} ({t.mean:+.2g}, {t.low:+.2g} to {t.high:+.2g}, p = {t.p:.1g})" for label, t in found.items()]
         parts.append("a difference is seen at " + ", ".join(each))
     if unseen:
         largest = max((test.mean for test in unseen), key=abs)
         limit = max(test.detectable for test in unseen)
         parts.append(
-            f"{'elsewhere ' if found else ''}no difference is seen (at most {largest:+.4f}; "
-            f"{limit:.4f} would have been, in 80 % of such runs)"
+            f"{'elsewhere ' if found else ''}no difference is seen (at most {largest:+.2g}; "
+            f"{limit:.2g} would have been, in 80 % of such runs)"
         )
     if lost:
         parts.append("runs diverged at " + ", ".join(lost))
@@ -162,14 +169,14 @@ def seen(panel: Panel, results: Results, judged: Callable[[float], bool] = lambd
 
 def _row(result: Result, reference: Result) -> list[str]:
     paired = result.against(reference) if result is not reference else None
-    difference = f"{paired.mean:+.4f} ({paired.low:+.4f} to {paired.high:+.4f})" if paired else "–"
+    difference = f"{paired.mean:+.2g} ({paired.low:+.2g} to {paired.high:+.2g})" if paired else "–"
     return [
         result.arm.label,
         _mean(result.finals("loss"), "{:.4f}"),
         _mean([100 * a for a in result.finals("accuracy")], "{:.2f}") + " %",
         "reference" if result is reference else difference,
         f"{paired.p:.2g}" if paired else "–",
-        f"{paired.detectable:.4f}" if paired else "–",
+        f"{paired.detectable:.2g}" if paired else "–",
         f"{len(result.runs) - len(result.finished)} of {len(result.runs)}",
     ]
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from host_client.blocking import connect
 from host_client.experiments.paired import Paired, compare
+from host_client.optimizers import make_optimizer
 from host_client.runner import run as run_once
 from host_client.settings import Settings
 from host_client.tasks.task import Task
@@ -28,12 +30,14 @@ class Arm:
         value: what is varied, as the abscissa.
         settings: of the run, beyond those that all arms share.
         device: arguments of `connect` for a device in this process; None trains without one.
+        make: makes the optimizer.
     """
 
     label: str
     value: float = math.nan
     settings: Mapping[str, Any] = field(default_factory=dict)
     device: Mapping[str, Any] | None = field(default_factory=dict)
+    make: Callable[..., torch.optim.Optimizer] = make_optimizer
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,8 @@ def sweep(
 ) -> dict[str, Result]:
     """Run every arm with every seed, each on a device of its own, on a stepped clock; the results by the arms' labels.
 
-    The seed is that of the network, the batches and the device, so that arms differ in nothing but their property.
+    The seed is that of the network, the batches, labels that are drawn and the device, so that arms differ in nothing
+    but their property.
 
     Raises:
         SpuError: when a device cannot be opened, or fails otherwise than by a state that has grown beyond all numbers.
@@ -97,12 +102,14 @@ def sweep(
 
 def _run(task: Task, arm: Arm, settings: Settings, label: str, console: Console) -> Run | None:
     with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        torch.manual_seed(settings.seed)  # of labels that are drawn
         spu = None
         if arm.device is not None:
             device = {"driver": "analog", "clock": "stepped", "seed": settings.seed, **arm.device}
             spu = stack.enter_context(connect("inproc:", **device))
         try:
-            return run_once(task, settings, spu, label=label, console=console, each_evaluation=False)
+            return run_once(task, settings, spu, label=label, console=console, each_evaluation=False, make=arm.make)
         except (FloatingPointError, DeviceFault) as error:
             if isinstance(error, DeviceFault) and "beyond all numbers" not in error.message:
                 raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -17,10 +17,14 @@ from rich.console import Console
 from scipy import stats
 from torch import nn
 
-from host_client.experiments import noise, precision
+from host_client.curvature import Capture, trained_parameters
+from host_client.embeddings import Block, Kronecker, SampleSpace
+from host_client.experiments import embeddings, noise, precision
 from host_client.experiments.paired import compare
 from host_client.experiments.study import Study, seen
 from host_client.experiments.sweeps import Arm, Panel
+from host_client.optimizers.solvers.kronecker_capture import KroneckerCapture
+from host_client.tasks.mnist import reference_network
 from host_client.tasks.task import Examples, Task
 
 
@@ -97,6 +101,35 @@ def test_a_run_that_diverges_is_told_and_left_out(halves: Task, tmp_path: Path) 
     assert results["bad"].against(results["good"]) is None
     assert "runs diverged at bad" in (tmp_path / "noise.md").read_text()
     assert "2 of 2" in (tmp_path / "noise.md").read_text()
+
+
+def test_every_embedding_comes_to_its_digital_equivalent(halves: Task, tmp_path: Path) -> None:
+    panels = [panel for panel in embeddings.STUDY.panels if "preset" not in panel.varied]
+    results = small(embeddings.STUDY, (0, 1), panels).run(tmp_path, halves, quiet())
+    for panel in panels:
+        soon, late = (results[panel.arms[k].label].against(results[panel.reference.label]) for k in (0, -1))
+        assert max(map(abs, late.differences)) < 1e-5
+        if panel.arms[0].settings["damping"] < 0.1:  # or 20 τ are long
+            assert max(map(abs, soon.differences)) > 1e-4
+    assert (tmp_path / "embeddings.md").read_text().count("differs from that of") == len(panels)
+
+
+@pytest.mark.parametrize(
+    ("network", "cells"),
+    [(embeddings.network, (2_698, 576, 1_450, 145)), (reference_network, (105_866, 576, 100_416, 1_569))],
+)
+def test_cells_needed_are_those_that_the_devices_of_the_study_have(
+    network: Callable[[], nn.Module], cells: tuple[int, ...]
+) -> None:
+    model, criterion = network(), nn.CrossEntropyLoss()
+    captures = Capture(model, criterion), KroneckerCapture(model, criterion, trained_parameters(model), kind="exact")
+    criterion(model(torch.randn(64, 1, 28, 28)), torch.randint(10, (64,))).backward()
+    factor, kronecker = (capture.operator_of_gradients() for capture in captures)
+    needed = [SampleSpace().cells(factor), Block().cells(factor), Kronecker().cells(kronecker)]
+    assert (factor.parameters, *needed) == cells
+    if network is embeddings.network:
+        has = [panel.arms[0].device["cells"] for panel in embeddings.STUDY.panels]
+        assert has == [cells[0], cells[1], 64, 8, 8, *cells[2:]]
 
 
 def test_every_device_of_the_study_can_be_opened() -> None:
