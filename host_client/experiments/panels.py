@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -16,6 +17,8 @@ from host_client.experiments.sweeps import Panel, Result
 from host_client.report import COLOURS, INK, MUTED, averaging_window, dress, mean_and_band, moving_average
 
 REFERENCE = COLOURS[1]
+CEILING = 10.0
+"""Highest loss shown; one who guesses has ln 10 = 2.3."""
 
 
 def plot_panels(
@@ -34,7 +37,10 @@ def plot_panels(
         reference, others = results[panel.reference.label], [results[arm.label] for arm in panel.arms]
         _curves(top, reference, others)
         _ends(bottom, reference, others, panel.varied)
-    figure.supxlabel(caption, x=0.012, ha="left", fontsize=8.5, color=MUTED)
+    for row in (above, below):
+        row[0].set_ylim(top=min(CEILING, row[0].get_ylim()[1]))
+    told = textwrap.fill(caption, width=int(14 * size[0]))
+    figure.supxlabel(told, x=0.012, ha="left", fontsize=8.5, color=MUTED)
     figure.savefig(path)
 
 
@@ -61,7 +67,7 @@ def _ends(axes: Axes, reference: Result, others: Sequence[Result], varied: str) 
     mean, spread = fmean(expected), _spread(expected)
     axes.axhspan(mean - spread, mean + spread, color=REFERENCE, alpha=0.15, linewidth=0)
     axes.axhline(mean, color=REFERENCE, linewidth=1.2, label=reference.arm.label)
-    ends = {result.arm.value: losses for result in others if (losses := result.finals("loss"))}
+    ends = {r.arm.value: losses for r in others if (losses := r.finals("loss")) and fmean(losses) < CEILING}
     means, spreads = [fmean(losses) for losses in ends.values()], [_spread(losses) for losses in ends.values()]
     axes.errorbar(list(ends), means, spreads, color=COLOURS[0], marker="o", capsize=3, linewidth=2.0)
     values = [result.arm.value for result in others]
@@ -69,22 +75,26 @@ def _ends(axes: Axes, reference: Result, others: Sequence[Result], varied: str) 
     if min(values) > 0 and max(values) / min(values) > 50:
         axes.set_xscale("log")
     for result in others:
-        if lost := len(result.runs) - len(result.finished):
-            told = f"{lost} of {len(result.runs)}\ndiverged"
-            place = (result.arm.value, 0.98)
-            axes.annotate(
-                told, place, xycoords=axes.get_xaxis_transform(), ha="center", va="top", fontsize=8, color=MUTED
-            )
+        if told := _beyond(result):
+            place, across = (result.arm.value, 0.98), axes.get_xaxis_transform()
+            axes.annotate(told, place, xycoords=across, ha="center", va="top", fontsize=8, color=MUTED)
     dress(axes, "Test loss at the end")
     _plain_numbers_on_a_logarithmic_scale(axes)
     axes.set_xlabel(varied, color=MUTED)
     axes.legend(frameon=False, labelcolor=INK, fontsize=8)
 
 
+def _beyond(result: Result) -> str:
+    """What of a result lies above the plot, in words."""
+    losses, lost = result.finals("loss"), len(result.runs) - len(result.finished)
+    high = f"▲ {fmean(losses):.1g}" if losses and fmean(losses) > CEILING else ""
+    return "\n".join(filter(None, (high, f"{lost} of {len(result.runs)}\ndiverged" if lost else "")))
+
+
 def _plain_numbers_on_a_logarithmic_scale(axes: Axes) -> None:
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
+    axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else ""))
 
 
 def _spread(values: Sequence[float]) -> float:

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from rich.console import Console
 
+from host_client.experiments.paired import Paired
 from host_client.experiments.panels import plot_panels
 from host_client.experiments.sweeps import Panel, Result, sweep
 from host_client.experiments.tables import show_and_write
@@ -22,7 +23,9 @@ from host_client.tasks.task import Task
 Results: TypeAlias = Mapping[str, Result]
 """By the labels of the arms."""
 
-COLUMNS = ("device", "test loss", "test accuracy", "difference of loss (95 % interval)", "p", "seen from", "diverged")
+COLUMNS = ("device", "test loss", "accuracy", "difference (95 %)", "p")
+"""Mean and standard deviation of the loss, and the mean accuracy; the difference of the loss by seed and the half width
+of its confidence interval; p, see `Paired`."""
 
 
 @dataclass(frozen=True)
@@ -140,26 +143,29 @@ class Study:
         }
 
 
-def seen(panel: Panel, results: Results, judged: Callable[[float], bool] = lambda value: True) -> str:
-    """One sentence: at which of the judged values a difference of the test loss is seen, and how large it is.
+def found(panel: Panel, results: Results, judged: Callable[[float], bool] = lambda value: True) -> dict[str, Paired]:
+    """The arms, of those with judged values, that differ from their reference in the test loss, by label.
 
-    Seen is what a paired t test finds at the 5 % level, divided by the number of values (Bonferroni).
+    They are what a paired t test finds at the 5 % level, divided by the number of arms (Bonferroni).
     """
-    reference = results[panel.reference.label]
-    arms = [arm for arm in panel.arms if judged(arm.value)]
-    tests = {arm.label: paired for arm in arms if (paired := results[arm.label].against(reference)) is not None}
-    found = {label: test for label, test in tests.items() if test.p < 0.05 / len(arms)}
-    lost = [arm.label for arm in arms if not all(results[arm.label].runs)]
-    unseen = [test for label, test in tests.items() if label not in found]
+    tests = _tests(panel, results, judged)
+    return {label: test for label, test in tests.items() if test is not None and test.p < 0.05 / len(tests)}
+
+
+def seen(panel: Panel, results: Results, judged: Callable[[float], bool] = lambda value: True) -> str:
+    """What is `found`, and what could have been, as a sentence."""
+    tests, differ = _tests(panel, results, judged), found(panel, results, judged)
+    unseen = [test for label, test in tests.items() if test is not None and label not in differ]
+    lost = [label for label in tests if not all(results[label].runs)]
     parts = []
-    if found:
-        each = [f"{label} ({t.mean:+.2g}, {t.low:+.2g} to {t.high:+.2g}, p = {t.p:.1g})" for label, t in found.items()]
+    if differ:
+        each = [f"{label} ({_difference(test)}, p = {test.p:.1g})" for label, test in differ.items()]
         parts.append("a difference is seen at " + ", ".join(each))
     if unseen:
         largest = max((test.mean for test in unseen), key=abs)
         limit = max(test.detectable for test in unseen)
         parts.append(
-            f"{'elsewhere ' if found else ''}no difference is seen (at most {largest:+.2g}; "
+            f"{'elsewhere ' if differ else ''}no difference is seen (at most {largest:+.2g}; "
             f"{limit:.2g} would have been, in 80 % of such runs)"
         )
     if lost:
@@ -167,21 +173,25 @@ def seen(panel: Panel, results: Results, judged: Callable[[float], bool] = lambd
     return f"{panel.varied}: {'; '.join(parts)}."
 
 
+def _tests(panel: Panel, results: Results, judged: Callable[[float], bool]) -> dict[str, Paired | None]:
+    reference = results[panel.reference.label]
+    return {arm.label: results[arm.label].against(reference) for arm in panel.arms if judged(arm.value)}
+
+
 def _row(result: Result, reference: Result) -> list[str]:
     paired = result.against(reference) if result is not reference else None
-    difference = f"{paired.mean:+.2g} ({paired.low:+.2g} to {paired.high:+.2g})" if paired else "–"
+    losses, accuracies = result.finals("loss"), result.finals("accuracy")
+    spread = f" ± {stdev(losses):.2g}" if len(losses) > 1 else ""
+    lost = len(result.runs) - len(losses)
     return [
-        result.arm.label,
-        _mean(result.finals("loss"), "{:.4f}"),
-        _mean([100 * a for a in result.finals("accuracy")], "{:.2f}") + " %",
-        "reference" if result is reference else difference,
+        result.arm.label + (f" ({lost} of {len(result.runs)} diverged)" if lost else ""),
+        f"{fmean(losses):.4g}{spread}" if losses else "–",
+        f"{fmean(accuracies):.2%}" if losses else "–",
+        "reference" if result is reference else _difference(paired) if paired else "–",
         f"{paired.p:.2g}" if paired else "–",
-        f"{paired.detectable:.2g}" if paired else "–",
-        f"{len(result.runs) - len(result.finished)} of {len(result.runs)}",
     ]
 
 
-def _mean(values: Sequence[float], form: str) -> str:
-    if not values:
-        return "–"
-    return form.format(fmean(values)) + (f" ± {form.format(stdev(values))}" if len(values) > 1 else "")
+def _difference(test: Paired) -> str:
+    """Mean and half width of its confidence interval."""
+    return f"{test.mean:+.2g} ± {test.high - test.mean:.2g}"

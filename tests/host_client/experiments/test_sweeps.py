@@ -68,7 +68,7 @@ def test_noise_is_compared_with_none_by_seed(halves: Task, tmp_path: Path) -> No
     curves = list(csv.DictReader((tmp_path / "noise-curves.csv").read_text().splitlines()))
     assert (len(ends), len(curves)) == (12 * 2, 12 * 2 * 3)
     assert float(ends[-1]["test_loss"]) == results[ends[-1]["device"]].finals("loss")[-1]
-    assert (tmp_path / "noise.md").read_text().count("- κ₀ < 0.01, noise κ₀") == 2
+    assert (tmp_path / "noise.md").read_text().count("- That κ₀ < 0.01 makes no difference is") == 2
     assert (tmp_path / "noise.png").stat().st_size > 10_000
     content = json.loads((tmp_path / "noise.json").read_text())
     assert content["seeds"] == [0, 1]
@@ -100,7 +100,7 @@ def test_a_run_that_diverges_is_told_and_left_out(halves: Task, tmp_path: Path) 
     assert results["bad"].finished == []
     assert results["bad"].against(results["good"]) is None
     assert "runs diverged at bad" in (tmp_path / "noise.md").read_text()
-    assert "2 of 2" in (tmp_path / "noise.md").read_text()
+    assert "bad (2 of 2 diverged)" in (tmp_path / "noise.md").read_text()
 
 
 def test_every_embedding_comes_to_its_digital_equivalent(halves: Task, tmp_path: Path) -> None:
