@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -76,9 +76,9 @@ class Study:
             SpuError: when a device cannot be opened or fails.
         """
         arms = {arm.label: arm for panel in self.panels for arm in (panel.reference, *panel.arms)}
-        results = sweep(task, list(arms.values()), self.common, self.seeds, console)
         out.mkdir(parents=True, exist_ok=True)
-        self._write_csv(out, results)
+        done = sweep(task, list(arms.values()), self.common, self.seeds, console)
+        results = {result.arm.label: result for result in self._written(out, done)}
         verdict = self.verdict(self.panels, results)
         self._write_table(out / f"{self.name}.md", results, verdict, console)
         write_json(out / f"{self.name}.json", {**provenance(), **self._summary(task, results), "verdict": verdict})
@@ -87,8 +87,8 @@ class Study:
         console.print(f"CSV, JSON, table and plot: {out}", highlight=False)
         return results
 
-    def _write_csv(self, out: Path, results: Results) -> None:
-        """How each run ended; and the loss of each batch."""
+    def _written(self, out: Path, results: Iterable[Result]) -> Iterator[Result]:
+        """Write how each run ended, and each batch's loss, as they come, so that they stay when this is broken off."""
         with (
             (out / f"{self.name}.csv").open("w", newline="", encoding="utf-8") as ends,
             (out / f"{self.name}-curves.csv").open("w", newline="", encoding="utf-8") as curves,
@@ -96,12 +96,16 @@ class Study:
             end, curve = csv.writer(ends), csv.writer(curves)
             end.writerow(("device", "value", "seed", "test_loss", "test_accuracy", "diverged"))
             curve.writerow(("device", "seed", "step", "loss"))
-            for label, result in results.items():
+            for result in results:
+                arm = result.arm
                 for seed, run in zip(self.seeds, result.runs, strict=True):
                     test = run.final("test") if run is not None else None
                     final = (test.loss, test.accuracy) if test is not None else ("", "")
-                    end.writerow((label, result.arm.value, seed, *final, int(run is None)))
-                    curve.writerows((label, seed, step.step, step.loss) for step in (run.steps if run else ()))
+                    end.writerow((arm.label, arm.value, seed, *final, int(run is None)))
+                    curve.writerows((arm.label, seed, step.step, step.loss) for step in (run.steps if run else ()))
+                ends.flush()
+                curves.flush()
+                yield result
 
     def _write_table(self, path: Path, results: Results, verdict: Sequence[str], console: Console) -> None:
         rows: dict[str, list[str]] = {}

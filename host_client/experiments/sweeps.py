@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -79,8 +79,8 @@ class Result:
 
 def sweep(
     task: Task, arms: Sequence[Arm], common: Mapping[str, Any], seeds: Sequence[int], console: Console
-) -> dict[str, Result]:
-    """Run every arm with every seed, each on a device of its own, on a stepped clock; the results by the arms' labels.
+) -> Iterator[Result]:
+    """Run every arm with every seed, each on a device of its own, on a stepped clock; gives each arm when it is done.
 
     The seed is that of the network, the batches, labels that are drawn and the device, so that arms differ in nothing
     but their property.
@@ -88,7 +88,7 @@ def sweep(
     Raises:
         SpuError: when a device cannot be opened, or fails otherwise than by a state that has grown beyond all numbers.
     """
-    total, results = len(arms) * len(seeds), {}
+    total = len(arms) * len(seeds)
     for number, arm in enumerate(arms):
         runs = []
         for place, seed in enumerate(seeds):
@@ -96,8 +96,7 @@ def sweep(
             runs.append(
                 _run(task, arm, Settings.model_validate({**common, **arm.settings, "seed": seed}), label, console)
             )
-        results[arm.label] = Result(arm, tuple(runs))
-    return results
+        yield Result(arm, tuple(runs))
 
 
 def _run(task: Task, arm: Arm, settings: Settings, label: str, console: Console) -> Run | None:

@@ -26,6 +26,7 @@ from host_client.experiments.sweeps import Arm, Panel
 from host_client.optimizers.solvers.kronecker_capture import KroneckerCapture
 from host_client.tasks.mnist import reference_network
 from host_client.tasks.task import Examples, Task
+from spu_link.errors import SpuError
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +102,14 @@ def test_a_run_that_diverges_is_told_and_left_out(halves: Task, tmp_path: Path) 
     assert results["bad"].against(results["good"]) is None
     assert "runs diverged at bad" in (tmp_path / "noise.md").read_text()
     assert "bad (2 of 2 diverged)" in (tmp_path / "noise.md").read_text()
+
+
+def test_what_is_done_stays_when_a_study_breaks_off(halves: Task, tmp_path: Path) -> None:
+    arms = Arm("digital", 1.0, {"optimizer": "sgd"}, None), Arm("no device", 2.0, device={"driver": "no such driver"})
+    with pytest.raises(SpuError, match="no such driver"):
+        small(noise.STUDY, (0, 1), [Panel("device", arms[0], arms[1:])]).run(tmp_path, halves, quiet())
+    ends = list(csv.DictReader((tmp_path / "noise.csv").read_text().splitlines()))
+    assert [(end["device"], end["seed"]) for end in ends] == [("digital", "0"), ("digital", "1")]
 
 
 def test_every_embedding_comes_to_its_digital_equivalent(halves: Task, tmp_path: Path) -> None:
