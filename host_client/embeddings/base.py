@@ -115,6 +115,14 @@ class Embedding(ABC):
         """
 
     @abstractmethod
+    def programs(self, operator: Operator) -> int:
+        """Programs of a plan, which on a single device run one after the other; asks for shapes alone.
+
+        Raises:
+            InvalidProgram: for an operator that this embedding has no map for.
+        """
+
+    @abstractmethod
     def embed(self, operator: Operator) -> Embedded:
         """Do what has to be done once for an operator, whatever drives follow. Its tensors must stay as they are.
 

@@ -39,6 +39,10 @@ class Block(Embedding):
         """Parameters of the largest block."""
         return max(self._sizes(operator))
 
+    def programs(self, operator: Operator) -> int:
+        """One a block."""
+        return len(self._sizes(operator))
+
     def embed(self, operator: Operator) -> Embedded:
         """Cut the operator."""
         return _InBlocks(_cut(operator, self._sizes(operator)))

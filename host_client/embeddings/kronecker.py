@@ -35,6 +35,10 @@ class Kronecker(Embedding):
         """Rows of the largest factor."""
         return max(max(len(layer.inputs), len(layer.cotangents)) for layer in self._factors(operator).blocks)
 
+    def programs(self, operator: Operator) -> int:
+        """In each of two stages, for each layer, as many as its smaller factor has rows."""
+        return 2 * sum(min(len(layer.inputs), len(layer.cotangents)) for layer in self._factors(operator).blocks)
+
     def embed(self, operator: Operator) -> Embedded:
         """Make a device's operator of each factor."""
         return _InFactors(self._factors(operator))

@@ -31,6 +31,10 @@ class SampleSpace(Embedding):
         """m, the number of rows of A."""
         return self._factor(operator).shape[0]
 
+    def programs(self, operator: Operator) -> int:
+        """One."""
+        return 1
+
     def embed(self, operator: Operator) -> Embedded:
         """Compute the Gram matrix."""
         return _InSampleSpace(self._factor(operator))

@@ -293,7 +293,8 @@ class TNGD(NaturalGradient):
         group, deadline = self.hyperparameters, time.monotonic() + self._patience
         schedule = Schedule(group["analog_time"], self._readings, group["spacing"], group["delay"], self._period)
         rate = self.session.spu.rate
-        running = (schedule.delay + schedule.length + (self._period or 0.0)) / rate if rate else 0.0
+        programs = 1 if self._embedding is None else self._embedding.programs(operator)
+        running = (schedule.delay + programs * schedule.length + (self._period or 0.0)) / rate if rate else 0.0
         while True:
             try:
                 return self._feed.exchange(

@@ -33,6 +33,7 @@ def test_a_device_with_just_enough_cells_gives_the_digital_equivalent(
         torch.testing.assert_close(reading.value, solve_exactly(embedding, operator, drive, DAMPING), rtol=1e-9, atol=0)
         assert reading.value.dtype == drive.dtype
         assert (reading.age, reading.sequence) == (LONG, programs)
+        assert embedding.programs(operator) == programs
         if clock == "stepped":
             assert reading.time == LONG * programs
         damped = session.solve(Damped(operator, 0.06), drive, analog_time=LONG, damping=0.04)
