@@ -19,6 +19,7 @@ class Daemon:
     """`spu-server serve` on a Unix socket; ready when made."""
 
     def __init__(self, socket: Path, *options: str) -> None:
+        self.socket = socket
         self.address = f"unix:{socket}"
         self.log_path = socket.with_suffix(".log")
         self._log = self.log_path.open("w")

@@ -32,6 +32,10 @@ class SteadyDevice:
     def __init__(self, daemon: Daemon) -> None:
         self.daemon = daemon
         self.address = daemon.address
+        self.settle()
+
+    def settle(self) -> None:
+        """Let it rest there again, after a program of a test's own."""
         with self.session() as session:
             reading = session.solve(Rows(A), B, damping=DAMPING, analog_time=LONG)
         self.sequence = reading.sequence

@@ -41,8 +41,17 @@ class Raw:
         return self.stub.GetInfo(pb.GetInfoRequest(), timeout=SECONDS)
 
     def upload(self, header: pb.ProgramHeader, data: bytes) -> list[pb.ProgramResponse]:
+        return self.send(self.messages(header, data))
+
+    def messages(self, header: pb.ProgramHeader, data: bytes, size: int = 64) -> list[pb.ProgramRequest]:
+        """A correct upload in this session, in small chunks."""
         header.session.CopyFrom(self.session)
-        return self.send(messages(header, data))
+        pieces = wire.numbered(wire.chunks([memoryview(data)], size))
+        return [
+            pb.ProgramRequest(header=header),
+            *(pb.ProgramRequest(chunk=piece) for piece in pieces),
+            pb.ProgramRequest(trailer=pb.ProgramTrailer(crc32c=google_crc32c.value(data))),
+        ]
 
     def send(self, requests: Iterable[pb.ProgramRequest]) -> list[pb.ProgramResponse]:
         return list(self.stub.Program(iter(requests), timeout=SECONDS))
@@ -73,16 +82,6 @@ def encoded(program: Program) -> tuple[pb.ProgramHeader, bytes]:
     """Header of a program, without session, and its bytes."""
     header, tensors = wire.header_of(program)
     return header, b"".join(wire.byte_views(tensors))
-
-
-def messages(header: pb.ProgramHeader, data: bytes, size: int = 64) -> list[pb.ProgramRequest]:
-    """A correct upload in small chunks."""
-    pieces = wire.numbered(wire.chunks([memoryview(data)], size))
-    return [
-        pb.ProgramRequest(header=header),
-        *(pb.ProgramRequest(chunk=piece) for piece in pieces),
-        pb.ProgramRequest(trailer=pb.ProgramTrailer(crc32c=google_crc32c.value(data))),
-    ]
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from spu_server.drivers.base import DriverOptions
 from spu_server.drivers.local import LocalDriver
 from tests.daemon import Daemon
 from tests.system.device import LONG, A, B, solution
-from tests.system.raw import Raw, encoded, messages, refused
+from tests.system.raw import Raw, encoded, refused
 
 N = 100_000
 """Drives of 800 KB: several chunks over gRPC, shared memory over a Unix socket."""
@@ -146,18 +146,13 @@ def test_headers_that_no_client_of_ours_sends_are_refused(both):
         two.tensors.insert(0, header.tensors[0])
         two.tensors[0].block = 1
         with refused(InvalidProgram, "a kept block on its own"):
-            raw.send([*messages_of(two, data, raw)])
+            raw.send(raw.messages(two, data))
         with_tensor = type(kept)()
         with_tensor.CopyFrom(kept)
         with_tensor.tensors.insert(0, header.tensors[0])
         with refused(UnknownRole):
-            raw.send([*messages_of(with_tensor, data, raw)])
+            raw.send(raw.messages(with_tensor, data))
         assert raw.upload(kept, bytes_of_drive)[0].applied.sequence == sequence + 1
-
-
-def messages_of(header, data, raw):
-    header.session.CopyFrom(raw.session)
-    return messages(header, data)
 
 
 class SlowToCommit(LocalDriver):

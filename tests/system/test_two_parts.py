@@ -70,7 +70,7 @@ def test_what_is_late_counts_as_if_it_had_come_first(device, start):
         raw.advance(LONG)
         value = torch.frombuffer(bytearray(raw.read()[0].chunk.data), dtype=torch.float64)
         torch.testing.assert_close(value, solution(B * 2, 0.5), rtol=1e-9, atol=1e-9)
-    device.__init__(device.daemon)
+    device.settle()
 
 
 LATE = {

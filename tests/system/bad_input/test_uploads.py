@@ -1,0 +1,87 @@
+"""An upload that does not arrive as it was sent leaves no trace."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import grpc
+import pytest
+
+from spu_link.errors import UploadCorrupt
+from tests.system.bad_input.programs import program
+from tests.system.bad_input.uploads import UPLOADS, Silence, begun
+from tests.system.device import uploads_in
+from tests.system.raw import SECONDS, encoded, eventually, refused
+
+
+@pytest.mark.parametrize(("change", "error", "match"), UPLOADS.values(), ids=UPLOADS)
+def test_a_broken_upload_leaves_no_trace(device, change, error, match):
+    with device.raw() as raw:
+        parts = raw.messages(*encoded(program()))
+        with refused(error, match):
+            raw.send(change(parts))
+        assert raw.info().sequence == device.sequence
+        raw.renew()  # the session goes on
+
+
+def test_an_upload_that_falls_silent_ends_with_the_time_to_live(device):
+    with device.raw(ttl=0.3) as raw:
+        silence = Silence(begun(raw))
+        begin = time.monotonic()
+        with refused(UploadCorrupt, "0.3 s"):
+            raw.send(silence)
+        silence.over.set()
+        assert 0.25 < time.monotonic() - begin < 10.0
+
+
+def test_an_upload_that_is_cancelled_leaves_no_trace(device):
+    with device.raw() as raw:
+        silence = Silence(begun(raw))
+        call = raw.stub.Program(iter(silence), timeout=SECONDS)
+        eventually(lambda: bool(uploads_in(device.daemon)), "the upload has begun")
+        call.cancel()
+        silence.over.set()
+        with pytest.raises(grpc.RpcError):
+            list(call)
+        eventually(lambda: not uploads_in(device.daemon), "the upload is forgotten")
+        raw.renew()
+
+
+def test_an_upload_whose_channel_is_closed_leaves_no_trace(device):
+    with device.raw(ttl=0.3) as raw:
+        silence = Silence(begun(raw))
+        call = raw.stub.Program(iter(silence), timeout=SECONDS)
+        eventually(lambda: bool(uploads_in(device.daemon)), "the upload has begun")
+        raw.channel.close()
+        silence.over.set()
+        assert call.code() == grpc.StatusCode.CANCELLED
+        raw.session.Clear()
+        eventually(lambda: not uploads_in(device.daemon), "the upload is forgotten")
+
+
+UPLOADER = """
+import sys, time
+from tests.system.raw import Raw
+from tests.system.bad_input.uploads import Silence, begun
+raw = Raw(sys.argv[1])
+raw.open(0.5)
+raw.send(Silence(begun(raw)))
+"""
+
+
+def test_an_upload_whose_client_is_killed_leaves_no_trace(device):
+    with subprocess.Popen([sys.executable, "-c", UPLOADER, device.address]) as client:
+        eventually(lambda: bool(uploads_in(device.daemon)), "the upload has begun", seconds=60.0)
+        client.kill()
+        eventually(lambda: not uploads_in(device.daemon), "the upload is forgotten")
+
+
+def test_a_message_larger_than_the_protocol_allows_is_refused(device):
+    with device.raw() as raw:
+        parts = raw.messages(*encoded(program()))
+        parts[1].chunk.data = bytes(5 << 20)
+        with pytest.raises(grpc.RpcError) as caught:
+            raw.send(parts)
+        assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -1,0 +1,82 @@
+"""However a daemon ends, nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+
+import psutil
+import pytest
+import torch
+
+from host_client import aio
+from spu_link.errors import DeviceUnavailable, SessionExpired
+from spu_link.operators import Rows
+from tests.daemon import STOP_SECONDS, Daemon
+from tests.system.device import SteadyDevice
+from tests.system.raw import Raw, refused
+
+ROWS, DRIVE = Rows(torch.ones(1, 3)), torch.ones(3)
+
+
+def children_of(daemon: Daemon) -> list[psutil.Process]:
+    return psutil.Process(daemon.process.pid).children(recursive=True)
+
+
+async def test_sigterm_finishes_short_readings_fails_long_ones_and_leaves_nothing_behind(daemon):
+    one = daemon("--clock", "free", "--rate", "1000")
+    children = children_of(one)
+    assert children
+    async with await aio.connect(one.address) as spu:
+        session = await spu.open_session()
+        applied = await session.program(ROWS, DRIVE, damping=1.0, start="drive")
+        await session.read()
+        now = (await spu.info()).time
+        short = asyncio.create_task(session.read(at=now + 1000.0))
+        long = asyncio.create_task(session.read(at=now + 1e6))
+        await spu.info()
+        await spu.info()
+        code, seconds = await asyncio.to_thread(one.stop)
+        assert (await short).sequence == applied.sequence
+        with pytest.raises(DeviceUnavailable, match=r"stopping|spu-server serve"):
+            await long
+        with pytest.raises(DeviceUnavailable):
+            await session.read()
+        await session.close()
+    assert code == 0, one.log
+    assert seconds < STOP_SECONDS
+    assert not one.socket.exists()
+    _, alive = psutil.wait_procs(children, timeout=5.0)  # the interpreter's own helpers see it end, and follow
+    assert not alive
+
+
+@pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGINT])
+def test_an_idle_daemon_ends_at_once(daemon, name):
+    one = daemon()
+    begin = time.monotonic()
+    one.process.send_signal(name)
+    assert one.process.wait(timeout=STOP_SECONDS) == 0
+    assert time.monotonic() - begin < STOP_SECONDS
+    assert '"event": "stopped"' in one.log
+
+
+def test_a_killed_daemon_leaves_no_driver_behind_and_its_socket_can_be_taken_over(daemon, tmp_path_factory):
+    one = daemon("--clock", "stepped")
+    SteadyDevice(one)
+    with Raw(one.address) as raw:
+        session = raw.open()
+    children = children_of(one)
+    one.process.kill()
+    one.process.wait()
+    _, alive = psutil.wait_procs(children, timeout=10.0)
+    assert not alive
+    assert one.socket.exists()
+    with Daemon(one.socket, "--clock", "stepped") as heir:
+        SteadyDevice(heir).assert_unharmed()
+        with Raw(heir.address) as raw:
+            raw.session.CopyFrom(session)
+            with refused(SessionExpired, "restarted"):
+                raw.read()
+            raw.session.Clear()
+    assert not heir.socket.exists()

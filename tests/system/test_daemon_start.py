@@ -1,0 +1,133 @@
+"""A daemon says in one message why it does not start, and where it listens when it does."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from host_client import connect
+from spu_server.config import ServeSettings
+from tests.system.raw import SECONDS
+
+SERVER = str(Path(sys.executable).with_name("spu-server"))
+
+
+def refusal(*options: str, env: dict[str, str] | None = None) -> tuple[int, str]:
+    """Exit code and standard error of a daemon that does not start."""
+    done = subprocess.run(
+        [SERVER, "serve", *options],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "COLUMNS": "400", **(env or {})},
+    )
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stderr
+
+
+def test_a_second_daemon_on_a_living_socket_is_refused(stepped, tmp_path):
+    first = tmp_path / "first"
+    code, told = refusal("--listen", f"unix:{first}", "--listen", stepped.address)
+    assert code == 1
+    assert f"{stepped.address} is in use" in told
+    assert not first.exists()
+    with connect(stepped.address) as spu:
+        assert spu.info.clock == "stepped"
+
+
+def test_the_socket_is_for_its_owner_alone(stepped):
+    mode = stepped.socket.stat().st_mode
+    assert stat.S_ISSOCK(mode)
+    assert stat.S_IMODE(mode) == 0o600
+
+
+def test_an_address_that_others_can_reach_needs_insecure_remote():
+    code, told = refusal("--listen", "0.0.0.0:0")
+    assert code == 1
+    assert "0.0.0.0:0" in told
+    assert "--insecure-remote" in told
+
+
+def test_with_insecure_remote_it_listens_where_it_is_told_and_says_on_which_port(daemon):
+    one = daemon("--listen", "0.0.0.0:0", "--listen", "127.0.0.1:0", "--insecure-remote", "--clock", "stepped")
+    assert one.addresses[0] == one.address
+    ports = [address.rpartition(":")[2] for address in one.addresses[1:]]
+    assert [address.rpartition(":")[0] for address in one.addresses[1:]] == ["0.0.0.0", "127.0.0.1"]
+    assert "0" not in ports
+    for address in (one.address, *(f"127.0.0.1:{port}" for port in ports)):
+        with connect(address) as spu:
+            assert spu.info.driver == "emulator"
+    code, told = refusal("--listen", one.addresses[2])
+    assert code == 1
+    assert one.addresses[2] in told
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (["--rate", "5", "--clock", "stepped"], "--rate"),
+        (["--max-bytes", "0"], "--max-bytes"),
+        (["--clock", "broken"], "--clock"),
+    ],
+)
+def test_a_bad_setting_is_named(options, name):
+    code, told = refusal(*options)
+    assert code == 2
+    assert name in told
+
+
+def test_an_unknown_driver_is_answered_with_those_there_are(tmp_path):
+    code, told = refusal("--listen", f"unix:{tmp_path}/s", "--driver", "abacus")
+    assert code == 1
+    assert "abacus" in told
+    assert "emulator" in told
+    assert not (tmp_path / "s").exists()
+
+
+def test_help_names_every_option_with_its_unit_and_default():
+    done = subprocess.run(
+        [SERVER, "serve", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "COLUMNS": "300", "TERM": "dumb"},
+    )
+    assert done.returncode == 0
+    help_of = {line.split()[1]: line for line in done.stdout.splitlines() if line.startswith("│ --")}
+    settings = {f"--{name}".replace("_", "-") for name in ServeSettings.model_fields} | {"--config"}
+    assert set(help_of) - {"--help"} == settings
+    for option in settings:
+        assert "default" in help_of[option], option
+    for option, unit in {
+        "--rate": "τ per second",
+        "--tau": "seconds",
+        "--max-bytes": "bytes",
+        "--cells": "cells",
+    }.items():
+        assert unit in help_of[option]
+
+
+def test_options_go_before_the_environment_and_that_before_the_file(tmp_path, monkeypatch, daemon):
+    config = tmp_path / "spu.toml"
+    config.write_text('rate = 3.0\ncells = 30\nseed = 3\nclock = "free"\n')
+    monkeypatch.setenv("SPU_RATE", "2.0")
+    monkeypatch.setenv("SPU_CELLS", "20")
+    one = daemon("--config", str(config), "--rate", "1.0")
+    with connect(one.address) as spu:
+        assert (spu.info.rate, spu.info.cells, spu.info.clock) == (1.0, 20, "free")
+
+
+def test_the_health_service_says_that_it_serves(stepped):
+    with grpc.insecure_channel(stepped.address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        for service in ("", "tngd.spu.v1.SpuService"):
+            answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=SECONDS)
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
