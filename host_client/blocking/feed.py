@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from host_client.blocking.thread import post, wait
+from host_client.blocking.thread import post, wait, waiting
 from host_client.loop import Freshness
 from host_client.loop import feed as aio_feed
 from host_client.loop.arrivals import Arrived
@@ -23,30 +23,33 @@ class Feed:
     """
 
     def __init__(self, feed: aio_feed.Feed) -> None:
-        self._feed = feed
+        self._aio = feed
 
     @property
     def counts(self) -> Mapping[str, int]:
         """What happened how often."""
-        return self._feed.counts
+        return self._aio.counts
 
     @property
     def lost(self) -> SpuError | None:
         """Why there is no device now; None while there is."""
-        return self._feed.lost
+        return self._aio.lost
 
     @property
     def free_from(self) -> float | None:
         """Device time at which the last program has run its schedule, in τ; None before the first."""
-        return self._feed.free_from
+        return self._aio.free_from
+
+    back = waiting(aio_feed.Feed.back)
+    close = waiting(aio_feed.Feed.close)
 
     def begin(self, operator: Operator, precision: Precision | None, *, copied: bool) -> None:
         """Send an operator ahead of the rest, if nothing else is under way."""
-        post(self._feed.begin, operator, precision, copied=copied)
+        post(self._aio.begin, operator, precision, copied=copied)
 
     def abandon(self) -> None:
         """No hand-over will follow for what has been sent ahead."""
-        post(self._feed.abandon)
+        post(self._aio.abandon)
 
     def exchange(
         self, operator: Operator, drive: Tensor, *, freshness: Freshness, timeout: float, **options: Any
@@ -64,28 +67,16 @@ class Feed:
         """
 
         async def exchange() -> list[Arrived]:
-            number = self._feed.hand_over(operator, drive, **options)
-            await self._feed.copied()
-            return await self._feed.readings(number, freshness, timeout=timeout)
+            number = self._aio.hand_over(operator, drive, **options)
+            await self._aio.copied()
+            return await self._aio.readings(number, freshness, timeout=timeout)
 
         return wait(exchange())
-
-    def back(self, timeout: float) -> None:
-        """Wait until the device is there again, `timeout` seconds at most.
-
-        Raises:
-            SpuError: why it is lost.
-        """
-        wait(self._feed.back(timeout))
 
     def resume(self, free_from: float, operator: Operator | None, sequence: int) -> None:
         """The device's state has been restored. See `host_client.loop.feed.Feed.resume`."""
 
         async def resume() -> None:
-            self._feed.resume(free_from, operator, sequence)
+            self._aio.resume(free_from, operator, sequence)
 
         wait(resume())
-
-    def close(self) -> None:
-        """Break off whatever is under way."""
-        wait(self._feed.close())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from host_client import aio
 from host_client.blocking.session import Session
-from host_client.blocking.thread import wait
+from host_client.blocking.thread import wait, waiting
 from host_client.links.base import Info
 
 if TYPE_CHECKING:
@@ -44,43 +44,36 @@ class Spu:
     """A connection to one device. Made by `connect`."""
 
     def __init__(self, connection: aio.Spu) -> None:
-        self._connection = connection
+        self._aio = connection
 
     @property
     def address(self) -> str:
         """Where the connection leads."""
-        return self._connection.address
+        return self._aio.address
 
     @property
     def rate(self) -> float:
         """τ per second of wall time; 0 on a stepped clock."""
-        return self._connection.rate
+        return self._aio.rate
 
     @property
     def features(self) -> tuple[str, ...]:
         """Names of what the device can do."""
-        return self._connection.features
+        return self._aio.features
 
     @property
     def at_connect(self) -> Info:
         """What the device was when the connection was made, or made anew; asks nobody."""
-        return self._connection.at_connect
+        return self._aio.at_connect
 
     @property
     def info(self) -> Info:
         """What the device is and how it stands now."""
-        return wait(self._connection.info())
+        return wait(self._aio.info())
 
-    def report(self) -> dict[str, float]:
-        """What has happened on the device since its driver was opened, in named numbers; empty where it counts nothing.
-
-        Of the driver ``analog``: values clipped by converters and rails, modelled seconds and joules.
-        """
-        return wait(self._connection.report())
-
-    def halt(self, reason: str = "") -> float:
-        """Stop the device at once, whoever holds it; the device time of the halt, in τ."""
-        return wait(self._connection.halt(reason))
+    report = waiting(aio.Spu.report)
+    halt = waiting(aio.Spu.halt)
+    close = waiting(aio.Spu.close)
 
     @contextmanager
     def session(self, *, ttl: float = 10.0, holder: str | None = None) -> Iterator[Session]:
@@ -105,11 +98,7 @@ class Spu:
         Raises:
             DeviceBusy: while another session lives.
         """
-        return Session(self, wait(self._connection.open_session(ttl=ttl, holder=holder)))
-
-    def close(self) -> None:
-        """Let go of the connection; sessions still open end with their time to live."""
-        wait(self._connection.close())
+        return Session(self, wait(self._aio.open_session(ttl=ttl, holder=holder)))
 
     def __enter__(self) -> Self:
         """The connection itself."""

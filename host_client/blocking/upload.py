@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Self
 
 from host_client import aio
-from host_client.blocking.thread import wait
+from host_client.blocking.thread import waiting
 from spu_link.operators import Operator
-from spu_link.operators.base import ArrayLike
-from spu_link.program import Applied, Reading, StartPolicy
 
 
 class Upload:
@@ -18,64 +16,21 @@ class Upload:
     """
 
     def __init__(self, upload: aio.Upload) -> None:
-        self._upload = upload
+        self._aio = upload
 
     @property
     def operator(self) -> Operator:
         """F."""
-        return self._upload.operator
+        return self._aio.operator
 
     @property
     def sent_bytes(self) -> int:
         """Bytes of tensors that have left so far."""
-        return self._upload.sent_bytes
+        return self._aio.sent_bytes
 
-    def program(
-        self,
-        drive: ArrayLike,
-        *,
-        damping: float = 0.0,
-        noise: float = 0.0,
-        start: StartPolicy | ArrayLike = "keep",
-        not_before: float | None = None,
-        timeout: float | None = None,
-    ) -> Applied:
-        """Send the rest; returns when the program has taken hold."""
-        return wait(
-            self._upload.program(
-                drive, damping=damping, noise=noise, start=start, not_before=not_before, timeout=timeout
-            )
-        )
-
-    def solve(
-        self,
-        drive: ArrayLike,
-        *,
-        analog_time: float,
-        damping: float = 0.0,
-        noise: float = 0.0,
-        start: StartPolicy | ArrayLike = "keep",
-        window: float = 0.0,
-        not_before: float | None = None,
-        timeout: float | None = None,
-    ) -> Reading:
-        """Send the rest, let the device evolve for `analog_time` τ, and read it."""
-        return wait(
-            self._upload.solve(
-                drive,
-                analog_time=analog_time,
-                damping=damping,
-                noise=noise,
-                start=start,
-                window=window,
-                not_before=not_before,
-                timeout=timeout,
-            )
-        )
-
-    def abandon(self) -> None:
-        """Break off; the old program goes on."""
-        wait(self._upload.abandon())
+    program = waiting(aio.Upload.program)
+    solve = waiting(aio.Upload.solve)
+    abandon = waiting(aio.Upload.abandon)
 
     def __enter__(self) -> Self:
         """The upload itself."""

@@ -128,7 +128,7 @@ def test_of_a_stepped_clock_the_newest_time_is_known():
 
 def test_of_a_device_in_this_process_the_truth_is_known():
     with connect("inproc:", clock="free", rate=1e6) as spu, spu.session() as session:
-        device = session._session._link.device
+        device = session._aio._link.device
         for _ in range(200):
             host = time.monotonic()
             truth = device.clock.now()

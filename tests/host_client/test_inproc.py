@@ -136,7 +136,7 @@ def test_windows_average_what_the_cells_do(spu):
 
 def test_a_window_over_programs_of_other_sizes_is_refused(spu):
     async def scenario():
-        session = outer._session
+        session = outer._aio
         reading = asyncio.create_task(session.read(at=now + 4.0, window=3.0))
         await reached(spu)
         await session.advance(2.0)
@@ -154,7 +154,7 @@ def test_a_window_over_programs_of_other_sizes_is_refused(spu):
 async def reached(spu):
     """Calls made before have reached the device: these came after them on the same connection."""
     for _ in range(2):
-        await spu._connection.info()
+        await spu._aio.info()
 
 
 def run(coroutine):
@@ -183,7 +183,7 @@ def test_readings_at_one_time_come_in_the_order_they_were_asked_for(spu):
         return reading
 
     async def scenario():
-        session = outer._session
+        session = outer._aio
         asked = [asyncio.create_task(ask(session, number, now + 1.0)) for number in range(8)]
         await reached(spu)
         await session.advance(1.0)
@@ -200,7 +200,7 @@ def test_readings_at_one_time_come_in_the_order_they_were_asked_for(spu):
 
 def test_later_readings_see_the_program_that_was_in_force(spu):
     async def scenario():
-        session = outer._session
+        session = outer._aio
         before, after = (asyncio.create_task(session.read(at=now + t)) for t in (1.0, 3.0))
         await reached(spu)
         await session.advance(2.0)

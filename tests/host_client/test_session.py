@@ -132,7 +132,7 @@ def test_waits_for_device_time_are_added_to_the_deadline_within_reason(free):
     device = SteadyDevice(free)
     with connect(device.address, timeout=5.0) as spu, spu.session() as session:
         now = session.read().time
-        inner: Session = session._session
+        inner: Session = session._aio
         assert inner._seconds_until(now + 10_000.0) == pytest.approx(10.0, abs=0.1)
         assert inner._seconds_until(1e300) == LONGEST_WAIT
         assert inner._seconds_until(None) == inner._seconds_until(float("nan")) == 0.0

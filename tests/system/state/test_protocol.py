@@ -48,7 +48,7 @@ def parts_of(raw: Raw, state: bytes, **header: int) -> list[pb.RestoreStateReque
 
 def test_broken_transfers_leave_nothing_behind(stepped, state):
     with untouched(stepped.address) as session, Raw(stepped.address) as raw:
-        raw.session.CopyFrom(session._session._ref)
+        raw.session.CopyFrom(session._aio._ref)
         good = parts_of(raw, state)
         with refused(UploadCorrupt, "crc32c"):
             restore(raw, *good[:-1], pb.RestoreStateRequest(trailer=pb.StateTrailer(crc32c=1)))
@@ -75,7 +75,7 @@ def test_a_client_that_leaves_in_the_middle_leaves_nothing_behind(stepped):
     with connect(stepped.address) as spu, spu.session() as session:
         session.program(Rows(torch.ones(4, 200_000)), torch.ones(200_000))
         with Raw(stepped.address) as raw:
-            raw.session.CopyFrom(session._session._ref)
+            raw.session.CopyFrom(session._aio._ref)
             call = raw.stub.SaveState(pb.SaveStateRequest(session=raw.session), timeout=20.0)
             assert next(call).header.nbytes > 3_000_000
             call.cancel()
