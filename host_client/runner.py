@@ -103,7 +103,10 @@ def _task(task: Task) -> dict[str, Any]:
 
 
 def _device(spu: Spu | None) -> dict[str, Any] | None:
-    return {"address": spu.address, **device_summary(spu.at_connect)} if spu is not None else None
+    if spu is None:
+        return None
+    embedding = "direct" if spu.embedding is None else spu.embedding.name
+    return {"address": spu.address, "embedding": embedding, **device_summary(spu.at_connect)}
 
 
 def write_report(

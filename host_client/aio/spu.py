@@ -113,6 +113,11 @@ class Spu:
         self._embedding, self._beside = embedding, list(beside)
 
     @property
+    def embedding(self) -> Embedding | None:
+        """How sessions cut systems for devices with fewer cells than parameters; None for a cell for each parameter."""
+        return self._embedding
+
+    @property
     def clock(self) -> str:
         """Kind of the device's clock: ``"free"`` or ``"stepped"``."""
         return self._at_connect.clock

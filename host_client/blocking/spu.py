@@ -52,6 +52,11 @@ class Spu:
         return self._aio.address
 
     @property
+    def embedding(self) -> Embedding | None:
+        """How sessions cut systems for devices with fewer cells than parameters; None for a cell for each parameter."""
+        return self._connection.embedding
+
+    @property
     def rate(self) -> float:
         """τ per second of wall time; 0 on a stepped clock."""
         return self._aio.rate

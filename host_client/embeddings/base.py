@@ -23,7 +23,7 @@ class Problem:
 
     Attributes:
         operator: F, shape (n, n). Problems under the same object are one after the other under the same operator.
-        drive: b, shape (n,), float64.
+        drive: b, shape (n,), float64 or the dtype of the drive that the plan is for.
         damping: λ > 0.
         start: where the cells start.
     """

@@ -95,10 +95,10 @@ class _InFactors(Embedded):
 
     def plan(self, drive: Tensor, *, damping: float, start: Start) -> Stage:
         check_damped(Kronecker.name, damping)
-        drives = self._factors.matrices(drive.double())
+        drives = self._factors.matrices(drive.double().cpu())
         starts: list[Tensor | None] = [None] * len(drives)
         if not isinstance(start, str):
-            starts = list(self._factors.matrices(start.double()))
+            starts = list(self._factors.matrices(start.double().cpu()))
 
         def last(columns: Sequence[Tensor]) -> Tensor:
             return self._factors.vector([x.T for x in columns], drive)
@@ -133,4 +133,4 @@ def _stage(
 
 def _dense(factor: Tensor) -> Dense:
     """A factor as an operator, symmetric beyond rounding. In its own dtype, by which its definiteness is judged."""
-    return Dense((factor + factor.T) / 2)
+    return Dense(((factor + factor.T) / 2).cpu())

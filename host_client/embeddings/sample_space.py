@@ -69,7 +69,7 @@ class _InSampleSpace(Embedded):
 
         def then(solutions: Sequence[Tensor]) -> Tensor:
             (w,) = solutions
-            return ((b - self._a.adjoint(w.double())) / damping).to(drive.dtype)
+            return ((b - self._a.adjoint(w.to(b))) / damping).to(drive.dtype)
 
-        x0: Start = start if isinstance(start, str) else self._a.apply(start.double())
+        x0: Start = start if isinstance(start, str) else self._a.apply(start.to(b))
         return Stage([Problem(self._gram, self._a.apply(b), damping, x0)], then)

@@ -197,12 +197,11 @@ class EmbeddedSession(Session):
 
     def earliest(self, not_before: float | None) -> list[float | None]:
         """Earliest times on all devices: as long after its last program on each, as `not_before` is on the first."""
-        first = self.devices[0].free_from
-        times: list[float | None] = [not_before]
-        for device in self.devices[1:]:
-            known = not_before is not None and first is not None and device.free_from is not None
-            times.append(device.free_from + max(0.0, not_before - first) if known else None)  # type: ignore[operator]
-        return times
+        first, others = self.devices[0].free_from, self.devices[1:]
+        if not_before is None or first is None:
+            return [not_before, *(None for _ in others)]
+        delay = max(0.0, not_before - first)
+        return [not_before, *(None if one.free_from is None else one.free_from + delay for one in others)]
 
     def took_hold(self, embedded: Embedded, applied: Applied, plan: Plan) -> None:
         """The last program of a plan has taken hold."""
@@ -215,8 +214,12 @@ class EmbeddedSession(Session):
 
     async def solution(self, plan: Plan, reading: Reading, values: Sequence[Tensor]) -> Reading:
         """The reading of g̃ from those of all parts; `reading` says when."""
-        value = await asyncio.to_thread(plan.solution, values)
-        self._state = self.embedding.state_after(plan.start.to(value), value, plan.damping * reading.age)
+
+        def mapped() -> tuple[Tensor, Tensor]:
+            value = plan.solution(values)
+            return value, self.embedding.state_after(plan.start.to(value), value, plan.damping * reading.age)
+
+        value, self._state = await asyncio.to_thread(mapped)
         return replace(reading, value=value)
 
     def _upload(self, operator: Operator, precision: Precision | None) -> Upload:

@@ -74,8 +74,7 @@ class EmbeddedUpload(Upload):
         Raises:
             InvalidProgram: where a plan is several programs, which have to be read before their time is over.
         """
-        self._at.check_single("a program without readings")
-        events = self.stream(
+        stream = self.stream(
             drive,
             [],
             length=0.0,
@@ -85,9 +84,9 @@ class EmbeddedUpload(Upload):
             not_before=not_before,
             timeout=timeout,
         )
-        applied = [event async for event in events]
-        assert isinstance(applied[0], Applied)
-        return applied[0]
+        (applied,) = [event async for event in stream]
+        assert isinstance(applied, Applied)
+        return applied
 
     async def stream(
         self,
@@ -111,6 +110,8 @@ class EmbeddedUpload(Upload):
             raise ProtocolError("this upload is over; begin another one", field="upload", found="over")
         deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
         try:
+            if not reads:
+                session.check_single("a program without readings")
             session._check_epoch("not_before", not_before)
             program = Program(self.operator, drive, damping=damping, noise=noise, start=start)
             if len(reads) > 1 and session.embedding.stages > 1:

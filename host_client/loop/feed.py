@@ -163,7 +163,7 @@ class Feed:
         self.abandon()
         if self.lost is not None:
             raise self.lost
-        self._copying = upload if copied else None
+        self._copying = upload if copied and self._session.copies_at_once else None  # else `begin` has copied it
         one = HandOver(
             number=next(self._numbers),
             given=weakref.ref(operator),

@@ -63,6 +63,17 @@ def test_train_mnist_through_a_daemon_ends_with_its_table(free: Daemon, tmp_path
     assert int(rows[0]["uploaded_bytes"]) < 16 * 10 * 105_866 * 4 / 30
 
 
+@pytest.mark.usefixtures("noise_digits")
+def test_train_mnist_through_devices_smaller_than_the_network(tmp_path: Path) -> None:
+    sizes = ["--train-size", "60", "--test-size", "20", "--batch-size", "4", "--steps", "2", "--out", str(tmp_path)]
+    result = tngd("train", "mnist", "--spu", "inproc:", "--spu", "inproc:", "--embedding", "block", *sizes)
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "run.json").read_text())["device"]["embedding"] == "block"
+    result = tngd("train", "mnist", "--spu", "inproc:", "--spu", "inproc:", "--embedding", "sample", *sizes)
+    assert result.exit_code == 1
+    assert "embedding 'sample' is a single program, on a single device" in words(result.stderr)
+
+
 def test_a_dead_address_is_one_message_with_the_next_step(tmp_path: Path) -> None:
     result = tngd("train", "mnist", "--spu", f"unix:{tmp_path}/nobody.sock")
     assert result.exit_code == 1

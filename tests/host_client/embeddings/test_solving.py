@@ -222,3 +222,16 @@ def test_a_drive_of_another_shape_is_refused() -> None:
             session.solve(LAYERS, vector(11) * float("nan"), analog_time=1.0, damping=DAMPING)
         with pytest.raises(InvalidProgram, match="operator is str"):
             session.solve("F", vector(11), analog_time=1.0, damping=DAMPING)  # type: ignore[arg-type]
+
+
+def test_programs_without_readings_are_refused_where_they_have_to_be_read() -> None:
+    async def streamed() -> None:
+        async with (
+            await aio.connect("inproc:", clock="stepped", embedding="kronecker") as spu,
+            spu.session() as session,
+        ):
+            async for _ in session.upload(FACTORS).stream(vector(22), [], length=1.0, damping=DAMPING):
+                pass
+
+    with pytest.raises(InvalidProgram, match="a program without readings would be of the last part alone"):
+        asyncio.run(streamed())
