@@ -54,7 +54,7 @@ class Spu:
     @property
     def embedding(self) -> Embedding | None:
         """How sessions cut systems for devices with fewer cells than parameters; None for a cell for each parameter."""
-        return self._connection.embedding
+        return self._aio.embedding
 
     @property
     def rate(self) -> float:
