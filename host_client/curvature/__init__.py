@@ -1,8 +1,10 @@
 """The curvature of a model's loss, as an operator that a device or a solver takes."""
 
-from host_client.curvature.capture import Capture, GradScaler, trained_parameters
+from host_client.curvature.capture import Capture
 from host_client.curvature.errors import CurvatureFallback, CurvatureTooLarge, UnsupportedCriterion, UnsupportedLayer
+from host_client.curvature.gradients import GradScaler
 from host_client.curvature.losses import Kind
+from host_client.curvature.trained import trained_parameters
 
 __all__ = [
     "Capture",

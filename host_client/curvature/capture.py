@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from host_client.curvature.errors import UnsupportedLayer
-from host_client.curvature.graph import Graph, graph_of
+from host_client.curvature.gradients import Gradients, GradScaler
+from host_client.curvature.graph import graph_of
+from host_client.curvature.hooks import WeakHook
 from host_client.curvature.linearise import Linearise
 from host_client.curvature.losses import Kind, check_criterion
 from host_client.curvature.mixing import path_of_batch_norm
-from host_client.curvature.recorder import Recorder, Recording
+from host_client.curvature.passes import Pass, tensors
+from host_client.curvature.recorder import Recorder
+from host_client.curvature.trained import trained_parameters
 from host_client.links.base import Capacity
-from spu_link.operators import LayerRows, stack
-
-
-class GradScaler(Protocol):
-    """What is asked of a `torch.amp.GradScaler`."""
-
-    def get_scale(self) -> float:
-        """The factor that losses are multiplied with."""
-        ...
+from spu_link.operators import LayerRows
 
 
 class Capture:
@@ -89,15 +84,15 @@ class Capture:
         if samples < 1:
             raise ValueError(f"Invalid samples: {samples}; at least one label must be drawn")
         self.model, self.criterion = model, criterion
-        self._on_operator, self._grad_scaler = on_operator, grad_scaler
+        self._on_operator = on_operator
         self.paused = False
         self._parameters = trained_parameters(model, parameters)
+        self._gradients = Gradients(self._parameters[0][1], grad_scaler)
         self._recorder = Recorder([p for _, p in self._parameters], partial(_refuse, model))
         self._linearise = Linearise(self._parameters, kind=curvature, draws=samples, generator=generator)
-        self._passes: list[_Pass] = []
+        self._passes: list[Pass] = []
         self._seen = False
         self._operator: LayerRows | None = None
-        self._differentiated: list[_Differentiated] = []
         handles = [
             model.register_forward_pre_hook(WeakHook(self._begin), with_kwargs=True, prepend=True),
             model.register_forward_hook(WeakHook(self._finish), with_kwargs=True, always_call=True),
@@ -150,45 +145,29 @@ class Capture:
             RuntimeError: when there was no backward pass through a captured loss since then; or when one of several
                 had a factor above 1.
         """
-        if not self._differentiated:
+        combined = self._gradients.combined()
+        if combined is None:
             self.operator  # noqa: B018 - says so if there was no forward pass or loss either
             raise RuntimeError(
                 "no backward pass through a captured loss since the last step: call loss.backward() before step(), "
                 "with a loss of the criterion that the optimizer was given"
             )
-        if len(self._differentiated) == 1:
-            return self._differentiated[0].operator
-        scale = 1.0 if self._grad_scaler is None else self._grad_scaler.get_scale()
-        weights = [float(one.factor) / scale for one in self._differentiated]
-        if max(weights) > 1.0 + 1e-6 or min(weights) < 0.0:
-            raise RuntimeError(
-                f"the losses of {len(weights)} backward passes were differentiated with factors {weights}; give the "
-                "optimizer the grad_scaler that multiplies them, and divide each loss by the number of passes"
-            )
-        columns = {one.columns for one in self._differentiated}
-        if len(columns) > 1:
-            raise RuntimeError(
-                f"the losses of {len(weights)} backward passes have {sorted(columns)} rows a sample; only passes with "
-                "equally many can be added up: use curvature='mc' or 'empirical', or step after each one"
-            )
-        return stack([one.operator for one in self._differentiated], weights, columns.pop())
+        return combined
 
     def differentiated(self) -> list[LayerRows]:
         """The curvature of each loss whose gradients the parameters hold, in the order of the backward passes."""
-        if self._parameters[0][1].grad is None:  # they have been dropped, by ``model.zero_grad()`` for instance
-            return []
-        return [one.operator for one in self._differentiated]
+        return self._gradients.operators()
 
     def forget_gradients(self) -> None:
         """Start over: the parameters' gradients have been used, or set to zero."""
-        self._differentiated.clear()
+        self._gradients.forget()
 
     def close(self) -> None:
         """Remove the hooks and let go of the last operator. The model is as it was."""
         self._remove_hooks()
         self._operator, self._seen = None, False
         self._passes.clear()
-        self._differentiated.clear()
+        self._gradients.forget()
 
     def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._recorder.leave()  # only entered still if a forward pass was interrupted from the keyboard
@@ -202,10 +181,10 @@ class Capture:
         recording = self._recorder.leave()
         if recording is None or output is None:  # not a training pass, or one that has failed
             return
-        outputs = list(_tensors(output))
-        leading = next((len(t) for t in (*outputs, *_tensors(args), *_tensors(kwargs)) if t.dim()), 0)
+        outputs = list(tensors(output))
+        leading = next((len(t) for t in (*outputs, *tensors(args), *tensors(kwargs)) if t.dim()), 0)
         recording.samples = leading
-        self._passes.append(_Pass(recording, outputs, self))
+        self._passes.append(Pass(recording, outputs, self._forget_dead))
         self._seen = True
 
     def _criterion_called(
@@ -228,101 +207,13 @@ class Capture:
                 one.used = True
             self._forget_dead()
         self._operator = operator
-        loss.register_hook(partial(_note, self._differentiated, self._parameters[0][1], operator, columns))
+        self._gradients.follow(loss, operator, columns)
         if self._on_operator is not None:
             self._on_operator(operator)
 
     def _forget_dead(self) -> None:
         """Let go of passes that have had their loss and whose outputs are gone, and so of their graphs."""
         self._passes = [one for one in self._passes if not one.used or one.alive()]
-
-
-class _Pass:
-    """A recorded forward pass, and whether anyone can still compute a loss from it."""
-
-    def __init__(self, recording: Recording, outputs: Sequence[Tensor], capture: Capture) -> None:
-        self.recording = recording
-        self.used = False
-        owner = weakref.ref(capture)
-
-        def gone(_: object) -> None:
-            capture = owner()
-            if capture is not None:
-                capture._forget_dead()
-
-        self._outputs = [weakref.ref(t, gone) for t in outputs]
-
-    def alive(self) -> bool:
-        """Whether an output still exists."""
-        return any(t() is not None for t in self._outputs)
-
-    def within(self, graph: Graph) -> bool:
-        """Whether the graph goes through this pass."""
-        recording = self.recording
-        return any(use.node in graph.nodes for use in recording.uses) or any(
-            node in graph.nodes for _, _, node in recording.unruled
-        )
-
-
-class _Differentiated(NamedTuple):
-    """A backward pass through a captured loss: with which factor the loss was multiplied, and in which engine run."""
-
-    operator: LayerRows
-    columns: int
-    factor: Tensor
-    run: int
-
-
-def _note(
-    differentiated: list[_Differentiated], parameter: nn.Parameter, operator: LayerRows, columns: int, factor: Tensor
-) -> None:
-    """Hook on a loss: its gradients are on their way."""
-    run: int = torch._C._current_graph_task_id()
-    if parameter.grad is None:
-        # What earlier runs had added up has been dropped since.
-        differentiated[:] = [one for one in differentiated if one.run == run]
-    differentiated.append(_Differentiated(operator, columns, factor.detach(), run))
-
-
-class WeakHook:
-    """A hook that neither keeps its capture alive nor goes along with a copy of the module, pickled ones included."""
-
-    def __init__(self, method: Callable[..., None] | None) -> None:
-        self._method = None if method is None else weakref.WeakMethod(method)
-
-    def __call__(self, *args: Any) -> None:
-        """The method, if its owner still lives."""
-        method = self._method and self._method()
-        if method:
-            method(*args)
-
-    def __reduce__(self) -> tuple[type[WeakHook], tuple[None]]:
-        return WeakHook, (None,)
-
-
-def trained_parameters(model: nn.Module, among: Iterable[nn.Parameter] | None = None) -> list[tuple[str, nn.Parameter]]:
-    """The parameters that require grad with their dotted paths, each once, in the order of ``model.parameters()``.
-
-    Args:
-        model: what is trained.
-        among: only these of them; None for all.
-
-    Raises:
-        ValueError: when there is none, or when one of `among` is not one of them.
-    """
-    found = [(path, parameter) for path, parameter in model.named_parameters() if parameter.requires_grad]
-    if not found:
-        raise ValueError("the model has no parameter that requires grad")
-    if among is None:
-        return found
-    chosen = {id(parameter): parameter for parameter in among}
-    found = [(path, parameter) for path, parameter in found if chosen.pop(id(parameter), None) is not None]
-    if chosen:
-        wrong = [tuple(parameter.shape) for parameter in chosen.values()]
-        raise ValueError(f"Invalid parameters: of shapes {wrong}, which the model does not have or does not train")
-    if not found:
-        raise ValueError("Invalid parameters: none; there must be at least one")
-    return found
 
 
 def _remove(handles: list[RemovableHandle], recorder: Recorder) -> None:
@@ -338,16 +229,3 @@ def _refuse(model: nn.Module, state: Sequence[Tensor]) -> NoReturn:
         f"({kind}) takes its statistics from the batch, so samples are not independent; put it in eval mode or replace "
         "it with GroupNorm",
     )
-
-
-def _tensors(values: object) -> Iterator[Tensor]:
-    """The tensors in nested sequences, mappings and data classes, in their order."""
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, Mapping):
-        yield from _tensors(tuple(values.values()))
-    elif isinstance(values, (tuple, list)):
-        for value in values:
-            yield from _tensors(value)
-    elif dataclasses.is_dataclass(values):
-        yield from _tensors(tuple(vars(values).values()))

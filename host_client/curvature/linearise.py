@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from host_client.curvature.blocks import Batch, Block, belong_together, blocks_of, claims_of
+from host_client.curvature.blocks import blocks_of
+from host_client.curvature.claims import belong_together, claims_of
 from host_client.curvature.cotangents import Taker, backpropagate
 from host_client.curvature.errors import CurvatureFallback, UnsupportedLayer
 from host_client.curvature.fallback import rows_by_autograd
+from host_client.curvature.forms import Batch, Block
 from host_client.curvature.graph import Graph
 from host_client.curvature.layouts import Layout, Order, Trace, candidates, probes, traces
 from host_client.curvature.losses import Kind, loss_columns, loss_root

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from host_client.curvature import Kind, UnsupportedCriterion, UnsupportedLayer
-from host_client.curvature.capture import WeakHook
+from host_client.curvature.hooks import WeakHook
 from host_client.optimizers.replay import RandomState, replay
 from host_client.optimizers.solvers.kronecker import Kronecker
 from host_client.optimizers.solvers.kronecker_factors import LAYERS, Batch, kronecker, library

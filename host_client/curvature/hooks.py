@@ -1,0 +1,23 @@
+"""Hooks on modules that end with their owner."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+
+class WeakHook:
+    """A hook that neither keeps its owner alive nor goes along with a copy of the module, pickled ones included."""
+
+    def __init__(self, method: Callable[..., None] | None) -> None:
+        self._method = None if method is None else weakref.WeakMethod(method)
+
+    def __call__(self, *args: Any) -> None:
+        """The method, if its owner still lives."""
+        method = self._method and self._method()
+        if method:
+            method(*args)
+
+    def __reduce__(self) -> tuple[type[WeakHook], tuple[None]]:
+        return WeakHook, (None,)

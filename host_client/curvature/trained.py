@@ -1,0 +1,32 @@
+"""Which parameters of a model are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+
+
+def trained_parameters(model: nn.Module, among: Iterable[nn.Parameter] | None = None) -> list[tuple[str, nn.Parameter]]:
+    """The parameters that require grad with their dotted paths, each once, in the order of ``model.parameters()``.
+
+    Args:
+        model: what is trained.
+        among: only these of them; None for all.
+
+    Raises:
+        ValueError: when there is none, or when one of `among` is not one of them.
+    """
+    found = [(path, parameter) for path, parameter in model.named_parameters() if parameter.requires_grad]
+    if not found:
+        raise ValueError("the model has no parameter that requires grad")
+    if among is None:
+        return found
+    chosen = {id(parameter): parameter for parameter in among}
+    found = [(path, parameter) for path, parameter in found if chosen.pop(id(parameter), None) is not None]
+    if chosen:
+        wrong = [tuple(parameter.shape) for parameter in chosen.values()]
+        raise ValueError(f"Invalid parameters: of shapes {wrong}, which the model does not have or does not train")
+    if not found:
+        raise ValueError("Invalid parameters: none; there must be at least one")
+    return found
