@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-import torch
 
 from tests.cases import CASES, Case
+from tests.threads import one_thread as one_thread
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.name)
@@ -15,12 +13,3 @@ def case(request: pytest.FixtureRequest) -> Case:
     """Each of the shared cases."""
     chosen: Case = request.param
     return chosen
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """The cases are tiny: threads would only wait for each other, for long on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
