@@ -13,8 +13,11 @@ help:  ## Show this list
 install: $(STAMP)  ## Install everything into .venv
 
 $(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed as $(PYTHON); name another with: make PYTHON=python3 $(MAKECMDGOALS)"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
+	@echo "Installing into $(VENV): some 2 GB, a few minutes the first time; no output until it is done"
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 demo: install  ## Start a daemon, train the reference CNN on MNIST through it, Adam beside it, and show the result

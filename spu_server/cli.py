@@ -51,8 +51,9 @@ class LogLevel(StrEnum):
 
     spu-server serve --clock stepped --seed 7                time moves only by advance: experiments to the bit
 
-    Options may also be set in the environment (SPU_RATE=1000; several addresses in SPU_LISTEN with commas) or in the
-    TOML file given with --config (rate = 1000). Options go before the environment, and that before the file.
+    Options may also be set in the environment (SPU_RATE=1000; several addresses
+    in SPU_LISTEN with commas) or in the TOML file given with --config (rate = 1000).
+    Options go before the environment, and that before the file.
     """
 )
 def serve(
@@ -173,18 +174,23 @@ def serve(
     except ValidationError as error:
         for problem in error.errors():
             option = f"--{problem['loc'][0]}".replace("_", "-")
-            found = escape(f"{problem['input']!r}: {problem['msg']}")
-            errors.print(f"[red]{option}[/red] is {found}", highlight=False)
+            said = problem.get("ctx", {}).get("error", problem["msg"])  # without pydantic's "Value error, "
+            tell(option, f" is {problem['input']!r}: {said}")
         raise typer.Exit(2) from None
     except ValueError as error:
-        errors.print(f"[red]--config[/red] {config} cannot be read: {escape(str(error))}", highlight=False)
+        tell("--config", f" {config} cannot be read: {error}")
         raise typer.Exit(2) from None
     log.configure(settings.log_level)
     try:
         asyncio.run(daemon.serve(settings))
     except (AddressError, LogUnusable, SpuError) as error:
-        errors.print(f"[red]not started[/red]: {escape(str(error))}", highlight=False)
+        tell("not started", f": {error}")
         raise typer.Exit(1) from None
+
+
+def tell(what: str, message: str) -> None:
+    """Print to standard error, the first words in red, without line breaks of our own."""
+    errors.print(f"[red]{escape(what)}[/red]{escape(message)}", highlight=False, soft_wrap=True)
 
 
 def _named(options: list[str]) -> dict[str, str]:
@@ -233,7 +239,7 @@ def conformance(
     try:
         broken = asyncio.run(run())
     except SpuError as error:
-        errors.print(f"[red]not opened[/red]: {escape(str(error))}", highlight=False)
+        tell("not opened", f": {error}")
         raise typer.Exit(1) from None
     console.print(f"{name}: {broken or 'no'} rules broken")
     raise typer.Exit(1 if broken else 0)

@@ -14,6 +14,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from spu_link.addresses import is_address
 from spu_server.drivers.base import DriverOptions
 
 
@@ -49,9 +50,7 @@ class ServeSettings(BaseSettings):
     @classmethod
     def _known_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for address in value:
-            host, _, port = address.rpartition(":")
-            named = address.removeprefix("unix:") if address.startswith("unix:") else host
-            if not named or not (address.startswith("unix:") or (port.isdecimal() and int(port) < 1 << 16)):
+            if not is_address(address):
                 raise ValueError(f"{address!r} is neither unix:PATH nor HOST:PORT")
         return value
 

@@ -38,7 +38,8 @@ def one_clear_message(out: Path | None = None) -> Iterator[None]:
         yield
     except ValidationError as error:
         for problem in error.errors():
-            tell(".".join(str(part) for part in problem["loc"]) or "settings", problem["msg"])
+            said = str(problem.get("ctx", {}).get("error", problem["msg"]))  # without pydantic's "Value error, "
+            tell(".".join(str(part) for part in problem["loc"]) or "settings", said)
     except SpuError as error:
         tell(type(error).__name__, f"{error}\n{next_step(error)}".strip())
     except (
@@ -54,7 +55,8 @@ def one_clear_message(out: Path | None = None) -> Iterator[None]:
         UnknownName,
         UnreadableRecord,
     ) as error:
-        tell(type(error).__name__, str(error))
+        nameless = isinstance(error, OSError) and error.filename is None and out is not None
+        tell(type(error).__name__, f"{error}; the results were to be in {out}" if nameless else str(error))
     except KeyboardInterrupt:
         kept = f"; the iterations so far are in {out}" if out is not None else ""
         tell("interrupted", f"by Ctrl-C{kept}")

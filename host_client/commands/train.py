@@ -23,12 +23,12 @@ app = typer.Typer()
 
     tngd train mnist --spu unix:/tmp/spu.sock          … and training through it
 
-    tngd train mnist --embedding sample                a device of 640 cells would do for the 105,866 parameters
+    tngd train mnist --embedding sample                576 cells do for 105,866 parameters
 
     tngd train mnist --optimizer adam --out results/adam             to compare
 
-    The folder --out then holds steps.csv (a row an iteration), run.json (settings, versions, results), run.png, and
-    events.jsonl (what happened when), which `tngd timeline` shows.
+    The folder --out then holds steps.csv (a row an iteration), run.png, run.json
+    (settings, versions, results) and events.jsonl, which `tngd timeline` shows.
     """
 )
 def train(
@@ -148,8 +148,7 @@ def train(
     with one_clear_message(out / "steps.csv"), ExitStack() as stack:
         # An option that has the name of a setting is that setting.
         given = {name: value for name, value in context.params.items() if name in Settings.model_fields}
-        if freshness == "program":
-            given["freshness"] = "this program"
+        given["freshness"] = _freshness(freshness)
         if lr is None:
             del given["lr"]  # each optimizer has its own
         settings = Settings.model_validate(given)
@@ -166,3 +165,14 @@ def train(
         write_report(out, "run", {optimizer: result}, data, device, title=title, caption=caption)
         console.print(comparison_table({optimizer: result}))
         console.print(f"Every iteration, settings and plot: {out}", highlight=False)
+
+
+def _freshness(text: str) -> str | int:
+    """The setting that --freshness says."""
+    if text.isdecimal():
+        return int(text)
+    if text not in ("program", "newest"):
+        raise typer.BadParameter(
+            f"{text!r} is neither program, newest nor a number of programs", param_hint="--freshness"
+        )
+    return "this program" if text == "program" else text

@@ -46,7 +46,11 @@ def write_page(results: Path, out: Path) -> list[str]:
     for content in contents:
         name = content["name"]
         image = out.parent / "images" / f"performance-{name}.png"
-        drawn = plot(content, image)
+        try:
+            drawn = plot(content, image)
+        except KeyError as missing:
+            again = f"`tngd bench {name} --json {results}/{name}.json`"
+            raise NoResults(f"the results of {name} are of another version, without {missing}; {again}") from None
         description = describe(known[name]) if name in known else Description("", "", {})
         parts.append(_section(content, description, f"images/{image.name}" if drawn else None))
     out.parent.mkdir(parents=True, exist_ok=True)

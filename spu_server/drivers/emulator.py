@@ -75,6 +75,8 @@ class Emulator(Driver):
         if options.settings and type(self) is Emulator:
             names = ", ".join(options.settings)
             raise ValueError(f"the emulator has no options of its own, but was given {names}; the driver analog has")
+        if options.compute != "cpu" and not torch.cuda.is_available():
+            raise ValueError(f"compute is {options.compute!r}, but torch {torch.__version__} finds no CUDA device here")
         self.time = 0.0
         self._options = options
         self._compute = torch.device(options.compute)

@@ -351,7 +351,7 @@ def _serve(connection: Connection, name: str, options: DriverOptions) -> None:
     try:
         driver = open_driver(name, options)
     except Exception as error:  # noqa: BLE001 - goes to the daemon in the driver's own words
-        connection.send(("fault", f"could not be opened: {error!r}"))
+        connection.send(("fault", f"could not be opened: {type(error).__name__}: {error}"))
         return
     settle_process()
     connection.send(("ok", driver.capabilities))

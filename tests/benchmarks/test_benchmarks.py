@@ -116,6 +116,14 @@ def test_a_figure_that_is_no_number_is_a_shortfall(tmp_path: Path) -> None:
     assert write_page(tmp_path, tmp_path / "page.md") == ["capture_mc_vs_plain_step"]
 
 
+def test_results_of_another_version_are_to_be_measured_again(tmp_path: Path) -> None:
+    result(tmp_path, {}, name="solve", results={"seconds": {}, "settings": {"sizes": [256]}})
+    with pytest.raises(
+        NoResults, match=r"solve are of another version, without .*tngd bench solve --json .*solve\.json"
+    ):
+        write_page(tmp_path, tmp_path / "page.md")
+
+
 def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NoResults, match=r"tngd bench NAME --json .*/NAME\.json"):
         write_page(tmp_path, tmp_path / "page.md")

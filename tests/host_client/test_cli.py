@@ -142,3 +142,22 @@ def test_a_benchmark_writes_its_ratios(tmp_path: Path, monkeypatch: pytest.Monke
     assert content["ratios"] == {"fast": 2.5}
     assert content["results"] == {"median_s": 0.1}
     assert "torch" in content["versions"]
+
+
+@pytest.mark.parametrize("address", ["foo", "unix:", "http://localhost:50051", "localhost:99999", ":50051", "::1:80"])
+def test_what_is_no_address_is_refused_before_anyone_is_asked(address: str) -> None:
+    result = tngd("train", "mnist", "--spu", address)
+    assert result.exit_code == 1
+    assert f"address is {address!r}; expected unix:PATH, HOST:PORT or inproc:" in words(result.stderr)
+
+
+def test_a_freshness_that_means_nothing_is_told_in_the_words_of_the_option() -> None:
+    result = tngd("train", "mnist", "--freshness", "soon")
+    assert result.exit_code == 2
+    assert "'soon' is neither program, newest nor a number of programs" in words(result.stderr)
+
+
+def test_settings_that_do_not_go_together_are_told_without_a_library_s_words() -> None:
+    result = tngd("train", "mnist", "--optimizer", "adam", "--momentum", "0.9")
+    assert result.exit_code == 1
+    assert words(result.stderr).strip() == "settings: momentum is 0.9; adam has its own, leave it at 0"
