@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Sequence
@@ -167,13 +168,24 @@ class Spu:
     async def report(self) -> dict[str, float]:
         """What has happened on the device since its driver was opened, in named numbers; empty where it counts nothing.
 
-        Of the driver ``analog``: values clipped by converters and rails, modelled seconds and joules.
+        Of the driver ``analog``: values clipped by converters and rails, modelled seconds and joules. Of several
+        devices the sums.
         """
-        return await self._link.report(timeout=self.timeout)
+        reports = [await self._link.report(timeout=self.timeout), *[await other.report() for other in self._beside]]
+        return {name: sum(report.get(name, 0.0) for report in reports) for name in reports[0]}
 
     async def halt(self, reason: str = "") -> float:
-        """Stop the device at once, whoever holds it; the device time of the halt."""
-        return await self._link.halt(reason, timeout=self.timeout)
+        """Stop the device at once, and all beside it, whoever holds them; the device time of the halt.
+
+        Raises:
+            SpuError: when one of them did not answer; the others are stopped all the same.
+        """
+        beside = (other.halt(reason) for other in self._beside)
+        times = await asyncio.gather(self._link.halt(reason, timeout=self.timeout), *beside, return_exceptions=True)
+        for time in times:
+            if isinstance(time, BaseException):
+                raise time
+        return float(times[0])  # type: ignore[arg-type]
 
     @asynccontextmanager
     async def session(self, *, ttl: float = 10.0, holder: str | None = None) -> AsyncIterator[Session]:

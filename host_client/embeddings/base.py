@@ -98,7 +98,7 @@ class Embedding(ABC):
         name: how ``connect(embedding=…)`` calls it.
         stages: how many stages its plans have.
         single: whether its plans are always a single program, so that the device's state alone gives g̃.
-        cell: what a cell stands for.
+        cell: what a cell stands for; ``"factor row"`` lets `TNGD` capture Kronecker factors.
     """
 
     name: ClassVar[str]

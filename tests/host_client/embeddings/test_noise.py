@@ -14,7 +14,7 @@ from spu_link.operators import Rows
 from tests.host_client.embeddings.operators import factors, rows, vector
 from tests.statistics import assert_standard_normal, whitened
 
-NOISE, DAMPING, SAMPLES = 0.02, 0.4, 200
+NOISE, DAMPING, SAMPLES = 0.02, 0.4, 150
 APART = 40.0
 """Between two readings, in τ: a correlation of at most e^−16."""
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from host_client import aio, connect
+from host_client.blocking.thread import wait
 from host_client.embeddings import Block, Embedding, Kronecker, SampleSpace, solve_exactly
 from host_client.links.base import ReadPlan
-from spu_link.errors import CapacityExceeded, InvalidProgram, NoProgram, OperatorGone, ReadInPast
+from spu_link.errors import CapacityExceeded, DeviceHalted, InvalidProgram, NoProgram, OperatorGone, ReadInPast
 from spu_link.operators import Damped, Kept, Operator
 from tests.host_client.embeddings.operators import factors, relaxed, rows, vector
 
@@ -235,3 +236,18 @@ def test_programs_without_readings_are_refused_where_they_have_to_be_read() -> N
 
     with pytest.raises(InvalidProgram, match="a program without readings would be of the last part alone"):
         asyncio.run(streamed())
+
+
+def test_devices_side_by_side_are_halted_and_counted_together() -> None:
+    options = {"clock": "stepped", "driver": "analog", "driver_option": {"preset": "8-bit"}, "embedding": "block"}
+    with connect(["inproc:", "inproc:"], **options) as spu, spu.session() as session:
+        session.solve(LAYERS, vector(11), analog_time=50.0, damping=DAMPING)
+        both = spu.report()
+        with connect("inproc:", **options) as one, one.session() as alone:
+            alone.solve(LAYERS, vector(11), analog_time=50.0, damping=DAMPING)
+            assert both["uploads"] == 2
+            assert both == pytest.approx(one.report())
+        spu.halt("a test")
+        for device in session._aio.devices:
+            with pytest.raises(DeviceHalted):
+                wait(device.session._move(1.0))

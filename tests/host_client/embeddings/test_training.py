@@ -13,6 +13,7 @@ from host_client import TNGD, NGDWoodbury, connect
 from host_client.curvature import CurvatureTooLarge
 from host_client.embeddings import embedding_of
 from host_client.loop import NoOlderThan
+from spu_link.errors import CapacityExceeded
 from tests.host_client.embeddings.training import CELLS, ROWS, Training, digital
 
 NAMES = list(CELLS)
@@ -117,6 +118,12 @@ def test_a_batch_with_too_many_rows_is_refused_before_anything_is_sent() -> None
             training = Training(session)
             with pytest.raises(CurvatureTooLarge, match=reason):
                 training.loss(0)
+    with connect("inproc:", cells=6, embedding="kronecker") as spu, spu.session() as session:
+        training = Training(session)
+        training.loss(0).backward()
+        with pytest.raises(CapacityExceeded, match="embedding 'kronecker' needs 7 cells"):
+            training.optimizer.step()
+        assert session.uploaded_bytes == 0
 
 
 @pytest.mark.parametrize("name", NAMES)
