@@ -41,7 +41,9 @@ def demo(out: Path, *, epochs: int = EPOCHS, seed: int = 0, console: Console | N
     console.print("Starting an SPU daemon in a process of its own: emulator, free-running clock")
     with local_daemon(seed=seed, log=out / "daemon.log") as address, connect(address) as spu:
         info = spu.info
-        console.print(f"It is ready: τ = {info.tau:g} s, {info.rate:g} τ a second, {info.cells:,} cells at most")
+        console.print(
+            f"It is ready: τ = {1e6 * info.tau:g} µs, {info.rate:,.0f} τ a second, {info.cells:,} cells at most"
+        )
         runs = {
             label: run(
                 task,
@@ -63,7 +65,7 @@ def demo(out: Path, *, epochs: int = EPOCHS, seed: int = 0, console: Console | N
             title="A CNN on MNIST, trained through a thermodynamic device and by Adam",
             caption=f"The paper's settings for both. b = 64, {len(task.train):,} training and {len(task.test):,} test "
             f"images, N = {runs['TNGD'].parameters:,}, seed {seed}.\n"
-            f"The device is a free-running emulator in a process of its own, over gRPC; τ = {info.tau:g} s.",
+            f"The device is a free-running emulator in a process of its own, over gRPC; τ = {1e6 * info.tau:g} µs.",
         )
     console.print(comparison_table(runs, "MNIST, same start and same batches"))
     console.print(f"Plot, settings and every iteration: {out}", highlight=False)

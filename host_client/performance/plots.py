@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 
 from host_client.report import COLOURS, GRID, INK, MUTED
@@ -41,7 +42,7 @@ def _seconds(figure: Figure, results: Content) -> bool:
     if not seconds or not all(isinstance(value, (int, float)) for value in seconds.values()):
         return False
     figure.set_figheight(1.2 + 0.26 * len(seconds))
-    _bars(figure.subplots(), seconds, "wall time")
+    _bars(figure.subplots(), seconds, "Wall time, shortest first (logarithmic)")
     return True
 
 
@@ -62,7 +63,7 @@ def _solve(figure: Figure, results: Content) -> bool:
     shown = {key: value for key, value in seconds.items() if not key.rpartition("_")[2].isdecimal()}
     for key in [key for key in shown if key.startswith("euler")]:
         shown[f"{key} ({steps} steps)"] = shown.pop(key) * steps / settings["euler_steps_timed"]
-    _bars(right, shown, "Reference network's system: wall time")
+    _bars(right, shown, "Reference network's system: wall time (logarithmic)")
     return True
 
 
@@ -126,6 +127,7 @@ def _scale(figure: Figure, results: Content) -> bool:
         memory.set_ylim(2.0**26, 2.0**35)
         memory.tick_params(length=0, colors=MUTED)
         memory.spines[["top", "right", "left", "bottom"]].set_visible(False)
+        axes.set_xlabel(x, color=MUTED)
         _dress(axes, "Time and memory against " + label)
     return True
 
@@ -179,7 +181,7 @@ def _overlap(figure: Figure, results: Content) -> bool:
     axes.axhline(2.0, color=INK, linewidth=1, linestyle=":")
     axes.legend(frameon=False, labelcolor=INK, fontsize=9, ncols=len(loops), loc="upper center")
     axes.margins(y=0.18)
-    _dress(axes, "An iteration, over the longer of differentiation and analog solve (dotted: their sum)")
+    _dress(axes, "An iteration, over the longer of differentiation and analog solve (dotted: twice that)")
     return True
 
 
@@ -194,7 +196,12 @@ _DRAWINGS: dict[str, Callable[[Figure, Content], bool]] = {
 
 def _bars(axes: Axes, seconds: Mapping[str, float], title: str) -> None:
     names: Sequence[str] = sorted(seconds, key=lambda name: seconds[name], reverse=True)
-    colours = [COLOURS[0] if name.startswith(("ours", "grpc", "inprocess")) else COLOURS[4] for name in names]
+    ours = [name.startswith(("ours", "grpc", "inprocess")) for name in names]
+    colours = [COLOURS[0] if own else COLOURS[4] for own in ours]
+    if len(set(ours)) == 2:
+        kinds = {"this project": COLOURS[0], "other ways": COLOURS[4]}
+        patches = [Patch(color=colour, label=kind) for kind, colour in kinds.items()]
+        axes.legend(handles=patches, frameon=False, labelcolor=INK, loc="upper right")
     bars = axes.barh([name.replace("_", " ") for name in names], [seconds[name] for name in names], color=colours)
     axes.bar_label(bars, [_duration(seconds[name]) for name in names], fontsize=8, color=MUTED, padding=3)
     axes.set_xscale("log")
