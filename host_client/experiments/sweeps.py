@@ -18,7 +18,10 @@ from host_client.runner import run as run_once
 from host_client.settings import Settings
 from host_client.tasks.task import Task
 from host_client.train import Run
-from spu_link.errors import DeviceFault
+from spu_link.errors import DeviceFault, InvalidProgram, SpuError
+
+OVERFLOW = ("OverflowError", "finite")
+"""Said by a device whose state has grown beyond all numbers, and of a program whose values have."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def sweep(
     but their property.
 
     Raises:
-        SpuError: when a device cannot be opened, or fails otherwise than by a state that has grown beyond all numbers.
+        SpuError: when a device cannot be opened, or fails otherwise than by numbers that have grown beyond all bounds.
     """
     total = len(arms) * len(seeds)
     for number, arm in enumerate(arms):
@@ -109,8 +112,8 @@ def _run(task: Task, arm: Arm, settings: Settings, label: str, console: Console)
             spu = stack.enter_context(connect("inproc:", **device))
         try:
             return run_once(task, settings, spu, label=label, console=console, each_evaluation=False, make=arm.make)
-        except (FloatingPointError, DeviceFault) as error:
-            if isinstance(error, DeviceFault) and "beyond all numbers" not in error.message:
+        except (FloatingPointError, DeviceFault, InvalidProgram) as error:
+            if isinstance(error, SpuError) and not any(said in error.message for said in OVERFLOW):
                 raise
             console.print(f"{label}: diverged, {error}", highlight=False)
             return None
