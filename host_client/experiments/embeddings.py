@@ -84,7 +84,7 @@ def panel(
         Arm(f"{name}, {cells:,} cells, t = {t:g} τ", t, {**settings, "analog_time": t}, {"cells": cells, **device})
         for t in TIMES
     ]
-    return Panel(f"analog time in τ; {name}, {cells:,} cells", digital, arms)
+    return Panel(f"t in τ; {name}, {cells:,} cells", digital, arms)
 
 
 def verdict(panels: Sequence[Panel], results: Results) -> list[str]:

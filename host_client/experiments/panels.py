@@ -29,8 +29,8 @@ def plot_panels(
     Raises:
         OSError: when the file cannot be made.
     """
-    size = (max(9.0, 3.9 * len(panels)), 8.4)
-    figure = Figure(figsize=size, dpi=130, layout="constrained", facecolor="white")
+    size = (max(9.0, 3.4 * len(panels)), 8.4)
+    figure = Figure(figsize=size, dpi=110, layout="constrained", facecolor="white")
     figure.suptitle(title, x=0.012, ha="left", fontsize=14, fontweight="bold", color=INK)
     above, below = figure.subplots(2, len(panels), squeeze=False, sharey="row")
     for top, bottom, panel in zip(above, below, panels, strict=True):
