@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from host_client.links.base import Info
-from host_client.train import Run, Step
+from host_client.train import Evaluation, Run, Step
 
 COLUMNS = {
     "step": "step",
@@ -69,7 +69,7 @@ def summary(run: Run) -> dict[str, Any]:
     }
 
 
-def last_evaluations(run: Run) -> list[Any]:
+def last_evaluations(run: Run) -> list[Evaluation]:
     """The last evaluation of each split."""
     return list({e.split: e for e in run.evaluations}.values())
 

@@ -169,17 +169,10 @@ def train(
         optimizer.step()
         optimizer.zero_grad()
         ended = time.perf_counter()
-        if not isinstance(optimizer, TNGD):  # which tells what happens itself
-            told(Differentiated(number - 1, host_began, differentiated))
-            source: Source = "digital" if isinstance(optimizer, NaturalGradient) else "gradient"
-            told(Updated(number - 1, differentiated, time.monotonic(), (), None, source))
-
+        told.step(optimizer, number - 1, host_began, differentiated)
         batch_loss = loss.item()
         if not math.isfinite(batch_loss):
             raise FloatingPointError(f"the loss is {batch_loss} at iteration {number}; lower the learning rate")
-        updated, reading = told.update, optimizer.last_reading if isinstance(optimizer, TNGD) else None
-        if updated is None or updated.source != "device":
-            reading = None
         before, uploaded = uploaded, session.uploaded_bytes if session is not None else 0
         yield Step(
             step=number,
@@ -189,8 +182,8 @@ def train(
             time=ended - began,
             duration=ended - step_began,
             uploaded=uploaded - before,
-            device_time=reading.time if reading is not None else None,
-            staleness=updated.staleness if updated is not None else None,
+            device_time=told.device_time(optimizer),
+            staleness=told.update.staleness if told.update is not None else None,
             counts=dict(optimizer.counts) if isinstance(optimizer, NaturalGradient) else {},
         )
         if number % (evaluate_every or per_epoch) == 0 or number == total:
@@ -214,3 +207,16 @@ class _Told:
             self.update = event
         if self._record is not None:
             self._record(event)
+
+    def step(self, optimizer: Optimizer, number: int, began: float, differentiated: float) -> None:
+        """Tell of a step, now that it is over, unless its optimizer does so itself."""
+        if not isinstance(optimizer, TNGD):
+            self(Differentiated(number, began, differentiated))
+            source: Source = "digital" if isinstance(optimizer, NaturalGradient) else "gradient"
+            self(Updated(number, differentiated, time.monotonic(), (), None, source))
+
+    def device_time(self, optimizer: Optimizer) -> float | None:
+        """That of the reading which the last update went along, in τ; None if it went along none."""
+        if not isinstance(optimizer, TNGD) or self.update is None or self.update.source != "device":
+            return None
+        return None if optimizer.last_reading is None else optimizer.last_reading.time

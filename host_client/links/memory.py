@@ -113,14 +113,10 @@ class SharedMemory:
         if self._broken or nbytes > self._max_bytes:
             return None
         fitting = [region for region in self._free if region.nbytes >= nbytes]
-        if fitting:
-            region = min(fitting, key=lambda region: region.nbytes)
-            self._free.remove(region)
-        else:
-            grown = await self._grown(nbytes)
-            if grown is None:
-                return None
-            region = grown
+        if not fitting:
+            return await self._grown(nbytes)
+        region = min(fitting, key=lambda region: region.nbytes)
+        self._free.remove(region)
         return region
 
     def give_back(self, region: Region) -> None:
@@ -129,8 +125,16 @@ class SharedMemory:
             self._free.append(region)
 
     async def drop(self, region: Region) -> None:
-        """The call was broken off: the daemon may still read or write its region, so nobody may use it again."""
-        await self._unregister(region)
+        """Take a region out of use: after a call that was broken off, the daemon may still read or write it."""
+        if self._broken:
+            return
+        try:
+            unregister = pb.MemoryRequest.Unregister(region=region.number)
+            await self._ask(pb.MemoryRequest(session=self._session, unregister=unregister), [])
+            self._held -= 1
+        except (OSError, TimeoutError, SpuError) as error:
+            log.warning("shared memory ends, bytes travel over gRPC: %s", error)
+            self.close()
 
     def close(self) -> None:
         """Let go of everything; the daemon forgets it with the connection."""
@@ -143,7 +147,7 @@ class SharedMemory:
     async def _grown(self, nbytes: int) -> Region | None:
         """A new region, with some room to spare; one that is too small makes way for it."""
         if self._free:
-            await self._unregister(self._free.pop(0))
+            await self.drop(self._free.pop(0))
         if self._broken or self._held >= MAX_REGIONS:
             return None
         self._held += 1
@@ -167,17 +171,6 @@ class SharedMemory:
             os.close(descriptor)
         log.debug("region %d of %d bytes shared with %s", number, nbytes, self._address)
         return Region(memory, number)
-
-    async def _unregister(self, region: Region) -> None:
-        if self._broken:
-            return
-        try:
-            unregister = pb.MemoryRequest.Unregister(region=region.number)
-            await self._ask(pb.MemoryRequest(session=self._session, unregister=unregister), [])
-            self._held -= 1
-        except (OSError, TimeoutError, SpuError) as error:
-            log.warning("shared memory ends, bytes travel over gRPC: %s", error)
-            self.close()
 
     async def _ask(self, request: pb.MemoryRequest, descriptors: list[int]) -> int:
         loop = asyncio.get_running_loop()

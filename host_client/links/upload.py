@@ -115,6 +115,7 @@ class RemoteUpload(Upload):
                 await self._memory.drop(region)
 
     async def _send_rest(self, program: Program, plan: pb.ProgramHeader) -> None:
+        """Send what is still to come, the way that what went ahead has gone, or the best one."""
         late, tensors = wire.late_header(program)
         late.MergeFrom(plan)
         if self._memory is not None:
@@ -134,13 +135,7 @@ class RemoteUpload(Upload):
         results = program.drive.nbytes * len(plan.reads)
         if self._region is not None or (nbytes > SMALL_BYTES and await self._take(nbytes + ALIGNMENT + results)):
             await self._write(tensors)
-        if self._region is not None:
-            self._clean = False
-            header.upload.CopyFrom(pb.Place(region=self._region.number, offset=0, nbytes=nbytes))
-            place = -(-nbytes // ALIGNMENT) * ALIGNMENT
-            if plan.reads and place + results <= self._region.nbytes:
-                header.readings.CopyFrom(pb.Place(region=self._region.number, offset=place, nbytes=results))
-            await self._send_header(header, trailer=pb.ProgramTrailer())
+            await self._send_place(header, results)
         elif nbytes <= wire.CHUNK_BYTES:
             chunk = next(wire.numbered(wire.chunks(wire.byte_views(tensors))))
             trailer = pb.ProgramTrailer(crc32c=google_crc32c.value(chunk.data))
@@ -150,6 +145,16 @@ class RemoteUpload(Upload):
             await self._send_header(header)
             await self._send_chunks(tensors)
             await self._send(pb.ProgramRequest(trailer=pb.ProgramTrailer(crc32c=self._crc)))
+
+    async def _send_place(self, header: pb.ProgramHeader, results: int) -> None:
+        """Say where in the region everything lies, and where readings of so many bytes in all may go behind it."""
+        assert self._region is not None
+        self._clean = False
+        header.upload.CopyFrom(pb.Place(region=self._region.number, offset=0, nbytes=self.sent_bytes))
+        behind = -(-self.sent_bytes // ALIGNMENT) * ALIGNMENT
+        if results and behind + results <= self._region.nbytes:
+            header.readings.CopyFrom(pb.Place(region=self._region.number, offset=behind, nbytes=results))
+        await self._send_header(header, trailer=pb.ProgramTrailer())
 
     async def _take(self, nbytes: int) -> bool:
         if self._memory is not None:
