@@ -105,13 +105,21 @@ def serve(
     driver_deadline: Annotated[
         float | None,
         typer.Option(
-            help="Longest that a driver may neither answer nor compute before it counts as hung, in seconds.",
-            show_default="10",
+            help="Longest that a driver may take to answer, beyond what it announces, before it counts as hung, s.",
+            show_default="1.5",
         ),
     ] = None,
     driver_option: Annotated[
         list[str] | None,
         typer.Option(help="NAME=VALUE, one of the driver's own options; repeatable.", show_default="none"),
+    ] = None,
+    calibrate: Annotated[
+        bool | None,
+        typer.Option(
+            "--calibrate",
+            help="Let the device calibrate itself whenever its driver is opened: now, and after each restart.",
+            show_default="no",
+        ),
     ] = None,
     record: Annotated[
         Path | None,
@@ -167,6 +175,7 @@ def serve(
             compute=compute,
             driver_deadline=driver_deadline,
             driver_option=_named(driver_option) if driver_option else None,
+            calibrate=calibrate,
             record=record,
             insecure_remote=insecure_remote,
             log_level=log_level,

@@ -16,6 +16,7 @@ from pydantic_settings import (
 
 from spu_link.addresses import is_address
 from spu_server.drivers.base import DriverOptions
+from spu_server.drivers.process import ANSWER_SECONDS
 
 
 class ServeSettings(BaseSettings):
@@ -35,7 +36,8 @@ class ServeSettings(BaseSettings):
     cells: int = Field(DriverOptions.cells, ge=1)
     max_bytes: int = Field(DriverOptions.max_bytes, ge=1)
     compute: str = Field(DriverOptions.compute, pattern=r"^(cpu|cuda(:\d+)?)$")
-    driver_deadline: float = Field(10.0, gt=0, allow_inf_nan=False)
+    driver_deadline: float = Field(ANSWER_SECONDS, gt=0, allow_inf_nan=False)
+    calibrate: bool = False
     driver_option: dict[str, str] = Field(default_factory=dict)
     record: Path | None = None
     insecure_remote: bool = False

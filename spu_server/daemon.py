@@ -49,7 +49,7 @@ async def serve(settings: ServeSettings) -> None:
 
     Raises:
         AddressError: when an address cannot be listened on.
-        DeviceFault: when the driver cannot be opened.
+        DeviceFault: when the driver cannot be opened, or its device finds that something is wrong with it.
         LogUnusable: when a log is asked for and cannot be written.
     """
     stop = asyncio.Event()
@@ -75,8 +75,9 @@ async def serve(settings: ServeSettings) -> None:
             port = RecordingPort(driver, writer, clock)
             log.info("recording", log=str(writer.folder))
         device: Device[Payload] = Device(port, capabilities, clock, tau, epoch)
+        await device.examine(calibrate=settings.calibrate)
         stalls = Stalls()
-        supervision = asyncio.create_task(Supervisor(device, driver).run())
+        supervision = asyncio.create_task(Supervisor(device, driver, calibrate=settings.calibrate).run())
         regions = Regions(capabilities.max_bytes)
         regions.on_freed = driver.forget
         memory = _memory_service(addresses, device, regions)

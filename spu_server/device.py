@@ -64,6 +64,7 @@ class Device(Generic[P]):
         fault: why the driver failed; stays until a session is opened after the restart. Else empty.
         restarts: how often the driver has been restarted.
         readings: readings taken so far.
+        calibrated: device time at which it was calibrated after its driver was opened last; None: it was not.
         on_fault: told when the driver has failed.
     """
 
@@ -77,6 +78,7 @@ class Device(Generic[P]):
         self.fault = ""
         self.restarts = 0
         self.readings = 0
+        self.calibrated: float | None = None
         self.on_fault: Callable[[], None] = lambda: None
         self._port = port
         self._port.on_fault = self.fail
@@ -97,6 +99,21 @@ class Device(Generic[P]):
     def features(self) -> tuple[str, ...]:
         """Optional abilities: the driver's, and those that every driver has."""
         return (*self.capabilities.features, "kept")
+
+    async def examine(self, *, calibrate: bool) -> None:
+        """Let the device, which has just been opened and is idle, look at itself and, if wanted, calibrate itself.
+
+        Raises:
+            DeviceFault: when it finds something, or cannot be made good; in its own words.
+        """
+        self.calibrated = None
+        found = await self._port.self_test()
+        if found:
+            name = self.capabilities.name
+            raise DeviceFault(f"driver {name}: the device's self-test found: {found}", field="driver", found=name)
+        if calibrate:
+            await self._port.calibrate()
+            self.calibrated = self.clock.now()
 
     def open_session(self, holder: str, ttl: float) -> pb.SessionRef:
         """Take the device exclusively, clearing a halt, and a fault that a restart has ended.

@@ -49,9 +49,11 @@ class Supervisor:
     Args:
         device: the device.
         driver: its driver, started.
+        calibrate: whether the device is calibrated after each restart.
     """
 
-    def __init__(self, device: Device[Any], driver: DriverProcess) -> None:
+    def __init__(self, device: Device[Any], driver: DriverProcess, *, calibrate: bool) -> None:
+        self._calibrate = calibrate
         self._device = device
         self._driver = driver
         self._failed = asyncio.Event()
@@ -82,10 +84,11 @@ class Supervisor:
         self._device.restarting()
         try:
             capabilities = await self._driver.restart()
+            await self._device.examine(calibrate=self._calibrate)
         except DeviceFault as error:
             self._device.fail(error)
             return False
-        if self._failed.is_set():  # it died just after it had opened its device
+        if self._failed.is_set():  # it died just after that
             return False
         self._device.restarted(capabilities)
         log.info("driver restarted", driver_pid=self._driver.pid, restarts=self._device.restarts)

@@ -25,7 +25,11 @@ class Daemon:
         self._log = self.log_path.open("w")
         command = [str(Path(sys.executable).with_name("spu-server")), "serve", "--listen", self.address, *options]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._log, text=True)
-        self.ready = self._wait_ready()
+        try:
+            self.ready = self._wait_ready()
+        except BaseException:
+            self._log.close()
+            raise
 
     @property
     def addresses(self) -> list[str]:
@@ -74,6 +78,8 @@ class Daemon:
             selector.register(self.process.stdout, selectors.EVENT_READ)
             if not selector.select(READY_SECONDS):
                 self.process.kill()
+                self.process.wait()
+                self.process.stdout.close()
                 raise AssertionError(f"not ready after {READY_SECONDS} s\n{self.log}")
         line = self.process.stdout.readline().strip()
         if not line.startswith("ready"):

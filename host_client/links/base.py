@@ -41,6 +41,7 @@ class Info:
         longest_stall: longest time in the last 10 s that the daemon did not get to its calls, in seconds.
         memory_address: where memory is shared with the daemon; empty where it cannot be.
         restarts: how often the driver has been restarted in this run of the daemon.
+        calibrated: device time, in τ, at which the device was calibrated after it was opened last; None: it was not.
     """
 
     driver: str
@@ -60,6 +61,7 @@ class Info:
     longest_stall: float
     memory_address: str = ""
     restarts: int = 0
+    calibrated: float | None = None
 
     @classmethod
     def from_message(cls, message: pb.GetInfoResponse) -> Info:
@@ -82,6 +84,7 @@ class Info:
             longest_stall=message.longest_stall,
             restarts=message.restarts,
             memory_address=message.memory_address,
+            calibrated=message.calibrated if message.HasField("calibrated") else None,
         )
 
 

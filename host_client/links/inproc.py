@@ -12,7 +12,7 @@ from host_client.clock import Exchange
 from host_client.links.base import Info, Link, ReadPlan, Upload, plans, until
 from spu_link import wire
 from spu_link.aligned import aligned, fill
-from spu_link.errors import DeviceUnavailable, LogUnusable
+from spu_link.errors import DeviceUnavailable, SpuError
 from spu_link.operators import Operator
 from spu_link.precision import Precision
 from spu_link.program import Applied, Program, Reading, Restored
@@ -26,6 +26,9 @@ from spu_server.services.spu import describe
 from tngd.spu.v1 import spu_pb2 as pb
 
 T = TypeVar("T")
+
+NOT_RESTARTED = "a driver in this process is not started again: close this connection and open another"
+"""What is added to a fault here; a daemon starts its driver again by itself."""
 
 
 class InprocLink(Link):
@@ -67,12 +70,13 @@ class InprocLink(Link):
         max_bytes: int = DriverOptions.max_bytes,
         compute: str = DriverOptions.compute,
         driver_option: Mapping[str, str] | None = None,
+        calibrate: bool = False,
         record: str | Path | None = None,
     ) -> InprocLink:
         """Open a driver and put a device before it. The options are those of ``spu-server serve``.
 
         Raises:
-            DeviceFault: when the driver cannot be opened.
+            DeviceFault: when the driver cannot be opened, or its device finds that something is wrong with it.
             LogUnusable: when a log is asked for and cannot be written.
         """
         settings = driver_option or {}
@@ -82,15 +86,20 @@ class InprocLink(Link):
         tau = capabilities.tau or tau
         moving = SteppedClock() if clock == "stepped" else FreeClock(rate or 1.0 / tau)
         epoch = time.time_ns()
-        if record is None:
-            return cls(Device(port, capabilities, moving, tau, epoch), port)
+        recording = None
         try:
-            writer = LogWriter(Path(record), Header.of(driver, options, capabilities, moving, epoch))
-        except LogUnusable:
+            if record is not None:
+                writer = LogWriter(Path(record), Header.of(driver, options, capabilities, moving, epoch))
+                recording = RecordingPort(port, writer, moving)
+            device: Device[memoryview] = Device(recording or port, capabilities, moving, tau, epoch)
+            await device.examine(calibrate=calibrate)
+        except SpuError:
             await port.close()
+            if recording is not None:
+                await recording.close()
             raise
-        recording = RecordingPort(port, writer, moving)
-        return cls(Device(recording, capabilities, moving, tau, epoch), port, recording)
+        device.on_fault = lambda: device.give_up(f"{device.fault}; {NOT_RESTARTED}")
+        return cls(device, port, recording)
 
     async def info(self, *, timeout: float) -> Info:
         """What the device is and how it stands."""

@@ -44,6 +44,11 @@ class Host:
     _deframer: Deframer = field(default_factory=Deframer)
 
     @property
+    def longest(self) -> float:
+        """Seconds until a request that nothing answers is given up."""
+        return sum(min(self.patience * 2.0**sent, self.most_patience) for sent in range(self.attempts))
+
+    @property
     def damaged(self) -> int:
         """Frames that did not pass their check."""
         return self._deframer.damaged

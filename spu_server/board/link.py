@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Callable
 
 from spu_server.board.host import Host, LinkFailed
 from spu_server.board.messages import MAX_DATA, Answer, Kind, Status
 from spu_server.board.registers import Register, span, unpack
 from spu_server.board.transports import Transport
+
+ANNOUNCE_SECONDS = 0.25
+"""Least time between two announcements."""
 
 
 class RegisterLink:
@@ -20,11 +25,14 @@ class RegisterLink:
     Attributes:
         host: what keeps count, with its counters.
         last: monotonic seconds before and after the last request: the board's answer was made in between.
+        announce: told, four times a second at most, how long the request that begins may take.
     """
 
     def __init__(self, transport: Transport, host: Host | None = None) -> None:
         self.host = host or Host()
         self.last = (0.0, 0.0)
+        self.announce: Callable[[float], None] = lambda seconds: None
+        self._announced = -math.inf
         self._transport = transport
 
     def greet(self) -> None:
@@ -58,6 +66,9 @@ class RegisterLink:
 
     def _request(self, kind: Kind, *, address: int = 0, data: bytes = b"", length: int = 0) -> Answer:
         begun = time.monotonic()
+        if begun - self._announced > ANNOUNCE_SECONDS:
+            self._announced = begun
+            self.announce(self.host.longest)
         try:
             self._transport.send(self.host.ask(kind, begun, address=address, data=data, length=length))
             while True:

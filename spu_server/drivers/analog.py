@@ -23,6 +23,7 @@ from spu_server.analog.rounding import Dither
 from spu_server.drivers.base import Capabilities, Driver, DriverOptions
 from spu_server.drivers.emulator import FEATURES, Emulator
 from spu_server.dynamics import Motion, motion_of
+from spu_server.dynamics.effort import most_seconds
 
 PRESET = "preset"
 """Name of the setting that chooses the board; all others are fields of it."""
@@ -72,6 +73,8 @@ class Analog(Driver):
         self._cells = [
             Emulator(replace(options, seed=(options.seed + j) % 2**63, settings={})) for j in range(roundings)
         ]
+        for cells in self._cells:
+            cells.announce = self._announce
         self._dither = Dither(roundings, options.seed)
         self._generator = torch.Generator().manual_seed((options.seed + 2**62) % 2**63)
         self._channels = Channels(self.board, options.seed, self._generator)
@@ -107,6 +110,8 @@ class Analog(Driver):
             self._staged = _Loaded(program, _Arrays(()), (), 1.0)
             self._cells[0].stage(program)
         else:
+            seconds = len(self._cells) * most_seconds(program.operator, self._compute.type)
+            self.announce(seconds + self._channels.calibration_seconds(program.cells))
             self._staged = self._load(program, running if kept else None)
         timing = self.board.timing
         seconds = timing.upload_seconds(program, kept=kept)
@@ -116,7 +121,9 @@ class Analog(Driver):
         self._modelled["conversion_seconds"] += timing.conversion_seconds(program.cells)
         if timing.hold:
             slowdown = 1.0 if self._options.rate is None else 1.0 / (self._options.rate * self._tau)
-            time.sleep(max(0.0, began + slowdown * seconds - time.monotonic()))
+            left = max(0.0, began + slowdown * seconds - time.monotonic())
+            self.announce(left)
+            time.sleep(left)
 
     def commit(self, at: float) -> None:
         """Let the staged program take hold at `at`; offsets stay as they are at that time until the next program.
@@ -189,6 +196,7 @@ class Analog(Driver):
 
     def calibrate(self) -> None:
         """Measure offsets and gains now; programs that follow are corrected by what is found."""
+        self.announce(self._channels.calibration_seconds(self._channels.cells))
         self._channels.calibrate()
 
     def report(self) -> dict[str, float]:
@@ -200,6 +208,10 @@ class Analog(Driver):
             device as `timing` describes it.
         """
         return {f"{where}_clipped": float(n) for where, n in self._channels.clipped.items()} | self._modelled
+
+    def _announce(self, seconds: float) -> None:
+        """What one of the copies says, which work one after the other, each for itself."""
+        self.announce(seconds)
 
     def _load(self, program: Program, running: _Loaded | None) -> _Loaded:
         """The program as the board holds it; `running` if that one's operator serves on."""

@@ -8,7 +8,7 @@ is a device fault, except the errors of `spu_link.errors` that `stage` may raise
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -108,9 +108,13 @@ class Driver(ABC):
 
     Attributes:
         interface: version of the interface that the driver was written for.
+        announce: for the driver to call: "what I am doing now, a call or `prepare`, may take so many seconds from now".
+            The daemon sets it once the device is open. A call that takes longer than ``--driver-deadline`` without an
+            announcement, or longer than announced, is a hang.
     """
 
     interface: ClassVar[int] = 1
+    announce: Callable[[float], None] = staticmethod(lambda seconds: None)
 
     @abstractmethod
     def __init__(self, options: DriverOptions) -> None:
@@ -181,11 +185,17 @@ class Driver(ABC):
         return None
 
     def self_test(self) -> str:
-        """Let an idle device look at itself: what it found, in words; empty if nothing."""
+        """Let an idle device look at itself: what it found, in words; empty if nothing. No reading depends on it.
+
+        The daemon asks whenever it has opened the device, and does not use one that finds something.
+        """
         return ""
 
     def calibrate(self) -> None:  # noqa: B027 - an optional ability
-        """Let an idle device measure and correct its own errors; raises when it cannot be made good."""
+        """Let an idle device measure and correct its own errors; raises when it cannot be made good.
+
+        With ``spu-server serve --calibrate`` the daemon asks whenever it has opened the device.
+        """
 
     def report(self) -> Mapping[str, float]:
         """What has happened on the device since it was opened, as named numbers; those that grow only grow. Fast."""

@@ -99,6 +99,7 @@ class Board(Driver):
             self._programs = 0
             self._now = 0.0
             self.halt(0.0)
+            self._link.announce = self._announce
         except BaseException:
             self._link.close()
             raise
@@ -222,6 +223,10 @@ class Board(Driver):
             self.halt(self._now)
         finally:
             self._link.close()
+
+    def _announce(self, seconds: float) -> None:
+        """A call is several requests, each of which may have to be repeated: what is still being asked is no hang."""
+        self.announce(seconds)
 
     def _check_identity(self, identity: dict[Register, float]) -> None:
         if identity[reg.MAGIC_NUMBER] != reg.MAGIC:

@@ -15,6 +15,7 @@ from spu_link.program import Program
 from spu_server.drivers.base import Capabilities, Driver, DriverOptions, Saved
 from spu_server.drivers.snapshot import Facts, Snapshot, tensors_of
 from spu_server.dynamics import Motion, Transition, motion_of
+from spu_server.dynamics.effort import most_seconds
 from spu_server.dynamics.transition import Progress, Step
 
 KINDS = ("dense", "rows", "linear", "conv2d", "embedding")
@@ -26,10 +27,11 @@ FEATURES = (*KINDS, *NARROW.values(), "window")
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A program, and how the cells move under it."""
+    """A program, how the cells move under it, and how long a step of theirs may take, in seconds."""
 
     program: Program
     transition: Motion
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class Emulator(Driver):
             running = self._running
             former = running.transition if running and running.program.operator is program.operator else None
             motion = motion_of(program, self._compute, former)
-        self._staged = _Loaded(program, motion)
+        self._staged = self._loaded(program, motion)
 
     def schedule(self, readings: Sequence[tuple[float, float]]) -> None:
         """Learn when the cells will be looked at, so that `prepare` can work it out before that."""
@@ -170,6 +172,7 @@ class Emulator(Driver):
         if self._running is None:
             return
         transition = self._running.transition
+        self.announce(2.0 * self._running.seconds)
         transition.prepare()
         if self._due is None or self._due <= self.time or self._windows or not isinstance(transition, Transition):
             return
@@ -236,7 +239,7 @@ class Emulator(Driver):
     def _go_on(self, snapshot: Snapshot, at: float) -> None:
         """Be what was saved."""
         program, transition = snapshot.saved.program, snapshot.transition
-        self._running = _Loaded(program, transition) if program and transition else None
+        self._running = self._loaded(program, transition) if program and transition else None
         self._state = snapshot.state
         self._generator.set_state(snapshot.generator)
         self.time = snapshot.facts.time + (at - snapshot.saved.at)
@@ -259,6 +262,9 @@ class Emulator(Driver):
             raise NoProgram("no program has taken hold since the device was opened or halted", field="program")
         return self._running.program
 
+    def _loaded(self, program: Program, motion: Motion) -> _Loaded:
+        return _Loaded(program, motion, most_seconds(program.operator, self._compute.type))
+
     def _not_past(self, at: float) -> None:
         if at < self.time:
             raise ReadInPast(
@@ -275,6 +281,7 @@ class Emulator(Driver):
         if self._running is not None and at > self.time:
             windows = [window for window in self._windows.values() if not window.broken]
             transition = self._running.transition
+            self.announce(self._running.seconds)
             if ahead is not None and ahead.at == at and not windows:
                 assert isinstance(transition, Transition)
                 transition.adopt(ahead.transition)

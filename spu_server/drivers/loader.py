@@ -11,6 +11,7 @@ from spu_link import wire
 from spu_link.errors import DeviceFault
 from spu_link.program import Program
 from spu_server.drivers.base import Driver, Measured, measured
+from spu_server.dynamics.effort import most_seconds
 from spu_server.saved import Standing, decode, encode
 from tngd.spu.v1 import spu_pb2 as pb
 
@@ -35,6 +36,7 @@ class Loader:
             OperatorGone: when it keeps the running program's operator, and none runs.
         """
         program = wire.program_from(header, memory, self._running)
+        self._driver.announce(most_seconds(program.operator))
         if wire.kept_of(header):
             program.check_vectors()
         else:
@@ -45,7 +47,10 @@ class Loader:
 
     def save(self, at: float, standing: Standing) -> bytes:
         """The device's whole state at device time `at`, as bytes."""
-        return encode(self._driver.save(at), standing, self._driver.capabilities.name)
+        saved = self._driver.save(at)
+        if saved.program is not None:
+            self._driver.announce(most_seconds(saved.program.operator))
+        return encode(saved, standing, self._driver.capabilities.name)
 
     def restore(self, data: bytes | bytearray | memoryview) -> Standing:
         """Verify a saved state and stage it; how the device stood.
@@ -54,6 +59,8 @@ class Loader:
             InvalidProgram: when it is not one of this driver.
         """
         saved, standing = decode(data, self._driver.capabilities.name, self._driver.capabilities.cells)
+        if saved.program is not None:
+            self._driver.announce(most_seconds(saved.program.operator))
         self._driver.restore(saved)
         self._staged = saved.program
         return standing

@@ -70,6 +70,15 @@ class DriverPort(ABC, Generic[P]):
         report: Mapping[str, float] = await self.call("report")
         return report
 
+    async def self_test(self) -> str:
+        """What an idle device finds when it looks at itself; empty if nothing."""
+        found: str = await self.call("self_test")
+        return found
+
+    async def calibrate(self) -> None:
+        """Let an idle device measure and correct its own errors."""
+        await self.call("calibrate")
+
     async def halt(self, at: float) -> None:
         """Drop all programs and discharge the cells."""
         await self.call("halt", at)

@@ -7,16 +7,15 @@ import mmap
 import multiprocessing
 import os
 import signal
-import time
 import traceback
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler, recv_handle, send_handle
 from typing import Any, TypeVar
 
 import numpy as np
-import psutil
 import torch
 
 from spu_link.aligned import aligned, aligned_copy
@@ -24,6 +23,7 @@ from spu_link.errors import DeviceFault, SpuError
 from spu_link.tuning import settle_process
 from spu_server.descriptors import close, read_all, write_all
 from spu_server.drivers.base import Capabilities, Driver, DriverOptions, Measured, measured
+from spu_server.drivers.deadline import Deadline
 from spu_server.drivers.loader import Loader
 from spu_server.drivers.port import DriverPort
 from spu_server.drivers.registry import open_driver
@@ -36,11 +36,20 @@ SAVE, RESTORE = "save", "restore"
 REMEMBER, FORGET = "remember", "forget"
 """Calls that are not the driver's own: programs by where their bytes lie, states, and regions by number."""
 
+DUE = "due"
+"""Message of a driver that the call under way, or what it does unasked, takes so many seconds more."""
+
 START_SECONDS = 60.0
 """Longest that a driver may take to open its device."""
 
-CALL_SECONDS = 600.0
-"""Longest that one call of a driver may take, even if it computes all the time, before the driver counts as hung."""
+ANSWER_SECONDS = 1.5
+"""Longest that a call may take where the driver has not announced that it takes longer."""
+
+BYTES_PER_SECOND = 50e6
+"""Slowest that an upload or a saved state is copied and looked at, beside what the driver does with it."""
+
+LEAST_ANNOUNCED = 0.5
+"""Announcements of a smaller share of the deadline, which comes on top of them, are not worth a message."""
 
 STOP_SECONDS = 1.0
 """Longest that a driver may take to close before it is killed."""
@@ -66,13 +75,14 @@ class DriverProcess(DriverPort[Payload]):
     Args:
         name: entry point of the driver.
         options: what the driver is opened with.
-        deadline: longest that the driver may neither answer nor compute, in seconds, before it counts as hung.
+        deadline: longest that a call may take, in seconds, beyond what the driver announces, before it counts as hung.
     """
 
-    def __init__(self, name: str, options: DriverOptions, deadline: float = 10.0) -> None:
+    def __init__(self, name: str, options: DriverOptions, deadline: float = ANSWER_SECONDS) -> None:
         self._name = name
         self._options = options
         self._deadline = deadline
+        self._due: Deadline
         self._halt_seconds = 0.0
         self._fault = ""
         self._turn = asyncio.Lock()
@@ -89,12 +99,13 @@ class DriverProcess(DriverPort[Payload]):
         """
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        arguments = (theirs, self._name, self._options)
+        arguments = (theirs, self._name, self._options, LEAST_ANNOUNCED * self._deadline)
         self._process = context.Process(target=_serve, args=arguments, name=f"spu-driver-{self._name}", daemon=True)
         self._process.start()
+        self._due = Deadline(self.pid)
         theirs.close()
         asyncio.get_running_loop().add_reader(self._connection.fileno(), self._readable)
-        capabilities: Capabilities = await self._run(self._answer(START_SECONDS, quiet=START_SECONDS))
+        capabilities: Capabilities = await self._run(self._answer("being opened", START_SECONDS))
         await self._run(self._remember(READINGS, self._readings.fileno()))
         self._halt_seconds = capabilities.halt_seconds
         return capabilities
@@ -144,7 +155,7 @@ class DriverProcess(DriverPort[Payload]):
         """Verify a saved state, in a memory file, and put it beside the running program."""
         assert isinstance(payload, SharedBytes)
         descriptor = os.dup(payload.fileno())  # as in `stage`
-        exchange: asyncio.Task[Standing] = self._begin(self._call(RESTORE, payload.nbytes, descriptor=descriptor))
+        exchange: asyncio.Task[Standing] = self._begin(self._restore(payload.nbytes, descriptor))
         exchange.add_done_callback(lambda _: close(descriptor, payload.nbytes))
         return await asyncio.shield(exchange)
 
@@ -191,6 +202,7 @@ class DriverProcess(DriverPort[Payload]):
             exchange.cancel()
         await asyncio.gather(*self._exchanges, return_exceptions=True)
         self._connection.close()
+        self._due.close()
 
     async def _run(self, exchange: Coroutine[Any, Any, T]) -> T:
         """Await an exchange. It goes on to its end though nobody may want its result any more."""
@@ -230,11 +242,11 @@ class DriverProcess(DriverPort[Payload]):
             if not self._came.done():
                 self._came.set_result(None)
         elif not self._turn.locked() and self._connection.poll():  # else it has been received meanwhile
-            self._begin(self._answer(STOP_SECONDS)).add_done_callback(_look_at)
+            self._begin(self._unasked()).add_done_callback(_look_at)
 
     async def _call(self, method: str, *arguments: Any, descriptor: int | None = None) -> Any:
         await self._send((method, arguments), descriptor)
-        return await self._answer()
+        return await self._answer(method)
 
     async def _stage(self, header: pb.ProgramHeader, payload: Payload, descriptor: int | None) -> None:
         serialized = header.SerializeToString()
@@ -249,7 +261,13 @@ class DriverProcess(DriverPort[Payload]):
                 await self._remember(number, descriptor)
                 self._regions.add(number)
             await self._send((STAGE_REGION, (serialized, number, payload.offset, payload.nbytes)))
-        await self._answer()
+        nbytes = len(payload) if isinstance(payload, bytes) else payload.nbytes
+        await self._answer("stage", self._deadline + nbytes / BYTES_PER_SECOND)
+
+    async def _restore(self, nbytes: int, descriptor: int) -> Standing:
+        await self._send((RESTORE, (nbytes,)), descriptor)
+        standing: Standing = await self._answer(RESTORE, self._deadline + nbytes / BYTES_PER_SECOND)
+        return standing
 
     async def _save(self, at: float, standing: Standing) -> SharedBytes:
         file = SharedBytes(0, "spu-state")
@@ -258,7 +276,7 @@ class DriverProcess(DriverPort[Payload]):
 
     async def _remember(self, number: int, descriptor: int) -> None:
         await self._send((REMEMBER, (number,)), descriptor)
-        await self._answer()
+        await self._answer(REMEMBER)
 
     async def _forget(self, region: int) -> None:
         if region in self._regions:  # only now: a program that lies there may have been waiting for its turn
@@ -280,44 +298,56 @@ class DriverProcess(DriverPort[Payload]):
             with self._connected():
                 send_handle(self._connection, descriptor, self.pid)
 
-    async def _answer(self, seconds: float = CALL_SECONDS, *, quiet: float | None = None) -> Any:
-        """The driver's answer, within `seconds`, and within `quiet` of the last time that it was seen computing."""
-        end, computed, waited, longest = time.monotonic() + seconds, 0.0, 0.0, quiet or self._deadline
+    async def _answer(self, call: str, seconds: float | None = None) -> Any:
+        """The driver's answer, within `seconds` or as long as it announces to take.
+
+        Raises:
+            DeviceFault: when it does not come, or is one.
+        """
+        self._due.begin(self._deadline if seconds is None else seconds)
         try:
-            # Asked again after each wake: a wake may be due to an answer that has been received meanwhile.
-            while not self._connection.poll():
-                self._came = asyncio.get_running_loop().create_future()
-                slice = min(longest / 4, end - time.monotonic())
-                if slice <= 0.0:
-                    raise DeviceFault(f"driver {self._name} gave no answer within {seconds:g} s", field="driver")
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(slice):
-                        await self._came
-                    continue
-                now = self._computed()
-                computed, waited = now, 0.0 if now > computed else waited + slice
-                if waited >= longest:
-                    raise DeviceFault(
-                        f"driver {self._name} hangs: for {waited:g} s it has neither answered nor computed",
-                        field="driver",
-                    )
+            while (answer := await self._message(call))[0] == DUE:
+                self._due.extend(answer[1] + self._deadline)
         finally:
-            self._came = None
-        with self._connected():
-            kind, value = self._connection.recv()
+            self._due.end()
+        kind, value = answer
         if kind == "refused":
             raise value
         if kind == "fault":
             raise DeviceFault(f"driver {self._name}: {value}", field="driver")
         return value
 
-    def _computed(self) -> float:
-        """Processor time that the driver's process has used, in seconds; it stands still while the process waits."""
+    async def _message(self, call: str) -> tuple[str, Any]:
+        """What the driver says next."""
         try:
-            times = psutil.Process(self.pid).cpu_times()
-        except psutil.Error:
-            return 0.0  # it has ended, which the connection tells
-        return float(times.user + times.system)
+            # Asked again after each wake: a wake may be due to a message that has been received meanwhile.
+            while not self._connection.poll():
+                left = self._due.left()
+                if left <= 0.0:
+                    raise DeviceFault(
+                        f"driver {self._name} hangs: no answer to {call} within {self._due.allowed:.3g} s",
+                        field="driver",
+                    )
+                self._came = asyncio.get_running_loop().create_future()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(left):
+                        await self._came
+        finally:
+            self._came = None
+        return self._receive()
+
+    async def _unasked(self) -> None:
+        """What the driver says while no call is under way: how long it will be busy, or why it has failed."""
+        kind, value = self._receive()
+        if kind == "fault":
+            raise DeviceFault(f"driver {self._name}: {value}", field="driver")
+        assert kind == DUE, kind
+        self._due.extend(value + self._deadline)
+
+    def _receive(self) -> tuple[str, Any]:
+        with self._connected():
+            message: tuple[str, Any] = self._connection.recv()
+        return message
 
     async def _blocking(self, nbytes: int, transfer: Callable[[Any], object], data: Any) -> None:
         """Send or receive here what takes less time than a hop to a thread, and the rest there."""
@@ -345,7 +375,7 @@ def _look_at(task: asyncio.Task[Any]) -> None:
         task.exception()
 
 
-def _serve(connection: Connection, name: str, options: DriverOptions) -> None:
+def _serve(connection: Connection, name: str, options: DriverOptions, least_announced: float) -> None:
     """The driver's end: open the device, then answer calls until the daemon closes or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the daemon as well, which then closes us
     try:
@@ -354,6 +384,7 @@ def _serve(connection: Connection, name: str, options: DriverOptions) -> None:
         connection.send(("fault", f"could not be opened: {type(error).__name__}: {error}"))
         return
     settle_process()
+    driver.announce = partial(_announce, connection, least_announced)
     connection.send(("ok", driver.capabilities))
     loader = Loader(driver)
     regions: dict[int, int] = {}
@@ -369,6 +400,11 @@ def _serve(connection: Connection, name: str, options: DriverOptions) -> None:
         pass  # the daemon is gone, so nobody is left to measure for
     finally:
         driver.close()
+
+
+def _announce(connection: Connection, least: float, seconds: float) -> None:
+    if seconds >= least:
+        connection.send((DUE, seconds))
 
 
 def _prepare(connection: Connection, driver: Driver) -> None:

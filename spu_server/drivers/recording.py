@@ -87,6 +87,10 @@ class RecordingPort(DriverPort[P]):
         """Pass on. It moves nothing either."""
         return await self._port.report()
 
+    async def self_test(self) -> str:
+        """Pass on. No reading depends on it."""
+        return await self._port.self_test()
+
     async def call(self, method: str, *arguments: Any) -> Any:
         """Pass a call on, and write it down with its result."""
         made = getattr(self._port, method, None)  # a port has its own way with some of its calls

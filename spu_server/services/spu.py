@@ -200,6 +200,7 @@ def describe(device: Device[Any]) -> pb.GetInfoResponse:
         session_held=holder is not None,
         session_holder=holder or "",
         features=device.features,
+        calibrated=device.calibrated,
     )
 
 

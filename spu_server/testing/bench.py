@@ -13,7 +13,7 @@ from spu_link.errors import DeviceFault
 from spu_link.operators import Dense
 from spu_link.program import Program, StartPolicy
 from spu_server.drivers.base import Capabilities, DriverOptions, Measured
-from spu_server.drivers.process import DriverProcess
+from spu_server.drivers.process import ANSWER_SECONDS, DriverProcess
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,15 @@ class Bench:
         options: what it is opened with.
         tolerance: largest error of a value that counts as right, as a share of the largest value in play; and relative,
             of a rate or a variance.
-        deadline: longest that the driver may neither answer nor compute, in seconds.
+        deadline: longest that a call may take, in seconds, beyond what the driver announces.
 
     Attributes:
         capabilities: as the driver states them.
     """
 
-    def __init__(self, name: str, options: DriverOptions, *, tolerance: float = 1e-3, deadline: float = 10.0) -> None:
+    def __init__(
+        self, name: str, options: DriverOptions, *, tolerance: float = 1e-3, deadline: float = ANSWER_SECONDS
+    ) -> None:
         self.name = name
         self.options = options
         self.tolerance = tolerance

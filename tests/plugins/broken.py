@@ -18,23 +18,28 @@ from spu_server.drivers.emulator import Emulator
 
 
 class Broken(Emulator):
-    """An emulator that breaks ``how=…``, or once in the way that is written in ``file=…``, which it then removes."""
+    """An emulator that breaks ``how=…``, or once in each way that is a line of ``file=…``, one after the other."""
 
     def __init__(self, options: DriverOptions) -> None:
         super().__init__(replace(options, settings={}))
         self._how = options.settings.get("how", "")
         self._file = Path(options.settings.get("file", os.devnull))
         self._lies = False
+        self._calibrations = 0
         if self._breaks("open"):
             raise RuntimeError("the cells are not there")
 
     def _breaks(self, how: str) -> bool:
         if self._how == how:
             return True
-        if self._file.is_file() and self._file.read_text() == how:
+        first, *others = self._file.read_text().splitlines() if self._file.is_file() else [""]
+        if first != how:
+            return False
+        if others:
+            self._file.write_text("\n".join(others))
+        else:
             self._file.unlink()
-            return True
-        return False
+        return True
 
     def stage(self, program: Program) -> None:
         if self._breaks("hang in stage"):
@@ -51,6 +56,15 @@ class Broken(Emulator):
             os.kill(os.getpid(), signal.SIGSEGV)
         if self._breaks("hang"):
             time.sleep(3600.0)
+        if self._breaks("spin"):
+            while True:
+                pass
+        if self._breaks("poll"):
+            while True:
+                time.sleep(0.001)
+        if self._breaks("announced"):
+            self.announce(2.0)
+            time.sleep(2.0)
         if self._breaks("exception"):
             raise RuntimeError("the converter is on fire")
         value = super().read(at, window)
@@ -69,3 +83,14 @@ class Broken(Emulator):
     def schedule(self, readings: Sequence[tuple[float, float]]) -> None:
         if self._breaks("exception in schedule"):
             raise RuntimeError("no slot")
+
+    def self_test(self) -> str:
+        return "the reference voltage is gone" if self._breaks("self-test") else ""
+
+    def calibrate(self) -> None:
+        if self._breaks("calibration"):
+            raise RuntimeError("the offsets are out of reach")
+        self._calibrations += 1
+
+    def report(self) -> dict[str, float]:
+        return {"calibrations": float(self._calibrations)}

@@ -1,6 +1,6 @@
 """The conformance suite: the drivers pass it, and each broken one fails it where it is broken.
 
-The board's run is in `tests/test_drivers_page.py`.
+The board's run, and that of the page's own driver, are in `tests/test_drivers_page.py`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from spu_server.clock import SteppedClock
 from spu_server.drivers.base import DriverOptions
+from spu_server.drivers.recording import RecordingPort
+from spu_server.event_log import Header, LogWriter
 from spu_server.testing.bench import Bench
-from spu_server.testing.checks import CHECKS
+from spu_server.testing.checks import CHECKS, Check, can_be_closed_and_opened_again
 from spu_server.testing.runner import run_all, run_check
 from tests.plugins.install import distribution
 
@@ -48,6 +51,51 @@ async def test_the_drivers_in_software_pass(name: str) -> None:
     await bench.open()
     assert await failures(bench) == []
     await bench.close()
+
+
+class RecordedBench(Bench):
+    """A bench that keeps a log of what is done with a driver since it was opened last.
+
+    Attributes:
+        log: its folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__("emulator", DriverOptions(clock="stepped"))
+        self._folder = folder
+        self._openings = 0
+
+    async def open(self) -> None:
+        await super().open()
+        self._driver, self._openings = self.port, self._openings + 1
+        self.log = self._folder / str(self._openings)
+        clock = SteppedClock()
+        header = Header.of(self.name, self.options, self.capabilities, clock, 1)
+        self.port = RecordingPort(self._driver, LogWriter(self.log, header), clock)  # type: ignore[assignment]
+
+    async def close(self) -> None:
+        recording, self.port = self.port, self._driver
+        await super().close()
+        await recording.close()
+
+
+async def verdicts(bench: Bench, checks: list[Check]) -> list[tuple[str, str, str]]:
+    await bench.open()
+    results = [await run_check(bench, check) for check in checks]
+    await bench.close()
+    return [(result.name, result.problem, result.skipped) for result in results]
+
+
+async def test_a_played_run_of_every_rule_passes_every_rule(tmp_path: Path) -> None:
+    """A log begins anew when its driver is opened again, so the rule that opens it again comes first."""
+    first = can_be_closed_and_opened_again
+    checks = [first, *(check for check in CHECKS if check is not first)]
+    recorded = RecordedBench(tmp_path)
+    told = await verdicts(recorded, checks)
+    options = DriverOptions(clock="stepped", settings={"log": str(recorded.log)})
+    assert await verdicts(Bench("replay", options), checks) == told
+    assert [problem for _, problem, _ in told if problem] == []
+    assert [name for name, _, skipped in told if skipped] == ["has_a_clock_that_can_be_believed"]
 
 
 @pytest.fixture

@@ -246,6 +246,7 @@ class GetInfoResponse(_message.Message):
     LONGEST_STALL_FIELD_NUMBER: _builtins.int
     MEMORY_ADDRESS_FIELD_NUMBER: _builtins.int
     RESTARTS_FIELD_NUMBER: _builtins.int
+    CALIBRATED_FIELD_NUMBER: _builtins.int
     driver: _builtins.str
     """Name of the driver, as in `spu-server drivers`."""
     version: _builtins.str
@@ -284,6 +285,8 @@ class GetInfoResponse(_message.Message):
     """client that did not come through a Unix socket, and where there is none.
     How often the driver has been restarted in this run of the daemon.
     """
+    calibrated: _builtins.float
+    """Device time, in tau, at which the daemon let the device calibrate itself after it"""
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Optional abilities: names of block kinds and precisions ("float16", …), "window","""
@@ -309,12 +312,15 @@ class GetInfoResponse(_message.Message):
         longest_stall: _builtins.float = ...,
         memory_address: _builtins.str = ...,
         restarts: _builtins.int = ...,
+        calibrated: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_calibrated", b"_calibrated", "calibrated", b"calibrated"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cells", b"cells", "clock", b"clock", "driver", b"driver", "epoch", b"epoch", "fault", b"fault", "features", b"features", "longest_stall", b"longest_stall", "max_upload_bytes", b"max_upload_bytes", "memory_address", b"memory_address", "rate", b"rate", "restarts", b"restarts", "sequence", b"sequence", "session_held", b"session_held", "session_holder", b"session_holder", "state", b"state", "tau", b"tau", "time", b"time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_calibrated", b"_calibrated", "calibrated", b"calibrated", "cells", b"cells", "clock", b"clock", "driver", b"driver", "epoch", b"epoch", "fault", b"fault", "features", b"features", "longest_stall", b"longest_stall", "max_upload_bytes", b"max_upload_bytes", "memory_address", b"memory_address", "rate", b"rate", "restarts", b"restarts", "sequence", b"sequence", "session_held", b"session_held", "session_holder", b"session_holder", "state", b"state", "tau", b"tau", "time", b"time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__calibrated: _TypeAlias = _typing.Literal["calibrated"]  # noqa: Y015
+    _WhichOneofArgType__calibrated: _TypeAlias = _typing.Literal["_calibrated", b"_calibrated"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__calibrated) -> _WhichOneofReturnType__calibrated | None: ...
 
 Global___GetInfoResponse: _TypeAlias = GetInfoResponse  # noqa: Y015
 
