@@ -27,9 +27,6 @@ from tngd.spu.v1 import spu_pb2 as pb
 
 T = TypeVar("T")
 
-NOT_RESTARTED = "a driver in this process is not started again: close this connection and open another"
-"""What is added to a fault here; a daemon starts its driver again by itself."""
-
 
 class InprocLink(Link):
     """A device of this process. Make it with `open` on the loop that will use it.
@@ -98,7 +95,6 @@ class InprocLink(Link):
             if recording is not None:
                 await recording.close()
             raise
-        device.on_fault = lambda: device.give_up(f"{device.fault}; {NOT_RESTARTED}")
         return cls(device, port, recording)
 
     async def info(self, *, timeout: float) -> Info:

@@ -17,6 +17,9 @@ from tngd.spu.v1 import spu_pb2 as pb
 
 T = TypeVar("T")
 
+NOT_RESTARTED = "a driver in this process is not started again: close this connection and open another"
+"""What is said with a fault after the device has been opened; a daemon starts its driver again by itself."""
+
 
 class LocalDriver(DriverPort[memoryview]):
     """The driver's calls on one thread: the event loop stays free while it computes."""
@@ -75,7 +78,10 @@ class LocalDriver(DriverPort[memoryview]):
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, run)
+        except DeviceFault as error:
+            raise DeviceFault(f"{error.message}; {NOT_RESTARTED}", field="driver") from error
         except SpuError:
             raise
         except Exception as error:
-            raise DeviceFault(f"driver {self._name}: {error!r}", field="driver") from error
+            way_out = f"; {NOT_RESTARTED}" if hasattr(self, "_driver") else ""
+            raise DeviceFault(f"driver {self._name}: {error!r}{way_out}", field="driver") from error

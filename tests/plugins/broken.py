@@ -32,7 +32,8 @@ class Broken(Emulator):
     def _breaks(self, how: str) -> bool:
         if self._how == how:
             return True
-        first, *others = self._file.read_text().splitlines() if self._file.is_file() else [""]
+        lines = self._file.read_text().splitlines() if self._file.is_file() else []
+        first, *others = lines or [""]
         if first != how:
             return False
         if others:

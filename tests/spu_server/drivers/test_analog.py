@@ -13,7 +13,7 @@ from torch import Tensor
 
 from host_client import connect
 from host_client.local_daemon import local_daemon
-from spu_link.errors import InvalidProgram, NoProgram, ReadInPast
+from spu_link.errors import InvalidProgram, NoProgram, ReadInPast, Unsupported
 from spu_link.operators import Dense, LayerRows, LinearRows, Rows
 from spu_link.program import Program
 from spu_server.analog.presets import TWO_NODES
@@ -149,6 +149,35 @@ def test_calibration_may_be_asked_for() -> None:
     operator = factors()
     b = drive(operator)
     torch.testing.assert_close(board.read(401.0, None), solution(operator, b), atol=1e-9, rtol=0)
+
+
+def test_calibration_before_there_is_a_program_holds_for_those_that_come() -> None:
+    board = device(offsets__input="1e-3", offsets__output="1e-3", adc__mismatch="0.01", rails__volts="1.0")
+    board.calibrate()
+    assert error(board) < 1e-9
+
+
+def test_a_daemon_calibrates_the_board_when_it_opens_it() -> None:
+    wrong = {"offsets.input": "1e-3", "offsets.output": "1e-3"}
+    operator, b = factors(), drive(factors())
+    errors = []
+    for calibrate in (False, True):
+        options = {"driver": "analog", "driver_option": wrong, "clock": "stepped", "calibrate": calibrate}
+        with connect("inproc:", **options) as spu, spu.session() as session:
+            value = session.solve(operator, b, damping=DAMPING, start="drive", analog_time=400.0).value
+            errors.append(float((value - solution(operator, b)).abs().max()))
+    assert errors[0] > 1e-3
+    assert errors[1] < 1e-9
+
+
+def test_a_board_cannot_save_its_state_and_clients_are_told() -> None:
+    with connect("inproc:", driver="analog", clock="stepped") as spu, spu.session() as session:
+        assert "state" not in spu.info.features
+        session.solve(factors(), drive(factors()), damping=DAMPING, analog_time=1.0)
+        with pytest.raises(Unsupported, match="driver analog can neither save nor restore its state"):
+            session.save_state()
+        with pytest.raises(Unsupported, match="driver analog can neither save nor restore its state"):
+            session.restore_state(b"whatever")
 
 
 def test_thermal_noise_has_the_variance_kt_over_c_in_volts() -> None:
