@@ -20,7 +20,7 @@ from tngd.spu.v1 import spu_pb2_grpc
 
 RECONNECT = [
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 10_000),  # despite its name: how long one attempt may take
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
 """How soon a daemon that was gone is looked for again; gRPC's own pauses grow to two minutes."""

@@ -338,6 +338,8 @@ class DriverProcess(DriverPort[Payload]):
 
     async def _unasked(self) -> None:
         """What the driver says while no call is under way: how long it will be busy, or why it has failed."""
+        if not self._connection.poll():  # a call that went first has received it
+            return
         kind, value = self._receive()
         if kind == "fault":
             raise DeviceFault(f"driver {self._name}: {value}", field="driver")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import grpc
@@ -123,6 +126,35 @@ def test_options_go_before_the_environment_and_that_before_the_file(tmp_path, mo
     one = daemon("--config", str(config), "--rate", "1.0")
     with connect(one.address) as spu:
         assert (spu.info.rate, spu.info.cells, spu.info.clock) == (1.0, 20, "free")
+
+
+def test_a_daemon_that_is_slow_to_take_a_connection_is_waited_for(stepped, tmp_path_factory):
+    """As it is on a machine with too much to do: what gives up after 0.1 s says that nobody is there."""
+    path = tmp_path_factory.mktemp("p") / "s"
+
+    def pass_on(source: socket.socket, target: socket.socket) -> None:
+        while data := source.recv(1 << 16):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+
+    def serve(listener: socket.socket) -> None:
+        client, _ = listener.accept()
+        time.sleep(0.5)
+        with client, socket.socket(socket.AF_UNIX) as daemon:
+            daemon.connect(stepped.address.removeprefix("unix:"))
+            back = threading.Thread(target=pass_on, args=(daemon, client))
+            back.start()
+            pass_on(client, daemon)
+            back.join()
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        between = threading.Thread(target=serve, args=(listener,))
+        between.start()
+        with connect(f"unix:{path}", timeout=20.0) as spu:
+            assert spu.info.driver == "emulator"
+        between.join()
 
 
 def test_the_health_service_says_that_it_serves(stepped):
