@@ -114,9 +114,14 @@ class Channels:
         self._known_in = (none - out) / (1.0 + self._known_gain)
         self._calibrated_at = self._seconds
 
-    def calibration_seconds(self, cells: int) -> float:
-        """Longest that calibrating so many channels may take on a computer, s: ten times what it usually takes."""
-        return 4e-6 * max(1, self._board.calibration.readings) * cells
+    def most_seconds(self, cells: int, *, calibrate: bool = False) -> float:
+        """Longest that so many channels may take a computer, s: about ten times what they do.
+
+        Args:
+            cells: how many.
+            calibrate: to calibrate them, else to convert or to drift.
+        """
+        return 1e-6 * cells * (4 * max(1, self._board.calibration.readings) if calibrate else 4)
 
     def _grow(self, cells: int) -> None:
         offsets, adc = self._board.offsets, self._board.adc

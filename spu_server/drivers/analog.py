@@ -111,7 +111,7 @@ class Analog(Driver):
             self._cells[0].stage(program)
         else:
             seconds = len(self._cells) * most_seconds(program.operator, self._compute.type)
-            self.announce(seconds + self._channels.calibration_seconds(program.cells))
+            self.announce(seconds + self._channels.most_seconds(program.cells, calibrate=True))
             self._staged = self._load(program, running if kept else None)
         timing = self.board.timing
         seconds = timing.upload_seconds(program, kept=kept)
@@ -196,7 +196,7 @@ class Analog(Driver):
 
     def calibrate(self) -> None:
         """Measure offsets and gains now; programs that follow are corrected by what is found."""
-        self.announce(self._channels.calibration_seconds(self._channels.cells))
+        self.announce(self._channels.most_seconds(self._channels.cells, calibrate=True))
         self._channels.calibrate()
 
     def report(self) -> dict[str, float]:
@@ -270,6 +270,7 @@ class Analog(Driver):
     def _pass(self, at: float) -> float:
         """Account for the time up to `at`; the same in seconds."""
         tau = self._tau
+        self.announce(self._channels.most_seconds(self._channels.cells))
         if at > self._time:
             if self._running is not None:
                 seconds = (at - self._time) * tau

@@ -1,43 +1,39 @@
-"""A driver in a process of its own: heavy algebra or a crash there never stalls or kills the daemon."""
+"""The daemon's end of a driver in a process of its own: algebra or a crash there never stalls or kills the daemon."""
 
 from __future__ import annotations
 
 import asyncio
-import mmap
 import multiprocessing
 import os
 import signal
-import traceback
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
-from multiprocessing.connection import Connection
-from multiprocessing.reduction import ForkingPickler, recv_handle, send_handle
+from multiprocessing.reduction import ForkingPickler, send_handle
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from spu_link.aligned import aligned, aligned_copy
-from spu_link.errors import DeviceFault, SpuError
-from spu_link.tuning import settle_process
-from spu_server.descriptors import close, read_all, write_all
-from spu_server.drivers.base import Capabilities, Driver, DriverOptions, Measured, measured
+from spu_link.errors import DeviceFault
+from spu_server.descriptors import close
+from spu_server.drivers.base import Capabilities, DriverOptions, Measured
 from spu_server.drivers.deadline import Deadline
-from spu_server.drivers.loader import Loader
+from spu_server.drivers.hosted import (
+    DUE,
+    FORGET,
+    READINGS,
+    REMEMBER,
+    RESTORE,
+    SAVE,
+    STAGE_BYTES,
+    STAGE_FILE,
+    STAGE_REGION,
+    serve,
+)
 from spu_server.drivers.port import DriverPort
-from spu_server.drivers.registry import open_driver
 from spu_server.memory import Payload, SharedBytes
 from spu_server.saved import Standing
 from tngd.spu.v1 import spu_pb2 as pb
-
-STAGE_BYTES, STAGE_FILE, STAGE_REGION = "stage bytes", "stage file", "stage region"
-SAVE, RESTORE = "save", "restore"
-REMEMBER, FORGET = "remember", "forget"
-"""Calls that are not the driver's own: programs by where their bytes lie, states, and regions by number."""
-
-DUE = "due"
-"""Message of a driver that the call under way, or what it does unasked, takes so many seconds more."""
 
 START_SECONDS = 60.0
 """Longest that a driver may take to open its device."""
@@ -59,9 +55,6 @@ KEPT_BYTES = 1 << 26
 
 INLINE_BYTES = 1 << 20
 """Messages up to this size, 0.3 ms, cross the connection on the event loop itself."""
-
-READINGS = -1
-"""Number of the memory that readings come through; regions of clients have others."""
 
 T = TypeVar("T")
 
@@ -100,7 +93,7 @@ class DriverProcess(DriverPort[Payload]):
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         arguments = (theirs, self._name, self._options, LEAST_ANNOUNCED * self._deadline)
-        self._process = context.Process(target=_serve, args=arguments, name=f"spu-driver-{self._name}", daemon=True)
+        self._process = context.Process(target=serve, args=arguments, name=f"spu-driver-{self._name}", daemon=True)
         self._process.start()
         self._due = Deadline(self.pid)
         theirs.close()
@@ -375,93 +368,3 @@ def _look_at(task: asyncio.Task[Any]) -> None:
     """Nobody waits for this exchange; what it finds has been told to `on_fault`."""
     if not task.cancelled():
         task.exception()
-
-
-def _serve(connection: Connection, name: str, options: DriverOptions, least_announced: float) -> None:
-    """The driver's end: open the device, then answer calls until the daemon closes or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the daemon as well, which then closes us
-    try:
-        driver = open_driver(name, options)
-    except Exception as error:  # noqa: BLE001 - goes to the daemon in the driver's own words
-        connection.send(("fault", f"could not be opened: {type(error).__name__}: {error}"))
-        return
-    settle_process()
-    driver.announce = partial(_announce, connection, least_announced)
-    connection.send(("ok", driver.capabilities))
-    loader = Loader(driver)
-    regions: dict[int, int] = {}
-    try:
-        while True:
-            method, arguments = connection.recv()
-            if method == "close":
-                return
-            _answer_call(connection, loader, regions, method, arguments)
-            if method == "commit" and not connection.poll():
-                _prepare(connection, driver)
-    except (EOFError, ConnectionError):
-        pass  # the daemon is gone, so nobody is left to measure for
-    finally:
-        driver.close()
-
-
-def _announce(connection: Connection, least: float, seconds: float) -> None:
-    if seconds >= least:
-        connection.send((DUE, seconds))
-
-
-def _prepare(connection: Connection, driver: Driver) -> None:
-    """Nobody waits for this: a failure is told unasked."""
-    try:
-        driver.prepare()
-    except Exception:  # noqa: BLE001 - any failure is the device's fault, told in full
-        connection.send(("fault", traceback.format_exc(limit=-5)))
-
-
-def _answer_call(
-    connection: Connection, loader: Loader, regions: dict[int, int], method: str, arguments: tuple[Any, ...]
-) -> None:
-    try:
-        if method == STAGE_BYTES:
-            header, data = arguments
-            loader.stage(pb.ProgramHeader.FromString(header), aligned_copy(data))
-            connection.send(("ok", None))
-        elif method == STAGE_FILE:
-            header, nbytes = arguments
-            with open(recv_handle(connection), "r+b") as file:
-                memory = mmap.mmap(file.fileno(), nbytes, mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))
-            loader.stage(pb.ProgramHeader.FromString(header), memoryview(memory))
-            connection.send(("ok", None))
-        elif method == STAGE_REGION:
-            header, number, offset, nbytes = arguments
-            # A copy, made before any value is looked at: the client can still write to its region.
-            buffer = aligned(nbytes)
-            read_all(regions[number], buffer, offset)
-            loader.stage(pb.ProgramHeader.FromString(header), buffer)
-            connection.send(("ok", None))
-        elif method == SAVE:
-            with open(recv_handle(connection), "r+b") as file:
-                data = loader.save(*arguments)
-                write_all(file.fileno(), data, 0)
-            connection.send(("ok", len(data)))
-        elif method == RESTORE:
-            with open(recv_handle(connection), "r+b") as file:
-                state = bytearray(arguments[0])
-                read_all(file.fileno(), memoryview(state), 0)
-            connection.send(("ok", loader.restore(state)))
-        elif method == REMEMBER:
-            regions[arguments[0]] = recv_handle(connection)
-            connection.send(("ok", None))
-        elif method == FORGET:
-            os.close(regions.pop(arguments[0]))
-            connection.send(("ok", None))
-        elif method == "read":
-            tensor, time = measured(loader.call("read", *arguments), arguments[0])
-            value = tensor.numpy()
-            write_all(regions[READINGS], value.data.cast("B"), 0)
-            connection.send(("ok", (value.dtype.str, len(value), time)))
-        else:
-            connection.send(("ok", loader.call(method, *arguments)))
-    except SpuError as error:
-        connection.send(("refused", error))
-    except Exception:  # noqa: BLE001 - any other failure is the device's fault, told in full
-        connection.send(("fault", traceback.format_exc(limit=-5)))

@@ -5,11 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
+from pathlib import Path
 
 import pytest
+import torch
 
+from spu_link import wire
+from spu_link.errors import DeviceFault
+from spu_link.operators import Dense
+from spu_link.program import Program
 from spu_server.drivers.base import DriverOptions
 from spu_server.drivers.process import DriverProcess
+from tests.plugins.install import distribution
 
 
 @pytest.mark.timeout(30)
@@ -30,4 +38,25 @@ async def test_a_wake_without_an_answer_does_not_block_the_loop() -> None:
     finally:
         os.kill(driver.pid, signal.SIGCONT)
     await call
+    await driver.close()
+
+
+async def test_an_upload_that_is_held_back_longer_than_a_call_may_take_is_no_hang() -> None:
+    """The modelled time of the paper's device, over a slow link."""
+    settings = {"timing.hold": "true", "timing.link": str(32 / 0.9)}
+    driver = DriverProcess("analog", DriverOptions(settings=settings), deadline=0.5)
+    await driver.start()
+    header, tensors = wire.header_of(Program(Dense(torch.eye(1, dtype=torch.float64)), torch.ones(1)))
+    began = time.monotonic()
+    await driver.stage(header, b"".join(wire.byte_views(tensors)))
+    assert time.monotonic() - began >= 0.85
+    await driver.close()
+
+
+async def test_a_named_driver_that_is_broken_says_whose_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "acme.py").write_text("raise RuntimeError('no license')\n")
+    monkeypatch.syspath_prepend(str(distribution(tmp_path, "acme-boards", {"acme": "acme:Board"})))
+    driver = DriverProcess("acme", DriverOptions())
+    with pytest.raises(DeviceFault, match=r"could not be opened.*'acme' of acme-boards 1.0.*no license"):
+        await driver.start()
     await driver.close()
