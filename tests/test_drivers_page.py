@@ -7,7 +7,10 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+
+import pytest
 
 from spu_server.board.document import register_table
 from spu_server.lifecycle import rendered
@@ -19,6 +22,7 @@ FILE = re.compile(r"[Ff]ile `([\w.]+)`.*?^```\w+\n(.*?)^```$", re.MULTILINE | re
 COMMANDS = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.timeout(300)  # a quarter of a minute where nothing else runs
 def test_from_nothing_to_a_passing_driver_with_every_command_run(tmp_path):
     text = PAGE.read_text()
     project, installed = tmp_path / "project", tmp_path / "installed"
@@ -54,9 +58,11 @@ def test_from_nothing_to_a_passing_driver_with_every_command_run(tmp_path):
         )
         try:
             # Until the block has ended; what it left in the background goes on writing to its own pipes.
-            code = process.wait(timeout=100)
+            code = process.wait(timeout=250)
         finally:
-            os.killpg(process.pid, signal.SIGKILL) if block.count("&\n") else None
+            with suppress(ProcessLookupError):  # nothing was left
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
         told += process.communicate()[0]
         assert code == 0, told
     assert "little: no rules broken" in told
