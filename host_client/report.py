@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, Locator, MaxNLocator, NullLocator, PercentFormatter
 from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.filesize import decimal
@@ -110,9 +111,7 @@ def _loss_panel(axes: Axes, runs: Mapping[str, Sequence[Run]]) -> None:
         if len(seeds) == 1:
             axes.plot(iterations, values[0], color=colour, alpha=0.2, linewidth=0.8)
         mean_and_band(axes, iterations, smooth, colour, label)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else ""))
+    plain_logarithmic(axes)
     batch = "each batch, and " if all(len(seeds) == 1 for seeds in runs.values()) else ""
     axes.set_xlabel("iteration", color=MUTED)
     dress(axes, f"Training loss ({batch}mean of the last {window})")
@@ -124,7 +123,7 @@ def _accuracy_panel(axes: Axes, runs: Mapping[str, Sequence[Run]]) -> None:
         curves = [[(e.step, e.accuracy) for e in run.evaluations if e.split == "test"] for run in seeds]
         steps = np.array([step for step, _ in curves[0]])
         mean_and_band(axes, steps, np.array([[value for _, value in curve] for curve in curves]), colour, label, "o")
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
     axes.set_xlabel("iteration", color=MUTED)
     dress(axes, "Test accuracy")
 
@@ -138,6 +137,34 @@ def mean_and_band(
     if len(values) > 1:
         spread = values.std(axis=0, ddof=1)
         axes.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.18, linewidth=0)
+
+
+class PlainTicks(Locator):
+    """Ticks of a logarithmic axis at 1, 2, 5, 10, …; evenly where these would be few, at powers of 10 where many."""
+
+    def __call__(self) -> Sequence[float]:
+        """The ticks within view."""
+        if self.axis is None:
+            raise RuntimeError("a locator without an axis has no view; ask tick_values")
+        return self.tick_values(*self.axis.get_view_interval())
+
+    def tick_values(self, vmin: float, vmax: float) -> Sequence[float]:
+        """Those between two positive numbers."""
+        low, high = sorted((vmin, vmax))
+        if high < 4.0 * low:
+            ticks: Sequence[float] = list(MaxNLocator(6).tick_values(low, high))
+        else:
+            powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+            ticks = [digit * 10.0**power for power in powers for digit in ((1, 2, 5) if len(powers) < 6 else (1,))]
+        return [tick for tick in ticks if low <= tick <= high]
+
+
+def plain_logarithmic(axes: Axes) -> None:
+    """A logarithmic y axis whose ticks are plain numbers."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(PlainTicks())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def dress(axes: Axes, title: str) -> None:

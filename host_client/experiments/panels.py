@@ -11,10 +11,18 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
 from host_client.experiments.sweeps import Panel, Result
-from host_client.report import COLOURS, INK, MUTED, averaging_window, dress, mean_and_band, moving_average
+from host_client.report import (
+    COLOURS,
+    INK,
+    MUTED,
+    averaging_window,
+    dress,
+    mean_and_band,
+    moving_average,
+    plain_logarithmic,
+)
 
 REFERENCE = COLOURS[1]
 CEILING = 10.0
@@ -57,7 +65,7 @@ def _curves(axes: Axes, reference: Result, others: Sequence[Result]) -> None:
         mean_and_band(axes, np.arange(1, losses.shape[1] + 1), smooth, colour, result.arm.label)
     dress(axes, f"Training loss (mean of the last {window})")
     axes.set_xlabel("iteration", color=MUTED)
-    _plain_numbers_on_a_logarithmic_scale(axes)
+    plain_logarithmic(axes)
     axes.legend(frameon=False, labelcolor=INK, fontsize=8)
 
 
@@ -79,7 +87,7 @@ def _ends(axes: Axes, reference: Result, others: Sequence[Result], varied: str) 
             place, across = (result.arm.value, 0.98), axes.get_xaxis_transform()
             axes.annotate(told, place, xycoords=across, ha="center", va="top", fontsize=8, color=MUTED)
     dress(axes, "Test loss at the end")
-    _plain_numbers_on_a_logarithmic_scale(axes)
+    plain_logarithmic(axes)
     axes.set_xlabel(varied, color=MUTED)
     axes.legend(frameon=False, labelcolor=INK, fontsize=8)
 
@@ -89,12 +97,6 @@ def _beyond(result: Result) -> str:
     losses, lost = result.finals("loss"), len(result.runs) - len(result.finished)
     high = f"▲ {fmean(losses):.1g}" if losses and fmean(losses) > CEILING else ""
     return "\n".join(filter(None, (high, f"{lost} of {len(result.runs)}\ndiverged" if lost else "")))
-
-
-def _plain_numbers_on_a_logarithmic_scale(axes: Axes) -> None:
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else ""))
 
 
 def _spread(values: Sequence[float]) -> float:
