@@ -23,6 +23,7 @@ def one_clear_message(out: Path | None = None) -> Iterator[None]:
     """
     from pydantic import ValidationError
 
+    from host_client.experiments.study import DeviceNotTaken
     from host_client.local_daemon import DaemonFailed
     from host_client.modules import UnknownName
     from host_client.optimizers.solvers.checks import TooManyParameters
@@ -45,6 +46,7 @@ def one_clear_message(out: Path | None = None) -> Iterator[None]:
     except (
         DaemonFailed,
         DataUnavailable,
+        DeviceNotTaken,
         FloatingPointError,
         LibraryMissing,
         LogUnusable,

@@ -28,6 +28,10 @@ COLUMNS = ("device", "test loss", "accuracy", "difference (95 %)", "p")
 of its confidence interval; p, see `Paired`."""
 
 
+class DeviceNotTaken(ValueError):
+    """An experiment that makes its own devices was given one."""
+
+
 @dataclass(frozen=True)
 class Study:
     """What is varied, and how it is told.
@@ -61,11 +65,11 @@ class Study:
             console: where to show it.
 
         Raises:
-            ValueError: when a device is given.
+            DeviceNotTaken: when a device is given.
             DataUnavailable, SpuError: when data or device is missing.
         """
         if spu is not None:
-            raise ValueError(f"{self.name} makes devices of its own, in this process; leave out --spu")
+            raise DeviceNotTaken(f"{self.name} makes devices of its own, in this process; leave out --spu")
         self.run(out, self.task(), console)
 
     def run(self, out: Path, task: Task, console: Console) -> Results:

@@ -161,3 +161,9 @@ def test_settings_that_do_not_go_together_are_told_without_a_library_s_words() -
     result = tngd("train", "mnist", "--optimizer", "adam", "--momentum", "0.9")
     assert result.exit_code == 1
     assert words(result.stderr).strip() == "settings: momentum is 0.9; adam has its own, leave it at 0"
+
+
+def test_an_experiment_with_devices_of_its_own_says_so(tmp_path: Path) -> None:
+    result = tngd("reproduce", "noise", "--spu", "unix:/tmp/spu.sock", "--out", str(tmp_path))
+    assert result.exit_code == 1
+    assert "leave out --spu" in words(result.stderr)
