@@ -53,7 +53,7 @@ cleanup() {
 }
 trap cleanup EXIT
 
-echo "compose-test: building"
+echo "compose-test: building, which takes minutes the first time; its log is $work/build.log"
 timeout "$deadline" "${run[@]}" build spu >"$work/build.log" 2>&1 || { tail -n 40 "$work/build.log"; exit 1; }
 
 echo "compose-test: running"
