@@ -89,9 +89,13 @@ class Agenda:
         try:
             result = await event.action(event.at)
         except asyncio.CancelledError:
+            runner = asyncio.current_task()
+            stopping = runner is not None and runner.cancelling() > 0
             if not event.done.done():
-                event.done.set_exception(DeviceUnavailable("the daemon is stopping"))
-            raise
+                why = "the daemon is stopping" if stopping else "the driver was ended during this call"
+                event.done.set_exception(DeviceUnavailable(why))
+            if stopping:
+                raise
         except Exception as error:  # noqa: BLE001 - whatever it is belongs to the waiter
             if not event.done.done():
                 event.done.set_exception(error)

@@ -315,6 +315,8 @@ class DriverProcess(DriverPort[Payload]):
         try:
             # Asked again after each wake: a wake may be due to a message that has been received meanwhile.
             while not self._connection.poll():
+                if self._fault:  # while something was being sent; nobody listens to the process any more
+                    raise DeviceFault(self._fault, field="driver", found=self._name)
                 left = self._due.left()
                 if left <= 0.0:
                     raise DeviceFault(

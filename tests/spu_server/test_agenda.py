@@ -121,3 +121,20 @@ async def test_pending_events_can_be_failed_all_at_once():
         with pytest.raises(DeviceHalted):
             await one
     await agenda.close()
+
+
+async def test_a_driver_that_is_ended_during_an_event_does_not_end_the_agenda():
+    agenda = Agenda(SteppedClock())
+
+    async def driven(at):
+        call = asyncio.create_task(asyncio.sleep(60.0))
+        asyncio.get_running_loop().call_soon(call.cancel)
+        await asyncio.shield(call)
+
+    async def tell(at):
+        return at
+
+    with pytest.raises(DeviceUnavailable, match="ended during this call"):
+        await asyncio.wait_for(agenda.schedule(None, driven), 5.0)
+    assert await asyncio.wait_for(agenda.schedule(None, tell), 5.0) == 0.0
+    await agenda.close()

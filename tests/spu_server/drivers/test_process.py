@@ -41,6 +41,18 @@ async def test_a_wake_without_an_answer_does_not_block_the_loop() -> None:
     await driver.close()
 
 
+@pytest.mark.timeout(30)
+async def test_a_call_whose_driver_failed_while_it_was_being_sent_does_not_wait_for_an_answer() -> None:
+    driver = DriverProcess("emulator", DriverOptions(), deadline=60.0)
+    await driver.start()
+    os.kill(driver.pid, signal.SIGSTOP)
+    driver._due.begin(60.0)
+    driver._fault = "driver emulator: condemned"
+    with pytest.raises(DeviceFault, match="condemned"):
+        await driver._message("stage")
+    await driver.close()
+
+
 async def test_an_upload_that_is_held_back_longer_than_a_call_may_take_is_no_hang() -> None:
     """The modelled time of the paper's device, over a slow link."""
     settings = {"timing.hold": "true", "timing.link": str(32 / 0.9)}
