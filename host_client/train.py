@@ -147,13 +147,13 @@ def train(
         SpuError: when the device fails.
         FloatingPointError: when the loss is no longer finite.
     """
+    settle_process()
     model = task.build(settings.seed)
     told = _Told(record)
     name, hyperparameters = settings.optimizer, settings.hyperparameters()
     if name == "tngd":
         hyperparameters["record"] = told
     optimizer = make(name, model, task.criterion, session=session, **hyperparameters)
-    settle_process()
     per_epoch = task.batches_per_epoch(settings.batch_size)
     total = settings.total_steps(per_epoch)
     began = time.perf_counter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+from functools import cache
 
 SPIN = 10_000
 """Rounds that an idle OpenMP thread spins before it sleeps, about 0.1 ms."""
@@ -42,11 +43,13 @@ def tune_process() -> None:
         os.environ.setdefault(name, str(value))
 
 
+@cache
 def settle_process() -> None:
-    """Take what is there now out of the garbage collector's sight. Call it when everything has been imported and made.
+    """Take what is there now out of the garbage collector's sight, once. Call it when everything has been imported.
 
     Hundreds of thousands of objects come with torch and stay for good. To look through them takes 0.1 s, in which
-    nothing else is done, every few seconds of a busy event loop.
+    nothing else is done, every few seconds of a busy event loop. What has been made before the call would never be
+    collected, so a second one does nothing.
     """
     gc.collect()
     gc.freeze()

@@ -1,9 +1,12 @@
 import csv
+import gc
 import itertools
 import json
+import weakref
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from torch import nn
 from host_client import connect
 from host_client.follow import Line
 from host_client.local_daemon import DaemonFailed, local_daemon
+from host_client.optimizers import make_optimizer
 from host_client.record import Differentiated, Updated, load
 from host_client.report import comparison_table, moving_average
 from host_client.results import COLUMNS
@@ -50,6 +54,21 @@ def stripes() -> Task:
 
 def quiet() -> Console:
     return Console(file=StringIO())
+
+
+def test_nothing_of_a_run_outlives_it(stripes: Task) -> None:
+    made = []
+
+    def make(*arguments: Any, **options: Any) -> torch.optim.Optimizer:
+        made.append(weakref.ref(optimizer := make_optimizer(*arguments, **options)))
+        return optimizer
+
+    settings = Settings(optimizer="tngd", batch_size=20, steps=2, analog_time=5.0)
+    for _ in range(2):
+        with connect("inproc:", clock="stepped") as spu:
+            run(stripes, settings, spu, label="TNGD", console=quiet(), make=make)
+    gc.collect()
+    assert [optimizer() for optimizer in made] == [None, None]
 
 
 def test_training_through_a_daemon_learns_and_leaves_a_full_record(stripes: Task, free: Daemon, tmp_path: Path) -> None:
