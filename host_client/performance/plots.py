@@ -95,8 +95,8 @@ def _step(figure: Figure, results: Content) -> bool:
     axes.set_yscale("log")
     axes.axhline(1.0, color=INK, linewidth=1)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.legend(frameon=False, labelcolor=INK, fontsize=9, ncols=len(parts), loc="upper center")
-    axes.margins(y=0.18)
+    axes.legend(frameon=False, labelcolor=INK, fontsize=9, ncols=4, loc="upper center")
+    axes.margins(y=0.28)
     _dress(axes, "Steps through a daemon and their parts, in steps of Adam")
     return True
 
