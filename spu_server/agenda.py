@@ -63,6 +63,7 @@ class Agenda:
         for event in events:
             if not event.done.done():
                 event.done.set_exception(error)
+                event.done.exception()  # whoever waits is told; that nobody does, as at the end, is no mistake
 
     async def close(self) -> None:
         """Stop; waiters of pending events are told that the daemon goes away."""
