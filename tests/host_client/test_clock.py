@@ -221,9 +221,11 @@ def test_a_way_that_is_longer_in_one_direction_stays_within_the_error(far, there
                 assert near.error < 0.01 < wrong  # the longer way is not to be seen from one end
                 assert wrong <= session.clock.error + near.error
                 assert 0.03 <= session.clock.error < 0.1
-                # One quick exchange is enough, and the slow ones are as good as forgotten.
+                # One quick exchange is enough, and the slow ones are as good as forgotten; not every one is quick on a
+                # busy machine.
                 proxy.there = proxy.back = 0.0
-                session.clock.add(await session._link.time(timeout=10.0))
+                for _ in range(10):
+                    session.clock.add(await session._link.time(timeout=10.0))
                 now = time.monotonic()
                 assert session.clock.error < 0.03
                 wrong = abs(session.clock.device_time(now) - near.device_time(now)) / 1000.0
