@@ -152,6 +152,7 @@ class FreeRunning:
         self._fly(now)
         if self._flight is not None:
             number, step, began, _ = self._flight
+            began = min(began, now)  # what is lost on the point of being sent fails then
             self._tell(now, Uploaded(number, began, now, "failed", None, None, None, 0, "grpc", False, step))
         self._flight = self._waiting = None
         self._told = [told for told in self._told if told[0] <= now]
