@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -82,9 +83,13 @@ def gradients(
         with warnings.catch_warnings():
             # Where an operation has no batching rule, torch goes through the columns one by one, as it would without.
             warnings.filterwarnings("ignore", message="There is a performance drop")
-            return torch.autograd.grad(
-                z, inputs, cotangents, retain_graph=True, allow_unused=True, is_grads_batched=True
-            )
-    # One column needs no vmap, and any operation differentiates without it.
-    parts = torch.autograd.grad(z, inputs, cotangents[0], retain_graph=True, allow_unused=True)
-    return tuple(None if part is None else part[None] for part in parts)
+            # What vmap cannot follow, such as numpy or a kernel in a function of one's own, may do without it below.
+            with contextlib.suppress(RuntimeError):
+                return torch.autograd.grad(
+                    z, inputs, cotangents, retain_graph=True, allow_unused=True, is_grads_batched=True
+                )
+    # Any operation differentiates one column.
+    columns = [torch.autograd.grad(z, inputs, one, retain_graph=True, allow_unused=True) for one in cotangents]
+    if len(columns) == 1:
+        return tuple(None if part is None else part[None] for part in columns[0])
+    return tuple(None if parts[0] is None else torch.stack(parts) for parts in zip(*columns, strict=True))

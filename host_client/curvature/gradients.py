@@ -67,13 +67,8 @@ class Gradients:
                 f"the losses of {len(weights)} backward passes were differentiated with factors {weights}; give the "
                 "optimizer the grad_scaler that multiplies them, and divide each loss by the number of passes"
             )
-        columns = {one.columns for one in self._passes}
-        if len(columns) > 1:
-            raise RuntimeError(
-                f"the losses of {len(weights)} backward passes have {sorted(columns)} rows a sample; only passes with "
-                "equally many can be added up: use curvature='mc' or 'empirical', or step after each one"
-            )
-        return stack([one.operator for one in self._passes], weights, columns.pop())
+        columns = [one.columns for one in self._passes]
+        return stack([one.operator for one in self._passes], weights, columns)
 
     def forget(self) -> None:
         """The gradients have been used, or set to zero."""

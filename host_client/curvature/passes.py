@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -36,6 +37,7 @@ class Pass:
                 method()
 
         self._outputs = [weakref.ref(t, tell) for t in outputs]
+        self._nodes = [t.grad_fn for t in outputs]
 
     def alive(self) -> bool:
         """Whether an output still exists."""
@@ -44,9 +46,12 @@ class Pass:
     def within(self, graph: Graph) -> bool:
         """Whether the graph goes through this pass."""
         recording = self.recording
-        return any(use.node in graph.nodes for use in recording.uses) or any(
-            node in graph.nodes for _, _, node in recording.unruled
+        nodes = itertools.chain(
+            (use.node for use in recording.uses),
+            (node for _, _, node in recording.unruled),
+            self._nodes,  # all there is to see where parameters went into functions that torch does not dispatch
         )
+        return any(node in graph.nodes for node in nodes)
 
 
 def tensors(values: object) -> Iterator[Tensor]:

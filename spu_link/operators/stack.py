@@ -21,29 +21,30 @@ SEQUENCE = 4
 """Number of dimensions of cotangents at the positions of a sequence: (c, b, p, features)."""
 
 
-def stack(operators: Sequence[LayerRows], weights: Sequence[float], columns: int) -> LayerRows:
+def stack(operators: Sequence[LayerRows], weights: Sequence[float], columns: Sequence[int]) -> LayerRows:
     """A = [√w₁ A₁; √w₂ A₂; …]: AᵀA is the weighted sum of the passes' curvatures.
 
     The rows come in the order (c, samples of all passes), as if one pass had seen all samples. Factors stay factors
     where all passes hold a layer in the same form; sequences of different lengths are filled up with zeros, which
-    count for nothing. Other layers become explicit rows.
+    count for nothing, and so are passes with fewer rows a sample. Other layers become explicit rows.
 
     Args:
         operators: the factors of one pass each, with the same parameters layer by layer.
         weights: w ≥ 0 of each pass, for instance its share of the samples where the loss is a mean.
-        columns: c, the number of rows a sample, the same in every pass.
+        columns: c of each pass, the number of its rows a sample.
 
     Raises:
         InvalidProgram: when the passes do not fit together.
     """
-    if not operators or len(weights) != len(operators):
-        raise mismatch("weights", f"{len(weights)} for {len(operators)} operators", "one a pass, of at least one")
+    for field, values in (("weights", weights), ("columns", columns)):
+        if not operators or len(values) != len(operators):
+            raise mismatch(field, f"{len(values)} for {len(operators)} operators", "one a pass, of at least one")
     for weight in weights:
         if not (math.isfinite(weight) and weight >= 0):
             raise mismatch("weights", weight, "finite numbers, at least 0")
-    for operator in operators:
-        if columns < 1 or operator.shape[0] % columns:
-            raise mismatch("columns", columns, f"the rows a sample of all passes; one has {operator.shape[0]} rows")
+    for operator, c in zip(operators, columns, strict=True):
+        if c < 1 or operator.shape[0] % c:
+            raise mismatch("columns", c, f"the rows a sample of a pass that has {operator.shape[0]} rows")
         if [layer.parameters for layer in operator.layers] != [layer.parameters for layer in operators[0].layers]:
             raise mismatch("operators", "of different parameters", "the same layers in every pass")
     roots = [math.sqrt(weight) for weight in weights]
@@ -52,7 +53,7 @@ def stack(operators: Sequence[LayerRows], weights: Sequence[float], columns: int
     )
 
 
-def _one_layer(passes: Sequence[BlockFactor], roots: Sequence[float], columns: int) -> BlockFactor:
+def _one_layer(passes: Sequence[BlockFactor], roots: Sequence[float], columns: Sequence[int]) -> BlockFactor:
     """One layer's factors of all passes as one."""
     parts = [factor.wire()[0] for factor in passes]
     block, tensors = parts[0]
@@ -68,11 +69,13 @@ def _features(tensors: Mapping[Role, Tensor]) -> list[tuple[int, ...]]:
     return [(t.dim(), *t.shape[SAMPLES[role] + (2 if sequence else 1) :]) for role, t in tensors.items()]
 
 
-def _joined(role: Role, tensors: Sequence[Tensor], roots: Sequence[float], columns: int) -> Tensor:
+def _joined(role: Role, tensors: Sequence[Tensor], roots: Sequence[float], columns: Sequence[int]) -> Tensor:
     """Tensors of one role, one after the other along the samples; the weights go into what is linear in the rows."""
     if role == pb.ROLE_ROWS:
-        tensors = [t.unflatten(0, (columns, -1)) for t in tensors]
+        tensors = [t.unflatten(0, (c, -1)) for t, c in zip(tensors, columns, strict=True)]
     samples = SAMPLES[role]
+    if samples:
+        tensors = [_filled(t, 0, max(columns)) for t in tensors]
     # Only sequences, in which the dimension behind the samples counts positions, may still differ there.
     longest = max((t.shape[samples + 1] for t in tensors if t.dim() > samples + 1), default=0)
     joined = torch.cat([_filled(t, samples + 1, longest) for t in tensors], samples)

@@ -222,7 +222,7 @@ def grams_of(forward: FactorOperator, backward: FactorOperator) -> tuple[Tensor,
     cross = torch.zeros(m, m, dtype=torch.float64)
     for a, b in zip(layers_of(forward), layers_of(backward), strict=True):
         c = _columns(a)
-        both = stack([LayerRows([a]), LayerRows([b])], [1.0, 1.0], c).gram().view(c, 2, m // c, c, 2, m // c)
+        both = stack([LayerRows([a]), LayerRows([b])], [1.0, 1.0], [c, c]).gram().view(c, 2, m // c, c, 2, m // c)
         gram += both[:, 0, :, :, 0].reshape(m, m)
         cross += both[:, 0, :, :, 1].reshape(m, m)
     return gram, cross

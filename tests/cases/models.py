@@ -15,6 +15,7 @@ from tests.networks import (
     Encoder,
     Mean,
     Recurrent,
+    Squared,
     parameter,
 )
 
@@ -118,6 +119,21 @@ FALLBACK = [
             lambda m, x: m.head(m.body(x, x.tanh()))
         ),
         (5,),
+        fallback=True,
+    ),
+    Case(
+        "function of one's own",
+        made_of(body=lambda: nn.Linear(5, 4), head=lambda: nn.Linear(4, 3))(
+            lambda m, x: m.head(Squared.apply(m.body(x)))
+        ),
+        (5,),
+        unlike=("curvlinops",),
+    ),
+    Case(
+        "function of one's own of the only parameter",
+        made_of(w=lambda: parameter(5, 3))(lambda m, x: (x[:, :, None] * Squared.apply(m.w)).sum(1)),
+        (5,),
+        unlike=("curvlinops",),
         fallback=True,
     ),
     Case("lstm cell", lambda: Cells(nn.LSTMCell), (2, 3), fallback=True),

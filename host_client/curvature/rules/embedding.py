@@ -80,7 +80,7 @@ def _embedding(
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Operation | None:
-    if scale_grad_by_freq or sparse:
+    if scale_grad_by_freq:
         return None
     if padding_idx is not None and padding_idx < 0:
         padding_idx += len(weight)

@@ -11,6 +11,7 @@ from host_client import Session
 from host_client.curvature import Capture
 from host_client.optimizers import TNGD, NGDWoodbury
 from tests.cases import Case, Problem, named
+from tests.cases.targets import labels
 from tests.host_client.curvature.oracle import assert_same_curvature, curvature
 
 NAMES = [
@@ -84,6 +85,27 @@ def test_losses_that_sum_over_the_batch_add_up() -> None:
     a = _factor(capture)
     capture.close()
     assert_same_curvature(a.T @ a, curvature(problem, problem.outputs()), _sizes(problem), 1e-10)
+
+
+@pytest.mark.parametrize("name", ["flattened sequence, sum, weights and ignored", "embedding tied to the output"])
+def test_passes_with_other_lengths_and_ignored_targets_add_up(name: str) -> None:
+    problem = named(name).problem(batch=6)
+    capture = Capture(problem.model, problem.criterion)
+    total = torch.zeros(1, dtype=torch.float64)
+    for length, ignored in ((1, 0), (4, 3), (3, 0)):
+        inputs = problem.inputs[:2, :length]
+        with torch.no_grad():
+            targets = labels(Problem(problem.model, problem.criterion, inputs, inputs, problem.call).outputs())
+        targets.view(-1)[:ignored] = -100
+        part = Problem(problem.model, problem.criterion, inputs, targets, problem.call)
+        outputs = part.outputs()
+        loss = part.criterion(outputs, targets) / 3
+        total = total + curvature(part, outputs) / 3
+        loss.backward()
+    a = _factor(capture)
+    # As many rows a sample as the longest has positions, times the rank of the softmax.
+    assert a.shape[0] == 6 * 4 * (outputs.shape[1] - 1)
+    assert_same_curvature(a.T @ a, total, _sizes(problem), 1e-10)
 
 
 def test_two_losses_differentiated_at_once_add_up() -> None:

@@ -137,6 +137,17 @@ def test_position_tables_stay_factors(tokens: int) -> None:
     assert [type(block) for block in capture.operator.layers] == [EmbeddingRows, EmbeddingRows, LinearRows]
 
 
+def test_an_embedding_with_sparse_gradients_has_the_same_rows() -> None:
+    model = Positions().double()
+    capture = Capture(model, nn.CrossEntropyLoss())
+    ids = torch.randint(40, (4, 3))
+    capture.criterion(model(ids), TARGETS)
+    expected = capture.operator.dense()
+    model.tokens.sparse = True
+    capture.criterion(model(ids), TARGETS)
+    torch.testing.assert_close(capture.operator.dense(), expected)
+
+
 def test_one_column_of_a_transposed_matrix_stays_a_factor() -> None:
     """As `transformers` writes GPT-2's layers."""
     one = nn.Sequential(nn.Linear(5, 6), nn.Tanh()).double()
