@@ -23,6 +23,7 @@ def one_clear_message(out: Path | None = None) -> Iterator[None]:
     """
     from pydantic import ValidationError
 
+    from host_client.curvature.errors import CurvatureTooLarge
     from host_client.experiments.study import DeviceNotTaken
     from host_client.local_daemon import DaemonFailed
     from host_client.modules import UnknownName
@@ -44,6 +45,7 @@ def one_clear_message(out: Path | None = None) -> Iterator[None]:
     except SpuError as error:
         tell(type(error).__name__, f"{error}\n{next_step(error)}".strip())
     except (
+        CurvatureTooLarge,
         DaemonFailed,
         DataUnavailable,
         DeviceNotTaken,
@@ -90,7 +92,7 @@ def next_step(error: Exception) -> str:
         case known.DeviceFault():
             return "The driver failed; the daemon's log says why. Restart `spu-server serve`."
         case known.CapacityExceeded():
-            return "Use a smaller --batch-size, or start the daemon with larger --cells or --max-bytes."
+            return "Use a smaller --batch-size, another --embedding, or a daemon with larger --cells or --max-bytes."
         case known.DeviceHalted() | known.SessionExpired() | known.StaleSession() | known.DeadlineExceeded():
             return "Run the same command again; a new session starts afresh."
         case _:

@@ -24,6 +24,9 @@ WANTED: Mapping[Cell, str] = {
 }
 """What a device has too few cells for, in words."""
 
+EMBEDDINGS: Mapping[Cell, str] = {"parameter": "direct", "row": "sample", "block parameter": "block"}
+"""Embeddings by what a cell is, where that can be counted before the curvature is there."""
+
 
 @dataclass(frozen=True)
 class Size:
@@ -238,19 +241,28 @@ def _message(demand: Demand, exceeded: Sequence[str], fits: Callable[[Demand], b
 
 
 def remedies(demand: Demand, fits: Callable[[Demand], bool]) -> list[str]:
-    """Settings under which `demand` would fit, in words, each tried out; two together where one is not enough."""
+    """Settings under which `demand` would fit, in words, each tried out; some together where one is not enough."""
+    others = {name: replace(demand, cell=cell) for cell, name in EMBEDDINGS.items() if cell != demand.cell}
+    embedded = {name: f'connect(…, embedding="{name}")' for name in others}
+    ways = [embedded[name] for name, other in others.items() if fits(other)]
+    ways += _smaller(demand, fits)
+    if not ways:
+        ways = [f"{embedded[name]} and {way}" for name, other in others.items() for way in _smaller(other, fits)]
+    frozen = _frozen(demand, fits)
+    if frozen:
+        ways.append(f"freezing {', '.join(repr(path) for path in frozen)} (requires_grad_(False))")
+    return ways
+
+
+def _smaller(demand: Demand, fits: Callable[[Demand], bool]) -> list[str]:
+    """Fewer columns or samples under which `demand` would fit, in words; both together where one is not enough."""
     ways = []
-    if demand.cell == "parameter" and fits(replace(demand, cell="row")):
-        ways.append('connect(…, embedding="sample")')
     columns = _most(demand.columns - 1, lambda c: fits(demand.with_columns(c)))
     if columns:
         ways.append(f'curvature="mc" with samples={columns}' + (" or fewer" if columns > 1 else ""))
     batch = _most(demand.samples - 1, lambda b: fits(demand.with_samples(b)))
     if batch:
         ways.append(f"batches of {batch:,} or fewer")
-    frozen = _frozen(demand, fits)
-    if frozen:
-        ways.append(f"freezing {', '.join(repr(path) for path in frozen)} (requires_grad_(False))")
     if not ways:
         single = demand.with_columns(1)
         batch = _most(demand.samples - 1, lambda b: fits(single.with_samples(b)))

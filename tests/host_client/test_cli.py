@@ -3,6 +3,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
-from host_client import cli, modules, runner
+from host_client import blocking, cli, modules, runner
 from host_client.commands.messages import next_step
 from host_client.settings import Settings
 from host_client.tasks import mnist as mnist_task
@@ -72,6 +73,24 @@ def test_train_mnist_through_devices_smaller_than_the_network(tmp_path: Path) ->
     result = tngd("train", "mnist", "--spu", "inproc:", "--spu", "inproc:", "--embedding", "sample", *sizes)
     assert result.exit_code == 1
     assert "embedding 'sample' is a single program, on a single device" in words(result.stderr)
+
+
+@pytest.mark.usefixtures("noise_digits")
+def test_a_device_that_is_too_small_is_one_message_that_says_what_would_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocking, "connect", partial(blocking.connect, cells=8))
+    sizes = ["--train-size", "20", "--test-size", "20", "--batch-size", "4", "--steps", "1", "--out", str(tmp_path)]
+    for embedding, reason in {
+        "direct": '8 cells for 105,866 parameters.* embedding="sample".* curvature="mc" with samples=2 or fewer',
+        "sample": '8 cells for 36 rows of the factor.* curvature="mc" with samples=2 or fewer',
+        "block": '8 cells for 100,416 parameters of the largest block.* embedding="sample"',
+        "kronecker": "needs 1,569 cells .* the device has 8; .* another --embedding",
+    }.items():
+        result = tngd("train", "mnist", "--embedding", embedding, *sizes)
+        assert result.exit_code == 1
+        assert re.search(reason, words(result.stderr)), result.stderr
+        assert "Traceback" not in result.output
 
 
 def test_a_dead_address_is_one_message_with_the_next_step(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from host_client.curvature import Capture, available, linearise, memory
 from host_client.curvature.available import available_memory, available_on
 from host_client.curvature.errors import CurvatureTooLarge
 from host_client.curvature.memory import NOT_WORTH_ASKING, SHARE, Estimate, Size, check_memory, readable
-from host_client.links.base import Capacity
+from host_client.links.base import Capacity, Cell
 from spu_link.operators import LayerRows, LinearRows, Rows
 from tests.cases import Case
 
@@ -98,11 +99,23 @@ def test_each_limit_of_the_device(limits: tuple[int, int], reason: str) -> None:
     assert re.search(f", but {reason}. Most", str(refused))
 
 
-def test_too_many_cells_are_helped_by_sample_space_or_freezing() -> None:
-    sizes, device = BIG, Capacity(1 << 60, 10**6, False)
-    refused = _refusal(sizes=sizes, columns=1, samples=64, parameters=1_100_000, device=device)
-    ways = """What would fit: connect(…, embedding="sample"); or freezing 'head' (requires_grad_(False))."""
-    assert str(refused).endswith(ways)
+WAYS = {
+    (10**6, "parameter", 1): 'embedding="sample"); or connect(…, embedding="block"); or freezing \'head\'',
+    (999_999, "parameter", 1): "embedding=\"sample\"); or freezing 'head'",
+    (63, "block parameter", 1): 'embedding="sample") and batches of 63 or fewer',
+    (63, "parameter", 10): 'embedding="sample") and batches of 6 or fewer',
+    (8, "parameter", 10): 'embedding="sample") and curvature="mc" with samples=1 and batches of 8 or fewer',
+    (1_100_000, "row", 20_000): 'embedding="direct"); or connect(…, embedding="block"); or curvature="mc" with',
+}
+"""What would do by cells of the device, what a cell is, and columns."""
+
+
+@pytest.mark.parametrize(("cells", "cell", "columns"), WAYS)
+def test_too_many_cells_are_helped_by_another_embedding_or_by_one_of_less(cells: int, cell: Cell, columns: int) -> None:
+    device = Capacity(1 << 60, cells, False, cell)
+    sizes = [Size("head", 0, 1, 1, 10**6), Size("body", 0, 1, 1, 10**5)]
+    refused = _refusal(sizes=sizes, columns=columns, samples=64, parameters=1_100_000, device=device)
+    assert f". What would fit: connect(…, {WAYS[cells, cell, columns]}" in str(refused)
 
 
 def test_too_few_cells_for_the_rows_are_helped_by_fewer_rows() -> None:
@@ -167,7 +180,7 @@ def test_what_it_says_would_fit_fits_and_no_more_does(
 ) -> None:
     parameters = sum(size.parameters for size in sizes)
 
-    def fits(sizes: list[Size], columns: int, samples: int) -> bool:
+    def fits(sizes: list[Size], columns: int, samples: int, device: Capacity | None = device) -> bool:
         n = sum(size.parameters for size in sizes)
         try:
             check_memory(sizes, columns, samples=samples, parameters=n, device=device)
@@ -181,25 +194,46 @@ def test_what_it_says_would_fit_fits_and_no_more_does(
             for s in sizes
         ]
 
+    def check(way: str, device: Capacity | None) -> None:
+        """What a way says is enough is, and the most that is."""
+        if found := re.fullmatch(r'curvature="mc" with samples=1 and batches of ([\d,]+) or fewer', way):
+            batch = int(found[1].replace(",", ""))
+            assert fits(smaller(batch), 1, batch, device)
+            assert not fits(sizes, 1, samples, device)
+        elif found := re.fullmatch(r'curvature="mc" with samples=(\d+)(?: or fewer)?', way):
+            assert fits(sizes, int(found[1]), samples, device)
+            assert int(found[1]) + 1 == columns or not fits(sizes, int(found[1]) + 1, samples, device)
+        elif found := re.fullmatch(r"batches of ([\d,]+) or fewer", way):
+            batch = int(found[1].replace(",", ""))
+            assert fits(smaller(batch), columns, batch, device)
+            assert batch + 1 == samples or not fits(smaller(batch + 1), columns, batch + 1, device)
+        else:
+            found = re.fullmatch(r"freezing (.*) \(requires_grad_\(False\)\)", way)
+            assert found is not None, way
+            left = [size for size in sizes if repr(size.path) not in found[1]]
+            assert left
+            assert fits(left, columns, samples, device)
+
     try:
         check_memory(sizes, columns, samples=samples, parameters=parameters, device=device)
     except CurvatureTooLarge as error:
-        message = str(error)
+        _, _, ways = str(error).rpartition("What would fit: ")
     else:
         return
-    if found := re.search(r"with samples=(\d+)(?: or fewer)?[;.]", message):
-        assert fits(sizes, int(found[1]), samples)
-        assert int(found[1]) + 1 == columns or not fits(sizes, int(found[1]) + 1, samples)
-    if found := re.search(r"(?:: |; or )batches of ([\d,]+)", message):
-        batch = int(found[1].replace(",", ""))
-        assert fits(smaller(batch), columns, batch)
-        assert batch + 1 == samples or not fits(smaller(batch + 1), columns, batch + 1)
-    if found := re.search(r"freezing (.*) \(", message):
-        left = [size for size in sizes if repr(size.path) not in found[1]]
-        assert left
-        assert fits(left, columns, samples)
-    if "samples=1 and batches" in message:
-        assert not fits(sizes, 1, samples)
+    if "Nothing fits" in ways:
+        return
+    for way in ways.removesuffix(".").split("; or "):
+        found = re.fullmatch(r'connect\(…, embedding="(\w+)"\)(?: and (.*))?', way)
+        if found is None:
+            check(way, device)
+            continue
+        assert device is not None
+        cell: Cell = "row" if found[1] == "sample" else "block parameter"
+        embedded = replace(device, cell=cell)
+        if found[2]:
+            check(found[2], embedded)
+        else:
+            assert fits(sizes, columns, samples, embedded)
 
 
 def test_small_curvatures_ask_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
