@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from spu_link.operators import Dense, Rows
 from spu_server.dynamics import Step, Transition, routes
 from spu_server.dynamics.dense import DenseTransition
 from spu_server.dynamics.factor import FactorTransition
+from spu_server.dynamics.functions import decay, diffusion, response
 
 M, N = 300, 700
 
@@ -74,6 +76,42 @@ def test_both_routes_agree(kind: type[Transition], damping: float, duration: flo
     exact = through_eigenvectors(moving, state, duration, normals(), integral=True)
     for one, other in zip(step, exact, strict=True):
         assert (one - other).norm() <= 1e-7 * other.norm()
+
+
+SPECTRA: dict[str, Callable[[np.random.Generator, float], np.ndarray]] = {
+    "any": lambda rng, decades: 10 ** (-decades * rng.random(M)),
+    "geometric": lambda rng, decades: np.logspace(0, -decades, M),
+    "algebraic": lambda rng, decades: np.arange(1, M + 1) ** -decades,
+    "a few small": lambda rng, decades: np.r_[np.linspace(1, 2, M - 4), 10 ** (-decades * rng.random(4))],
+    "a few large": lambda rng, decades: np.r_[
+        10 ** (decades / 2 * rng.random(4)), 10 ** (-decades * rng.random(M - 4))
+    ],
+    "alike": lambda rng, decades: np.r_[1 + 1e-3 * rng.random(M - 4), 10 ** (-decades * rng.random(4))],
+}
+"""Eigenvalues of AAᵀ over some decades."""
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_by_lanczos_states_are_right_to_the_stated_tolerance(spectrum: str) -> None:
+    rng = np.random.default_rng(0)
+    tried = 0
+    for problem in range(40):
+        s = SPECTRA[spectrum](rng, rng.uniform(0.3, 4))
+        damping, duration = 10 ** rng.uniform(-5, 0), 10 ** rng.uniform(-1, 3)
+        b, x, z = rng.normal(size=(3, M))
+        # Drives as random as can be, as gradients are, and with parts that are hard to see.
+        b *= [np.ones(M), np.sqrt(s), 10 ** rng.uniform(-9, 0, M)][problem % 3]
+        x *= 10 ** rng.uniform(-3, 3)
+        a = torch.diag(torch.from_numpy(np.sqrt(s)))
+        moving = FactorTransition(Rows(a), torch.from_numpy(b), damping=damping, noise=1e-6)
+        found = moving.step(torch.from_numpy(x), duration, lambda z=z: torch.from_numpy(z)).state.numpy()
+        if moving._routes.basis is not None:
+            continue
+        tried += 1
+        f = s + damping
+        exact = decay(f, duration) * x + response(f, duration) * b + 1e-3 * diffusion(f, duration) * z
+        assert np.linalg.norm(found - exact) <= 1e-7 * np.linalg.norm(exact)
+    assert tried > 20
 
 
 def test_a_small_problem_is_decomposed_at_once() -> None:
