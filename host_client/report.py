@@ -60,6 +60,10 @@ def comparison_table(runs: Mapping[str, Run], title: str | None = None) -> Table
         "Training loss: mean of the last 50 batches. Time and upload: medians over steps.\n"
         f"Jacobian: a batch's explicit float32 rows, {jacobian}, against the upload."
     )
+    for label, run in runs.items():
+        if run.modelled_seconds:
+            ms, mj = (1e3 * total / len(run.steps) for total in (run.modelled_seconds, run.modelled_joules))
+            table.caption += f"\nA device by the timing model, {label}: {ms:.3g} ms and {mj:.3g} mJ a step."
     table.caption_justify = "left"
     return table
 

@@ -98,6 +98,16 @@ class Run:
         return median(step.duration for step in self.steps)
 
     @property
+    def modelled_seconds(self) -> float:
+        """Time that the device would have taken by its own model, s; 0 where it reports none."""
+        return sum(self.report.get(f"{part}_seconds", 0.0) for part in ("upload", "conversion", "analog", "reading"))
+
+    @property
+    def modelled_joules(self) -> float:
+        """Energy likewise, J."""
+        return self.report.get("joules", 0.0)
+
+    @property
     def bytes_per_upload(self) -> float:
         """Median bytes sent in an iteration."""
         return median(step.uploaded for step in self.steps)

@@ -72,6 +72,10 @@ class Timing:
         """Time to convert one vector, s."""
         return self.sample * (-(-cells // self.converters) if self.converters else 1)
 
+    def reading_seconds(self, cells: int) -> float:
+        """Time to send one reading back, s."""
+        return cells * self.bits / self.link
+
     def solve_seconds(self, program: Program, analog_time: float, tau: float, *, kept: bool = False) -> float:
         """Time of one solve, s: upload, drive to analog, evolution, reading to digital and back over the link.
 
@@ -81,11 +85,10 @@ class Timing:
             tau: time constant, s.
             kept: whether the device holds the operator already.
         """
-        reading = program.cells * self.bits / self.link
         return (
             self.upload_seconds(program, kept=kept)
             + 2 * self.conversion_seconds(program.cells)
-            + (analog_time * tau + reading)
+            + (analog_time * tau + self.reading_seconds(program.cells))
         )
 
     def upload_joules(self, program: Program, *, kept: bool = False) -> float:
@@ -96,12 +99,59 @@ class Timing:
         """Energy of one reading, J."""
         return self.link_energy * self.bits * cells + self._conversion_joules(cells)
 
-    def analog_joules(self, operator: Operator, seconds: float) -> float:
-        """Energy that the resistors turn into heat, J: V²/R each."""
-        return self.resistors(operator) * self.volts**2 / self.resistance * seconds
+    def watts(self, operator: Operator) -> float:
+        """Power that the resistors turn into heat while the cells move, W: V²/R each."""
+        return self.resistors(operator) * self.volts**2 / self.resistance
 
     def _uploaded_bits(self, program: Program, kept: bool) -> int:
         return self.bits * (program.cells + (0 if kept else self.resistors(program.operator)))
 
     def _conversion_joules(self, cells: int) -> float:
         return float(self.conversion_energy * 2**self.bits * cells)
+
+
+PARTS = ("upload_seconds", "conversion_seconds", "analog_seconds", "reading_seconds")
+"""What the time of a solve consists of."""
+
+
+class Ledger:
+    """Modelled time and energy of what has been asked of a device since it was opened.
+
+    Args:
+        timing: the device.
+        tau: time constant, s.
+
+    Attributes:
+        numbers: ``uploads`` and ``readings``; time for them in s, ``upload_seconds``, ``conversion_seconds`` and
+            ``reading_seconds``; ``analog_seconds``, from the instant when a program takes hold to its last reading; and
+            the energy of all that, ``joules``. What cells do after the last reading is not counted.
+    """
+
+    def __init__(self, timing: Timing, tau: float) -> None:
+        self.numbers = {"uploads": 0.0, "readings": 0.0, "joules": 0.0} | dict.fromkeys(PARTS, 0.0)
+        self._timing = timing
+        self._tau = tau
+        self._since = 0.0  # device time until which the running program has been counted
+        self._watts = 0.0
+
+    def upload(self, program: Program, *, kept: bool) -> float:
+        """Enter an upload with the conversion of its drive, and give its time in s; `kept`: the drive comes alone."""
+        seconds = self._timing.upload_seconds(program, kept=kept)
+        self.numbers["uploads"] += 1
+        self.numbers["upload_seconds"] += seconds
+        self.numbers["conversion_seconds"] += self._timing.conversion_seconds(program.cells)
+        self.numbers["joules"] += self._timing.upload_joules(program, kept=kept)
+        return seconds
+
+    def run(self, operator: Operator, at: float) -> None:
+        """Enter that a program with this operator has taken hold at the device time `at`, in τ."""
+        self._since, self._watts = at, self._timing.watts(operator)
+
+    def read(self, cells: int, at: float, *, copies: int = 1) -> None:
+        """Enter a reading of the running program at the device time `at`, in τ; of `copies` that run side by side."""
+        seconds, self._since = (at - self._since) * self._tau, at
+        self.numbers["readings"] += 1
+        self.numbers["analog_seconds"] += seconds
+        self.numbers["conversion_seconds"] += self._timing.conversion_seconds(cells) * copies
+        self.numbers["reading_seconds"] += self._timing.reading_seconds(cells) * copies
+        self.numbers["joules"] += self._timing.reading_joules(cells) * copies + self._watts * seconds

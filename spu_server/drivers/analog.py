@@ -20,6 +20,7 @@ from spu_server.analog.channels import Channels
 from spu_server.analog.dynamics import DenseDrift, drift_of
 from spu_server.analog.presets import preset
 from spu_server.analog.rounding import Dither
+from spu_server.analog.timing import Ledger
 from spu_server.drivers.base import Capabilities, Driver, DriverOptions
 from spu_server.drivers.emulator import FEATURES, Emulator
 from spu_server.dynamics import Motion, motion_of
@@ -80,14 +81,7 @@ class Analog(Driver):
         self._channels = Channels(self.board, options.seed, self._generator)
         self._staged: _Loaded | None = None
         self._running: _Loaded | None = None
-        self._modelled: dict[str, float] = {
-            "uploads": 0,
-            "upload_seconds": 0.0,
-            "analog_seconds": 0.0,
-            "conversion_seconds": 0.0,
-            "readings": 0,
-            "joules": 0.0,
-        }
+        self._ledger = Ledger(self.board.timing, self._tau)
         self._time = 0.0
 
     @property
@@ -113,13 +107,8 @@ class Analog(Driver):
             seconds = len(self._cells) * most_seconds(program.operator, self._compute.type)
             self.announce(seconds + self._channels.most_seconds(program.cells, calibrate=True))
             self._staged = self._load(program, running if kept else None)
-        timing = self.board.timing
-        seconds = timing.upload_seconds(program, kept=kept)
-        self._modelled["uploads"] += 1
-        self._modelled["upload_seconds"] += seconds
-        self._modelled["joules"] += timing.upload_joules(program, kept=kept)
-        self._modelled["conversion_seconds"] += timing.conversion_seconds(program.cells)
-        if timing.hold:
+        seconds = self._ledger.upload(program, kept=kept)
+        if self.board.timing.hold:
             slowdown = 1.0 if self._options.rate is None else 1.0 / (self._options.rate * self._tau)
             left = max(0.0, began + slowdown * seconds - time.monotonic())
             self.announce(left)
@@ -143,6 +132,7 @@ class Analog(Driver):
             cells.commit(at)
             if math.isfinite(self.board.rails.volts):
                 self._channels.clipped["rail"] += cells.limit(self.board.rails.volts / staged.scale)
+        self._ledger.run(staged.program.operator, at)
         self._running, self._staged = staged, None
 
     def prepare(self) -> None:
@@ -172,9 +162,7 @@ class Analog(Driver):
         values = [cells.read(at, window) for cells in self._cells]
         seconds = self._pass(at)
         assert self._running is not None  # else nothing could be read
-        self._modelled["readings"] += 1
-        self._modelled["conversion_seconds"] += self.board.timing.conversion_seconds(len(values[0])) * len(values)
-        self._modelled["joules"] += self.board.timing.reading_joules(len(values[0])) * len(values)
+        self._ledger.read(len(values[0]), at, copies=len(values))
         if self.board.ideal:
             return values[0]
         scale = self._running.scale
@@ -203,11 +191,10 @@ class Analog(Driver):
         """What has happened on the board since it was opened.
 
         Returns:
-            ``dac_clipped``, ``adc_clipped``, ``rail_clipped``: values that were clipped, by where; ``uploads``,
-            ``readings``; modelled ``upload_seconds``, ``analog_seconds``, ``conversion_seconds`` and ``joules``, of a
-            device as `timing` describes it.
+            ``dac_clipped``, ``adc_clipped``, ``rail_clipped``: values that were clipped, by where; and what the
+            ``Ledger`` of the board's timing holds.
         """
-        return {f"{where}_clipped": float(n) for where, n in self._channels.clipped.items()} | self._modelled
+        return {f"{where}_clipped": float(n) for where, n in self._channels.clipped.items()} | self._ledger.numbers
 
     def _announce(self, seconds: float) -> None:
         """What one of the copies says, which work one after the other, each for itself."""
@@ -269,16 +256,9 @@ class Analog(Driver):
 
     def _pass(self, at: float) -> float:
         """Account for the time up to `at`; the same in seconds."""
-        tau = self._tau
         self.announce(self._channels.most_seconds(self._channels.cells))
-        if at > self._time:
-            if self._running is not None:
-                seconds = (at - self._time) * tau
-                self._modelled["analog_seconds"] += seconds
-                timing, operator = self.board.timing, self._running.program.operator
-                self._modelled["joules"] += timing.analog_joules(operator, seconds)
-            self._time = at
-        return self._time * tau
+        self._time = max(self._time, at)
+        return self._time * self._tau
 
 
 def _soldered(network: Network, operator: Operator) -> Dense:

@@ -12,6 +12,7 @@ from torch import Tensor
 from spu_link.errors import NoProgram, ReadInPast, Unsupported
 from spu_link.precision import NARROW
 from spu_link.program import Program
+from spu_server.analog.timing import Ledger, Timing
 from spu_server.drivers.base import Capabilities, Driver, DriverOptions, Saved
 from spu_server.drivers.snapshot import Facts, Snapshot, tensors_of
 from spu_server.dynamics import Motion, Transition, motion_of
@@ -90,6 +91,7 @@ class Emulator(Driver):
         self._readings: Sequence[tuple[float, float]] = ()  # of the staged program
         self._due: float | None = None
         self._ahead: _Ahead | None = None
+        self._ledger = Ledger(Timing(), options.tau)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -103,10 +105,11 @@ class Emulator(Driver):
             program: what to run.
             motion: how the cells move under it, where that is not what the program says.
         """
+        running = self._running
+        former = running.transition if running and running.program.operator is program.operator else None
         if motion is None:
-            running = self._running
-            former = running.transition if running and running.program.operator is program.operator else None
             motion = motion_of(program, self._compute, former)
+        self._ledger.upload(program, kept=former is not None)
         self._staged = self._loaded(program, motion)
 
     def schedule(self, readings: Sequence[tuple[float, float]]) -> None:
@@ -148,6 +151,7 @@ class Emulator(Driver):
         if self._state is not None:
             self._state = self._state.to(transition.drive.device)
         self._running, self._staged = self._staged, None
+        self._ledger.run(program.operator, at)
         # In the order in which the daemon adds them up, to the bit.
         self._due = min(
             (at + after - window if window else at + after for after, window in self._readings), default=None
@@ -206,6 +210,7 @@ class Emulator(Driver):
         """
         program = self._program()
         self._move(at)
+        self._ledger.read(program.cells, at)
         value = self._state if window is None else self._average(at, window)
         if value is None:
             return torch.zeros_like(program.drive)
@@ -236,9 +241,15 @@ class Emulator(Driver):
         """
         self._staged = Snapshot(saved, self._compute)
 
+    def report(self) -> dict[str, float]:
+        """What a device of the paper would have taken for the same: the ``Ledger`` of `Timing` as it stands there."""
+        return dict(self._ledger.numbers)
+
     def _go_on(self, snapshot: Snapshot, at: float) -> None:
         """Be what was saved."""
         program, transition = snapshot.saved.program, snapshot.transition
+        if program is not None:
+            self._ledger.run(program.operator, at)
         self._running = self._loaded(program, transition) if program and transition else None
         self._state = snapshot.state
         self._generator.set_state(snapshot.generator)

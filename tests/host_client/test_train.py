@@ -21,7 +21,7 @@ from host_client.local_daemon import DaemonFailed, local_daemon
 from host_client.optimizers import make_optimizer
 from host_client.record import Differentiated, Updated, load
 from host_client.report import comparison_table, moving_average
-from host_client.results import COLUMNS
+from host_client.results import COLUMNS, summary
 from host_client.runner import run, write_report
 from host_client.settings import LEARNING_RATES, Settings
 from host_client.tasks.task import Examples, Task
@@ -248,6 +248,22 @@ def test_the_table_sets_the_upload_against_the_explicit_jacobian() -> None:
     Console(file=stream, width=120).print(comparison_table({"TNGD": one}))
     for text in ("0.2500", "92.50%", "50.0 ms", "1.0 MB", "256.0 ×", "256.0 MB"):
         assert text in stream.getvalue()
+    assert "timing model" not in stream.getvalue()
+
+
+def test_modelled_time_and_energy_of_the_device_stand_beside_the_wall_time(stripes: Task) -> None:
+    settings = Settings(batch_size=20, steps=4)
+    with connect("inproc:", clock="stepped") as spu:
+        one = run(stripes, settings, spu, label="TNGD", console=Console(file=StringIO()))
+    program = sum(one.report[f"{part}_seconds"] for part in ("upload", "conversion", "reading"))
+    assert one.report["uploads"] == one.report["readings"] == 4
+    assert one.modelled_seconds == pytest.approx(4 * 50e-6 + program)
+    results = summary(one)["results"]
+    assert results["modelled_device_seconds"] == one.modelled_seconds < results["seconds"]
+    assert results["modelled_device_joules"] == one.report["joules"] > 0.0
+    stream = StringIO()
+    Console(file=stream, width=120).print(comparison_table({"TNGD": one}))
+    assert f"timing model, TNGD: {1e3 * one.modelled_seconds / 4:.3g} ms and" in stream.getvalue()
 
 
 def test_a_daemon_of_ones_own_ends_with_the_block_also_on_failure() -> None:

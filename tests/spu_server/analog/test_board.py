@@ -97,7 +97,7 @@ def test_energy_adds_up_from_bits_conversions_and_heat() -> None:
     timing = Timing(bits=8, link_energy=1e-12, conversion_energy=1e-13, volts=0.1, resistance=1e3)
     assert timing.upload_joules(program) == pytest.approx(1e-12 * 8 * 110 + 1e-13 * 256 * 10)
     assert timing.reading_joules(10) == pytest.approx(1e-12 * 80 + 1e-13 * 256 * 10)
-    assert timing.analog_joules(program.operator, 2.0) == pytest.approx(100 * 0.01 / 1e3 * 2.0)
+    assert timing.watts(program.operator) == pytest.approx(100 * 0.01 / 1e3)
 
 
 def test_the_page_names_every_field_and_every_preset() -> None:

@@ -14,9 +14,10 @@ from torch import Tensor
 from host_client import connect
 from host_client.local_daemon import local_daemon
 from spu_link.errors import InvalidProgram, NoProgram, ReadInPast, Unsupported
-from spu_link.operators import Dense, LayerRows, LinearRows, Rows
+from spu_link.operators import Dense, Kept, LayerRows, LinearRows, Rows
 from spu_link.program import Program
 from spu_server.analog.presets import TWO_NODES
+from spu_server.analog.timing import Timing
 from spu_server.drivers.analog import Analog
 from spu_server.drivers.base import DriverOptions
 from spu_server.drivers.emulator import Emulator
@@ -351,8 +352,25 @@ def test_a_client_is_told_what_the_board_has_counted(free_analog: str) -> None:
             assert report["uploads"] == report["readings"] == 1.0
             assert report["rail_clipped"] == 6.0  # three cells at the start, and again when they are read
             assert report["upload_seconds"] > 0.0
-    with connect("inproc:") as spu:
-        assert spu.report() == {}
+
+
+def test_the_emulator_reports_what_the_papers_device_would_take() -> None:
+    """The board without faults reports the same, and what the cells do after the last reading is not counted."""
+    operator = Rows(torch.ones(2, 3))
+    program = Program(operator, torch.ones(3), damping=0.1)
+    reports = []
+    for driver, options in ({"emulator": {}, "analog": {"driver_option": {"preset": "ideal"}}}).items():
+        with connect("inproc:", driver=driver, clock="stepped", **options) as spu, spu.session() as session:
+            reading = session.solve(operator, torch.ones(3), damping=0.1, analog_time=10.0)
+            session.advance(100.0)
+            session.solve(Kept(reading.sequence, 3), torch.ones(3), damping=0.1, analog_time=5.0)
+            reports.append({name: value for name, value in spu.report().items() if "clipped" not in name})
+    assert reports[0] == reports[1]
+    taken = {name: value for name, value in reports[0].items() if name.endswith("_seconds")}
+    timing = Timing()
+    solves = timing.solve_seconds(program, 10.0, 1e-6) + timing.solve_seconds(program, 5.0, 1e-6, kept=True)
+    assert sum(taken.values()) == pytest.approx(solves)
+    assert taken["analog_seconds"] == pytest.approx(15e-6)
 
 
 BOARD = {"preset": "paper-16-bit", "rails.headroom": "1e-3"}
