@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -265,6 +266,26 @@ def drivers() -> None:
         state = f"[red]{escape(problem)}[/red]" if problem else "ok"
         table.add_row(entry.name, distribution_of(entry), entry.value, state)
     Console().print(table)
+
+
+@app.command()
+def discover(name: Annotated[str, typer.Argument(help="Driver to ask, by its entry point.")]) -> None:
+    """List the devices that a driver finds: for each, the command that serves it.
+
+    The driver `board` asks every serial line of this machine that nobody holds.
+    """
+    from spu_server.drivers.registry import DriverUnusable, load_driver
+
+    try:
+        found = load_driver(name).discover()
+    except (LookupError, DriverUnusable) as error:
+        tell("not asked", f": {error}")
+        raise typer.Exit(1) from None
+    for settings in found:
+        options = [f"--driver-option {shlex.quote(f'{key}={value}')}" for key, value in settings.items()]
+        typer.echo(" ".join(["spu-server serve --driver", name, *options]))
+    if not found:
+        typer.echo(f"{name}: finds no device")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import socket
 from abc import ABC, abstractmethod
 
 import serial
+from serial.tools.list_ports import comports
 
 CONNECT_SECONDS = 5.0
 """Longest that a connection may take to come about."""
@@ -76,6 +77,11 @@ class Serial(Transport):
     def close(self) -> None:
         """Close the line."""
         self._port.close()
+
+
+def serial_addresses() -> list[str]:
+    """Addresses of all serial lines of this machine, whatever is at their other ends."""
+    return [f"serial:{port.device}" for port in comports()]
 
 
 def connect(address: str) -> Transport:

@@ -18,7 +18,7 @@ from spu_server.analog.board import Board
 from spu_server.analog.breadboard import Network
 from spu_server.analog.channels import Channels
 from spu_server.analog.dynamics import DenseDrift, drift_of
-from spu_server.analog.presets import preset
+from spu_server.analog.presets import PRESETS, preset
 from spu_server.analog.rounding import Dither
 from spu_server.analog.timing import Ledger
 from spu_server.drivers.base import Capabilities, Driver, DriverOptions
@@ -83,6 +83,11 @@ class Analog(Driver):
         self._running: _Loaded | None = None
         self._ledger = Ledger(self.board.timing, self._tau)
         self._time = 0.0
+
+    @classmethod
+    def discover(cls) -> list[dict[str, str]]:
+        """The presets."""
+        return [{PRESET: name} for name in PRESETS]
 
     @property
     def capabilities(self) -> Capabilities:

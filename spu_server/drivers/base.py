@@ -116,6 +116,14 @@ class Driver(ABC):
     interface: ClassVar[int] = 1
     announce: Callable[[float], None] = staticmethod(lambda seconds: None)
 
+    @classmethod
+    def discover(cls) -> Sequence[Mapping[str, str]]:
+        """The devices of this kind that could be opened now: the `DriverOptions.settings` of each; an optional ability.
+
+        It may ask around on this machine, and must leave alone what somebody uses.
+        """
+        return []
+
     @abstractmethod
     def __init__(self, options: DriverOptions) -> None:
         """Open the device; raise whatever stands in the way."""

@@ -22,10 +22,11 @@ from dataclasses import dataclass, replace
 from spu_link.errors import Clipped, InvalidProgram, NoProgram
 from spu_link.program import Program
 from spu_server.board import registers as reg
+from spu_server.board.host import LinkFailed
 from spu_server.board.link import RegisterLink
 from spu_server.board.quantise import Bank, bank_of
 from spu_server.board.registers import Command, Mode, Register, SlotState
-from spu_server.board.transports import connect
+from spu_server.board.transports import connect, serial_addresses
 from spu_server.drivers.base import Capabilities, Driver, DriverOptions, Measured
 
 SLACK_SECONDS = 1.0
@@ -103,6 +104,11 @@ class Board(Driver):
         except BaseException:
             self._link.close()
             raise
+
+    @classmethod
+    def discover(cls) -> list[dict[str, str]]:
+        """Boards on serial lines that nobody holds. Every such line is spoken to; one that is silent takes 2 s."""
+        return [{"address": address} for address in serial_addresses() if _answers(address)]
 
     @property
     def capabilities(self) -> Capabilities:
@@ -293,3 +299,18 @@ class Board(Driver):
             )
         value = anchor.bank.value(data[reg.SLOT_RESULT.size :])
         return Measured(value, anchor.at + (tick - anchor.tick) / self._ticks_per_tau)
+
+
+def _answers(address: str) -> bool:
+    """Whether a board is at the other end of a line."""
+    try:
+        link = RegisterLink(connect(address))
+    except OSError:  # somebody holds it
+        return False
+    try:
+        link.greet()
+        return link.registers((reg.MAGIC_NUMBER,))[reg.MAGIC_NUMBER] == reg.MAGIC
+    except LinkFailed:
+        return False
+    finally:
+        link.close()

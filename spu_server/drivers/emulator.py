@@ -93,6 +93,11 @@ class Emulator(Driver):
         self._ahead: _Ahead | None = None
         self._ledger = Ledger(Timing(), options.tau)
 
+    @classmethod
+    def discover(cls) -> list[dict[str, str]]:
+        """One, wherever this runs."""
+        return [{}]
+
     @property
     def capabilities(self) -> Capabilities:
         """As many cells and bytes as the options allow, every block kind and precision, windows, and its state."""

@@ -8,11 +8,13 @@ import time
 import numpy as np
 import pytest
 import torch
+from serial.tools.list_ports_common import ListPortInfo
 
 from host_client import connect
 from spu_link.errors import Clipped, InvalidProgram, SpuError, UnsupportedBlock
 from spu_link.operators import Dense, Rows
 from spu_link.program import Program
+from spu_server.board import transports
 from spu_server.board.link import RegisterLink
 from spu_server.board.simulator.cells import BoardOptions
 from spu_server.board.transports import connect as connect_line
@@ -240,6 +242,19 @@ def test_what_is_no_board_is_not_believed(tcp):
     with pytest.raises(ConnectionError, match="READ_ONLY"):
         link.write(0x00, b"abcd")
     link.close()
+
+
+def test_boards_on_serial_lines_are_discovered_where_nobody_holds_the_line(monkeypatch):
+    with BoardSimulator("--listen", "pty") as simulator:
+        path = simulator.address.removeprefix("serial:")
+        monkeypatch.setattr(transports, "comports", lambda: [ListPortInfo(path), ListPortInfo("/dev/nowhere")])
+        held = connect_line(simulator.address)
+        assert Board.discover() == []
+        held.close()
+        (settings,) = Board.discover()
+        board = Board(DriverOptions(settings=settings))
+        assert board.capabilities.cells == CELLS
+        board.close()
 
 
 def test_a_daemon_serves_a_board_over_a_bad_line(daemon):

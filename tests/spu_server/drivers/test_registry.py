@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from spu_server.cli import app
 from spu_server.drivers.base import DriverOptions
 from spu_server.drivers.registry import DriverUnusable, load_driver, open_driver
 from tests.plugins.install import distribution
@@ -72,6 +74,16 @@ def test_a_good_driver_does_not_care_about_broken_ones_beside_it(plugins):
 def test_an_unknown_name_is_answered_with_those_there_are(plugins):
     with pytest.raises(LookupError, match=r"'abacus'.*board.*emulator"):
         load_driver("abacus")
+
+
+def test_what_a_driver_discovers_is_shown_as_the_commands_that_serve_it(plugins):
+    def discover(name: str) -> str:
+        return CliRunner().invoke(app, ["discover", name]).output
+
+    assert discover("emulator") == "spu-server serve --driver emulator\n"
+    assert "spu-server serve --driver analog --driver-option preset=eight-cell\n" in discover("analog")
+    assert discover("replay") == "replay: finds no device\n"
+    assert "acme-boards 1.0" in discover("error")
 
 
 def test_the_list_of_drivers_shows_broken_ones_with_the_reason(plugins):
