@@ -38,9 +38,10 @@ class Background:
             await asyncio.gather(*under_way, return_exceptions=True)
 
     def _done(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()  # asked for in any case: else asyncio logs it
         if task in self._broken_off:
             self._broken_off.discard(task)
             return
         self._tasks.discard(task)
-        if not task.cancelled() and isinstance(error := task.exception(), Exception):
+        if isinstance(error, Exception):
             self._failed(error)
