@@ -13,9 +13,10 @@ from typing import Any, Final
 
 from host_client.record import Event
 from host_client.timeline.elements import Arrow, ArrowKind, Bar, BarKind, Lane, Measurement, Timeline
+from host_client.timeline.time_base import Unit
 from host_client.timeline.window import Window
 
-MICROSECONDS: Final = {"s": 1e6, "τ": 1e3}
+MICROSECONDS: Final[dict[Unit, float]] = {"s": 1e6, "τ": 1e3}
 """Of the trace in a unit of the axis: on a stepped clock a τ is shown as a millisecond."""
 
 PROCESSES: Final = {1: "host", 2: "link", 3: "SPU"}
@@ -23,6 +24,10 @@ PROCESSES: Final = {1: "host", 2: "link", 3: "SPU"}
 
 THREADS: Final[dict[Lane, tuple[int, int]]] = {"host": (1, 10), "uploads": (2, 20), "readings": (2, 30), "SPU": (3, 40)}
 """Process, and first thread, of a lane; each further row has the next thread."""
+
+APART: Final[dict[BarKind, tuple[int, int]]] = {"wait": (1, 13), "update": (1, 16)}
+"""The same for kinds of bars that share a lane. On a stepped clock an update and the differentiation after it are one
+instant, and of two slices on a thread a viewer would take one for a part of the other."""
 
 MEASUREMENTS: Final = (3, 50)
 """Process and thread of the instants at which the device was measured."""
@@ -80,7 +85,7 @@ def _metadata(timeline: Timeline) -> Iterator[dict[str, Any]]:
     for pid, name in PROCESSES.items():
         yield {"ph": "M", "name": "process_name", "pid": pid, "tid": 0, "args": {"name": name}}
         yield {"ph": "M", "name": "process_sort_index", "pid": pid, "tid": 0, "args": {"sort_index": pid}}
-    threads = {_thread(bar): bar.lane if bar.lane != "SPU" else "evolution" for bar in timeline.bars}
+    threads = {_thread(bar, timeline.unit): _thread_name(bar, timeline.unit) for bar in timeline.bars}
     threads[MEASUREMENTS] = "measured"
     if timeline.gaps:
         threads |= dict.fromkeys(GAPS, "device lost")
@@ -94,7 +99,7 @@ def _events(timeline: Timeline, window: Window) -> Iterator[dict[str, Any]]:
     shown = [bar for bar in timeline.bars if window.shows(bar.began, bar.ended)]
     for bar in shown:
         name = f"{NAMES[bar.kind]} {bar.number}" + (f" ({getattr(bar.event, 'outcome', '')})" if bar.lost else "")
-        yield _slice(name, bar.kind, _thread(bar), bar.began, bar.ended, scale, bar.event)
+        yield _slice(name, bar.kind, _thread(bar, timeline.unit), bar.began, bar.ended, scale, bar.event)
         staleness = getattr(bar.event, "staleness", None)
         if bar.kind == "update" and staleness is not None:
             counter = {"ph": "C", "name": "staleness in τ", "pid": 1, "tid": 0}
@@ -112,7 +117,7 @@ def _events(timeline: Timeline, window: Window) -> Iterator[dict[str, Any]]:
     arrows = [a for a in timeline.arrows if id(a.source) in known and id(a.target) in known]
     by_number = {m.reading.number: m for m in measured}
     for number, arrow in enumerate(arrows):
-        yield from _flow(arrow, number, scale, by_number)
+        yield from _flow(arrow, number, timeline.unit, by_number)
 
 
 def _slice(
@@ -124,10 +129,9 @@ def _slice(
     return shared | {"ts": ts, "dur": lasted, "args": asdict(event)}
 
 
-def _flow(arrow: Arrow, number: int, scale: float, measured: Mapping[int, Measurement]) -> Iterator[dict[str, Any]]:
+def _flow(arrow: Arrow, number: int, unit: Unit, measured: Mapping[int, Measurement]) -> Iterator[dict[str, Any]]:
     """An arrow as the events of a flow, each inside a slice: a reading's from where it was measured, over the link."""
-    stations = [(arrow.source, arrow.source.began), (arrow.target, arrow.target.began)]
-    places = [(*_thread(bar), place) for bar, place in stations]
+    places = [(*_thread(bar, unit), bar.began) for bar in (arrow.source, arrow.target)]
     if arrow.kind == "reading" and arrow.source.number in measured:
         places.insert(0, (*MEASUREMENTS, measured[arrow.source.number].time))
     places.sort(key=lambda place: place[2])
@@ -140,14 +144,20 @@ def _flow(arrow: Arrow, number: int, scale: float, measured: Mapping[int, Measur
             "id": number,
             "pid": pid,
             "tid": tid,
-            "ts": _ts(place, scale),
+            "ts": _ts(place, MICROSECONDS[unit]),
         }
         yield event | ({"bp": "e"} if phase == "f" else {})
 
 
-def _thread(bar: Bar) -> tuple[int, int]:
-    pid, first = THREADS[bar.lane]
+def _thread(bar: Bar, unit: Unit) -> tuple[int, int]:
+    pid, first = APART[bar.kind] if unit == "τ" and bar.kind in APART else THREADS[bar.lane]
     return pid, first + bar.row
+
+
+def _thread_name(bar: Bar, unit: Unit) -> str:
+    if bar.lane == "SPU":
+        return "evolution"
+    return bar.kind if unit == "τ" and bar.lane == "host" else bar.lane
 
 
 def _ts(place: float, scale: float) -> int:

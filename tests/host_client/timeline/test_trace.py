@@ -64,6 +64,32 @@ def test_a_trace_keeps_the_rules_of_its_format(name: str, tmp_path: Path) -> Non
         assert len({event["name"] for event in stations}) == 1
 
 
+@pytest.mark.parametrize("name", ["free", "slow", "lost", "stepped"])
+def test_every_arrow_holds_on_to_the_slices_that_it_is_of(name: str, tmp_path: Path) -> None:
+    """Viewers take the innermost slice at the event's time, of two that begin together the one that comes later."""
+    events = trace(RUNS[name], tmp_path / "t.json")
+    innermost: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)  # by thread, those that are open
+    flows = defaultdict(list)
+    for event in events:
+        if event["ph"] not in "Xstf":
+            continue
+        open_now = innermost[event["pid"], event["tid"]]
+        while open_now and open_now[-1]["ts"] + open_now[-1]["dur"] <= event["ts"]:
+            open_now.pop()
+        if event["ph"] == "X":
+            open_now.append(event)
+        else:
+            flows[event["name"], event["id"]].append(open_now[-1]["cat"])
+    ways = {
+        "upload": {("differentiation", "upload")},
+        "upload takes hold": {("upload", "program")},
+        "reading": {("measurement", "reading", "update")},
+    }
+    assert {flow for flow, _ in flows} == set(ways)
+    for (flow, _), slices in flows.items():
+        assert tuple(slices) in ways[flow]
+
+
 def test_a_trace_says_what_the_record_says(tmp_path: Path) -> None:
     run = RUNS["slow"]
     events = trace(run, tmp_path / "t.json")
