@@ -40,6 +40,12 @@ class Restartable:
         self._daemons[-1].process.kill()
         self._daemons[-1].process.wait()
 
+    def kill_driver(self) -> None:
+        """SIGKILL for the driver's process, not for the daemon."""
+        driver = self._daemons[-1].driver_process()
+        driver.kill()
+        driver.wait()
+
     def start(self) -> None:
         self._daemons.append(Daemon(self._socket, "--rate", RATE))
 
@@ -232,6 +238,21 @@ def test_a_device_that_another_took_is_taken_again_when_it_is_free(restartable: 
         eventually(lambda: optimizer.counts["reconnected"] == 1, "the device is free again")
         training.steps(optimizer, 2)
         assert optimizer.counts["digital"] == 3
+
+
+def test_a_driver_that_fails_is_taken_again_when_the_daemon_has_started_it_anew(restartable: Restartable) -> None:
+    training, events = Training(), list[Event]()
+    with connect(restartable.address) as spu, spu.session() as session:
+        optimizer = training.optimizer(session, on_loss="wait", record=events.append)
+        training.steps(optimizer, 2)
+        restartable.kill_driver()
+        training.steps(optimizer, 2)
+        restartable.kill_driver()
+        eventually(lambda: spu.info.restarts == 2 and spu.info.state == "halted", "it is there before a step needs it")
+        training.steps(optimizer, 2)
+        assert optimizer.counts["lost"] == optimizer.counts["reconnected"] == 2
+    assert ["SIGKILL" in one.reason for one in events if isinstance(one, DeviceLost)] == [True, True]
+    assert [one.source for one in events if isinstance(one, Updated)] == ["device"] * 6
 
 
 @pytest.mark.parametrize("policy", ["raise", "gradient"])
