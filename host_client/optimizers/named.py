@@ -63,7 +63,7 @@ def make_optimizer(
         return _PLAIN[name]([parameter for _, parameter in trained_parameters(model)], **hyperparameters)
     if name == "tngd":
         if session is None:
-            raise ValueError("tngd needs a session on a device: give session=spu.session()")
+            raise ValueError("tngd needs a session on a device: `with spu.session() as session`, session=session")
         return TNGD(model, criterion, session, **hyperparameters)
     return _NATURAL[name](model, criterion, **hyperparameters)
 

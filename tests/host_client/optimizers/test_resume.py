@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from host_client import TNGD, Session, connect
 from host_client.loop import NoOlderThan
+from host_client.optimizers import LevenbergMarquardt
 from tests.daemon import Daemon
 from tests.host_client.optimizers.training import flat
 
@@ -33,9 +35,14 @@ class Training:
         for number in range(first, last):
             generator = torch.Generator().manual_seed(number)
             inputs, targets = torch.randn(16, 12, generator=generator), torch.arange(16) % 5
-            self.criterion(self.model(inputs), targets).backward()
-            self.optimizer.step()
-            self.optimizer.zero_grad()
+            self.optimizer.step(partial(self.loss, inputs, targets))
+
+    def loss(self, inputs: Tensor, targets: Tensor) -> float:
+        """The closure: with the damping adapted a step needs one."""
+        self.optimizer.zero_grad()
+        loss = self.criterion(self.model(inputs), targets)
+        loss.backward()
+        return loss.item()
 
     def save(self) -> bytes:
         file = io.BytesIO()
@@ -77,6 +84,8 @@ def twice_as_many(device: Callable[[int], AbstractContextManager[Any]], **option
         {"curvature_every": 3},
         {"curvature": "mc", "samples": 2},
         {"readings": 3, "spacing": 0.7, "combine": "each"},
+        {"readings": 2, "spacing": 0.7, "trust_region": 1e-4, "momentum": 0.9},
+        {"adapt_damping": LevenbergMarquardt(every=2), "curvature_every": 2},
         {"period": 2.0},
         {"precision": "int16", "damping": lambda step: 0.1 / (1 + step)},
         {"freshness": NoOlderThan(programs=1)},
