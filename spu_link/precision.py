@@ -7,6 +7,7 @@ the solution is measured in ``docs/decisions/0010-precision-on-the-wire.md``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
@@ -44,41 +45,36 @@ def rounding(precision: Precision | None) -> float:
     return 0.5 / CODES if precision == "int16" else torch.finfo(PRECISIONS[precision]).eps / 2
 
 
-def encode(tensor: Tensor, precision: Precision, *, field: str, alike: bool = False) -> tuple[Tensor, list[float]]:
-    """A tensor of floats as it travels.
+@dataclass(frozen=True)
+class Encoded:
+    """A tensor as it travels, all of it where the tensor was, so that nobody waits for a value before it is sent.
+
+    Attributes:
+        values: in the precision's element type.
+        largest: largest magnitude for each scale, for `check_largest`; None where every value fits.
+        scales: of the codes, float32, one for each leading index or one for all; None where there are no codes.
+    """
+
+    values: Tensor
+    largest: Tensor | None = None
+    scales: Tensor | None = None
+
+
+def encode(tensor: Tensor, precision: Precision, *, alike: bool = False) -> Encoded:
+    """A tensor of floats as it travels, where possible without a copy; `check_largest` then says whether it fits.
 
     Args:
         tensor: of two or more dimensions.
         precision: how.
-        field: its name in errors.
         alike: whether all codes have the same scale, which keeps a matrix symmetric.
-
-    Returns:
-        The tensor in the precision's element type, where possible without a copy; and the scales of its codes, one for
-        each leading index or one for all, where there are codes.
-
-    Raises:
-        InvalidProgram: when a value is not finite, or too large for the precision.
     """
     dtype = PRECISIONS[precision]
     if tensor.dtype == dtype:
-        return tensor, []
+        return Encoded(tensor)
     flat = tensor.reshape(1 if alike or precision != "int16" else len(tensor), -1)
     largest = torch.maximum(flat.amax(1), -flat.amin(1))  # vectorised, unlike aminmax(dim=1)
-    limit = torch.finfo(torch.float32 if precision == "int16" else dtype).max
-    if not bool((largest <= limit).all()):
-        check_finite(field, tensor)
-        found = float(largest.max())
-        way_out = "int16 or bfloat16" if limit < torch.finfo(torch.bfloat16).max else "None, which keeps the dtype"
-        raise InvalidProgram(
-            f"{field} has a value of magnitude {found:.4g}, and {precision} ends at {limit:.4g}; "
-            f"send it with precision {way_out}",
-            field=field,
-            found=found,
-            expected=f"at most {limit:.4g}",
-        )
     if precision != "int16":
-        return tensor.to(dtype), []
+        return Encoded(tensor.to(dtype), largest)
     # Towards 0, so that no code times its scale is more than what it stands for.
     scales = torch.nextafter((largest / CODES).float(), torch.zeros((), device=largest.device))
     scales.clamp_(min=torch.finfo(torch.float32).tiny)
@@ -87,7 +83,34 @@ def encode(tensor: Tensor, precision: Precision, *, field: str, alike: bool = Fa
     step = max(1, BLOCK // len(flat))
     for some, out in zip(flat.split(step, 1), codes.split(step, 1), strict=True):
         out.copy_((some * factors).round_())
-    return codes.view(tensor.shape), scales.tolist()
+    return Encoded(codes.view(tensor.shape), largest, scales)
+
+
+def check_largest(field: str, tensor: Tensor, largest: Tensor, precision: Precision) -> None:
+    """Refuse a tensor that is not finite, or too large for a precision.
+
+    Args:
+        field: its name in errors.
+        tensor: as it was before `encode`.
+        largest: what `encode` found.
+        precision: how it travels.
+
+    Raises:
+        InvalidProgram: naming `field`, and a precision that would do.
+    """
+    limit = torch.finfo(torch.float32 if precision == "int16" else PRECISIONS[precision]).max
+    if bool((largest <= limit).all()):
+        return
+    check_finite(field, tensor)
+    found = float(largest.max())
+    way_out = "int16 or bfloat16" if limit < torch.finfo(torch.bfloat16).max else "None, which keeps the dtype"
+    raise InvalidProgram(
+        f"{field} has a value of magnitude {found:.4g}, and {precision} ends at {limit:.4g}; "
+        f"send it with precision {way_out}",
+        field=field,
+        found=found,
+        expected=f"at most {limit:.4g}",
+    )
 
 
 def decode(tensor: Tensor, scales: Sequence[float]) -> Tensor:

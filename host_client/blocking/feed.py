@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from host_client.blocking.thread import post, wait, waiting
+from host_client.blocking.thread import follow, post, wait, waiting
 from host_client.loop import Freshness
 from host_client.loop import feed as aio_feed
 from host_client.loop.arrivals import Arrived
@@ -45,6 +45,7 @@ class Feed:
 
     def begin(self, operator: Operator, precision: Precision | None, *, copied: bool) -> None:
         """Send an operator ahead of the rest, if nothing else is under way."""
+        follow([operator])
         post(self._aio.begin, operator, precision, copied=copied)
 
     def abandon(self) -> None:
@@ -71,6 +72,7 @@ class Feed:
             await self._aio.copied()
             return await self._aio.readings(number, freshness, timeout=timeout)
 
+        follow([operator, drive])
         return wait(exchange())
 
     def resume(self, free_from: float, operator: Operator | None, sequence: int) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from host_client import aio
 from host_client.blocking.feed import Feed
-from host_client.blocking.thread import wait, waiting
+from host_client.blocking.thread import follow, wait, waiting
 from host_client.blocking.upload import Upload
 from host_client.clock import ClockAgreement
 from host_client.links.base import Capacity
@@ -84,6 +84,7 @@ class Session:
         async def begin() -> aio.Upload:
             return self._aio.upload(operator, precision=precision)
 
+        follow([operator])
         return Upload(wait(begin()))
 
     def feed(

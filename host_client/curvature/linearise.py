@@ -97,7 +97,14 @@ class Linearise:
         blocks = self._blocks(uses, layouts, unruled, batch)
         self._check_memory(blocks, batch, z)
         columns = loss_root(
-            criterion, z, target, samples=samples, kind=self._kind, draws=self._draws, generator=self._generator
+            criterion,
+            z,
+            target,
+            samples=samples,
+            kind=self._kind,
+            draws=self._draws,
+            generator=self._generator,
+            columns=c,
         )
         edges = [GradientEdge(use.node, use.output_nr) for use in uses]
         shapes = [use.shape for use in uses]

@@ -115,10 +115,12 @@ class Demand:
         itemsize = max((size.itemsize for size in self.sizes), default=0)
         vector = self.parameters * itemsize
         rows = self.columns * self.samples
-        computed = operands + self.columns * self.outputs * itemsize + vector
+        cotangents = self.columns * self.outputs * itemsize
+        computed = operands + cotangents + vector
         on_cpu = self.place.type == "cpu"
         host = (computed if on_cpu else operands + vector) + vector
-        accelerator = 0 if on_cpu else computed
+        # When the operands are laid together for their way to the host, the cotangents are gone.
+        accelerator = 0 if on_cpu else operands + max(cotangents, sent) + vector
         if self.cell == "row":  # the Gram matrix, made here from the operands in float64
             gram = 8 * rows * rows
             in_float64 = operands // max(itemsize, 1) * 8

@@ -51,7 +51,7 @@ class Source:
 
     def positions(self, device: torch.device) -> Tensor:
         """For each element of the view, in order, its place in the flattened parameter; shape (numel,), int64."""
-        places = torch.tensor(self.start, device=device)
+        places = torch.full((), self.start, device=device)
         for extent, step in zip(self.shape, self.stride, strict=True):
             places = places[..., None] + torch.arange(extent, device=device) * step
         return places.flatten()

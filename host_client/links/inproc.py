@@ -188,13 +188,11 @@ class _InprocUpload(Upload):
         """Copy the rest and program the device."""
         deadline = asyncio.get_running_loop().time() + timeout
         device = self._link.device
-        late, tensors = wire.late_header(program)
         if self._header is None:
-            header, operands = wire.operator_header(program.operator, program.precision)
-            tensors = operands + tensors
+            header, tensors = wire.header_of(program)
         else:
-            header = self._header
-        header.MergeFrom(late)
+            header, (late, tensors) = self._header, wire.late_header(program)
+            header.MergeFrom(late)
         header.MergeFrom(plans(reads, not_before))
         device.admit(self._session, header)
         views = wire.byte_views(tensors)

@@ -116,21 +116,20 @@ class RemoteUpload(Upload):
 
     async def _send_rest(self, program: Program, plan: pb.ProgramHeader) -> None:
         """Send what is still to come, the way that what went ahead has gone, or the best one."""
-        late, tensors = wire.late_header(program)
-        late.MergeFrom(plan)
         if self._memory is not None:
             self._memory.reading_bytes = program.drive.nbytes
-        if self._begun is not None and self._region is None:
-            await self._send_chunks(tensors)
-            trailer = pb.ProgramTrailer(crc32c=self._crc, late=late)
-            await self._send(pb.ProgramRequest(trailer=trailer))
-            return
-        if self._begun is not None:
-            header = self._begun
+        if self._begun is None:
+            header, tensors = wire.header_of(program)
         else:
-            header, operands = wire.operator_header(self._operator, self._precision)
-            tensors = operands + tensors
-        header.MergeFrom(late)
+            late, tensors = wire.late_header(program)
+            if self._region is None:
+                late.MergeFrom(plan)
+                await self._send_chunks(tensors)
+                await self._send(pb.ProgramRequest(trailer=pb.ProgramTrailer(crc32c=self._crc, late=late)))
+                return
+            header = self._begun
+            header.MergeFrom(late)
+        header.MergeFrom(plan)
         nbytes = self.sent_bytes + _nbytes(tensors)
         results = program.drive.nbytes * len(plan.reads)
         if self._region is not None or (nbytes > SMALL_BYTES and await self._take(nbytes + ALIGNMENT + results)):

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from spu_link.errors import ProtocolError
 from spu_link.landing import landed
 from spu_link.operators import Operator
-from spu_link.precision import Precision, encode
+from spu_link.operators.base import Role
+from spu_link.precision import Encoded, Precision, check_largest, encode
 from spu_link.program import Program, tensor_name
 from spu_link.wire.tables import PROGRAM_ROLES, role_name
 from spu_link.wire.tensors import tensor_spec
 from tngd.spu.v1 import spu_pb2 as pb
+
+
+@dataclass(frozen=True)
+class _Operand:
+    """A tensor of a program, as it travels and as it was."""
+
+    encoded: Encoded
+    tensor: Tensor
+    role: Role
+    block: int = 0
+    precision: Precision | None = None
+    name: str = ""
 
 
 def header_of(program: Program) -> tuple[pb.ProgramHeader, list[Tensor]]:
@@ -22,43 +36,73 @@ def header_of(program: Program) -> tuple[pb.ProgramHeader, list[Tensor]]:
     Raises:
         InvalidProgram: when a value does not fit into the program's precision.
     """
-    header, tensors = operator_header(program.operator, program.precision)
-    late, rest = late_header(program)
+    header, late = pb.ProgramHeader(), pb.ProgramHeader()
+    operands = [*_of_operator(header, program.operator, program.precision), *_of_rest(late, program)]
     header.MergeFrom(late)
-    return header, tensors + rest
+    return header, _described(header, operands)
 
 
 def late_header(program: Program) -> tuple[pb.ProgramHeader, list[Tensor]]:
     """What an open header leaves out of a program, for `complete`, and the tensors that follow the operator's."""
-    header = pb.ProgramHeader(damping=program.damping, noise=program.noise)
-    tensors: list[Tensor] = []
-    _add(header, tensors, program.drive, role=pb.ROLE_DRIVE)
-    if isinstance(program.start, Tensor):
-        header.start = pb.START_TENSOR
-        _add(header, tensors, program.start, role=pb.ROLE_START)
-    else:
-        header.start = {"keep": pb.START_KEEP, "drive": pb.START_DRIVE}[program.start]
-    return header, landed(tensors)
+    header = pb.ProgramHeader()
+    return header, _described(header, _of_rest(header, program))
 
 
 def operator_header(operator: Operator, precision: Precision | None) -> tuple[pb.ProgramHeader, list[Tensor]]:
-    """An open header, which describes the operator alone, and the operator's tensors as they travel in a precision."""
+    """An open header, which describes the operator alone, and the operator's tensors as they travel in a precision.
+
+    Raises:
+        InvalidProgram: when a value does not fit into the precision.
+    """
     header = pb.ProgramHeader()
-    tensors: list[Tensor] = []
+    return header, _described(header, _of_operator(header, operator, precision))
+
+
+def _of_operator(header: pb.ProgramHeader, operator: Operator, precision: Precision | None) -> list[_Operand]:
+    """Describe an operator but for its tensors, which follow."""
+    found = []
     for index, (block, operands) in enumerate(operator.wire()):
         header.blocks.append(block)
         for role, operand in operands.items():
-            encoded, scales = operand, list[float]()
-            if precision is not None and role != pb.ROLE_INDICES:
-                name = tensor_name(block, role)
-                encoded, scales = encode(operand, precision, field=name, alike=role == pb.ROLE_MATRIX)
-            _add(header, tensors, encoded, role=role, block=index, scales=scales)
-    return header, landed(tensors)
+            if precision is None or role == pb.ROLE_INDICES:
+                found.append(_Operand(Encoded(operand), operand, role, index))
+            else:
+                encoded = encode(operand, precision, alike=role == pb.ROLE_MATRIX)
+                found.append(_Operand(encoded, operand, role, index, precision, tensor_name(block, role)))
+    return found
 
 
-def _add(header: pb.ProgramHeader, tensors: list[Tensor], tensor: Tensor, **description: Any) -> None:
-    tensors.append(tensor)
-    header.tensors.append(tensor_spec(tensor, **description))
+def _of_rest(header: pb.ProgramHeader, program: Program) -> list[_Operand]:
+    """Describe what is not the operator's but for its tensors, which follow."""
+    header.damping, header.noise = program.damping, program.noise
+    found = [_Operand(Encoded(program.drive), program.drive, pb.ROLE_DRIVE)]
+    if isinstance(program.start, Tensor):
+        header.start = pb.START_TENSOR
+        found.append(_Operand(Encoded(program.start), program.start, pb.ROLE_START))
+    else:
+        header.start = {"keep": pb.START_KEEP, "drive": pb.START_DRIVE}[program.start]
+    return found
+
+
+def _described(header: pb.ProgramHeader, operands: Sequence[_Operand]) -> list[Tensor]:
+    """Describe tensors, all of which come to the host at once, with what has to be known of them there."""
+    tensors = []
+    for one, arrived in zip(operands, _arrived([one.encoded for one in operands]), strict=True):
+        if arrived.largest is not None and one.precision is not None:
+            check_largest(one.name, one.tensor, arrived.largest, one.precision)
+        scales = [] if arrived.scales is None else arrived.scales.tolist()
+        header.tensors.append(tensor_spec(arrived.values, role=one.role, block=one.block, scales=scales))
+        tensors.append(arrived.values)
+    return tensors
+
+
+def _arrived(encoded: Sequence[Encoded]) -> list[Encoded]:
+    every = [(one.values, one.largest, one.scales) for one in encoded]
+    arrived = iter(landed([tensor for three in every for tensor in three if tensor is not None]))
+    return [
+        Encoded(next(arrived), None if largest is None else next(arrived), None if scales is None else next(arrived))
+        for _, largest, scales in every
+    ]
 
 
 def kept_of(header: pb.ProgramHeader) -> pb.KeptBlock | None:

@@ -26,6 +26,20 @@ FEATURES = (*KINDS, *NARROW.values(), "window")
 """With the precisions narrower than float32, and time averages."""
 
 
+def check_compute(compute: str) -> None:
+    """Refuse a place to compute that is not here.
+
+    Raises:
+        ValueError: saying what torch finds instead.
+    """
+    wanted = torch.device(compute)
+    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if wanted.type == "cpu" or (here is not None and wanted.type == here.type):
+        return
+    found = "no accelerator" if here is None else f"only {here.type}"
+    raise ValueError(f"compute is {compute!r}, but torch {torch.__version__} finds {found} here")
+
+
 @dataclass(frozen=True)
 class _Loaded:
     """A program, how the cells move under it, and how long a step of theirs may take, in seconds."""
@@ -78,8 +92,7 @@ class Emulator(Driver):
         if options.settings and type(self) is Emulator:
             names = ", ".join(options.settings)
             raise ValueError(f"the emulator has no options of its own, but was given {names}; the driver analog has")
-        if options.compute != "cpu" and not torch.cuda.is_available():
-            raise ValueError(f"compute is {options.compute!r}, but torch {torch.__version__} finds no CUDA device here")
+        check_compute(options.compute)
         self.time = 0.0
         self._options = options
         self._compute = torch.device(options.compute)

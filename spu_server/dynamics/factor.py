@@ -127,7 +127,8 @@ class FactorTransition(Transition):
                 new[j] = v
         if new:
             vectors = list(new.values())
-            images[list(new)] = self.operator.apply(torch.stack(vectors) if len(vectors) > 1 else vectors[0][None])
+            made = self.operator.apply(torch.stack(vectors) if len(vectors) > 1 else vectors[0][None])
+            images[list(new)] = made.to(images)
         return images
 
     def _known(self, v: Tensor | None) -> Tensor | None:

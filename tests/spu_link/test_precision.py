@@ -23,10 +23,10 @@ MODERATE = arrays("float32", SHAPES, elements=st.floats(-60000, 60000, width=32)
 
 
 def there_and_back(tensor: Tensor, precision: str, *, alike: bool = False) -> Tensor:
-    encoded, scales = encode(tensor, precision, field="rows", alike=alike)
-    assert encoded.dtype == PRECISIONS[precision]
-    assert encoded.shape == tensor.shape
-    decoded = decode(encoded, scales)
+    encoded = encode(tensor, precision, alike=alike)
+    assert encoded.values.dtype == PRECISIONS[precision]
+    assert encoded.values.shape == tensor.shape
+    decoded = decode(encoded.values, [] if encoded.scales is None else encoded.scales.tolist())
     assert decoded.dtype == torch.float32
     assert decoded.shape == tensor.shape
     return decoded
@@ -113,14 +113,14 @@ def test_what_float16_cannot_hold_is_refused_with_the_name_and_the_way_out(name)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int16"])
 def test_a_float64_value_beyond_float32_is_refused(precision):
     with pytest.raises(InvalidProgram, match=r"rows has a value of magnitude 1e\+200.*None"):
-        encode(full_of(1e200, torch.float64)(2, 3), precision, field="rows")
+        wire.operator_header(Rows(full_of(1e200, torch.float64)(2, 3)), precision)
 
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16", "int16"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_value_that_is_not_finite_is_refused_where_it_is(precision, value):
     with pytest.raises(InvalidProgram, match=rf"rows\[1, 2\] is {value}"):
-        encode(full_of(value)(2, 3), precision, field="rows")
+        wire.operator_header(Rows(full_of(value)(2, 3)), precision)
 
 
 @pytest.mark.parametrize("name", OPERATORS)

@@ -64,6 +64,7 @@ def loss_root(
     kind: Kind,
     draws: int,
     generator: torch.Generator | None,
+    columns: int | None = None,
 ) -> Tensor:
     """Cotangents of a criterion's input whose outer products, over samples and columns, are its curvature.
 
@@ -91,6 +92,7 @@ def loss_root(
         kind: which curvature.
         draws: number of columns of the Monte-Carlo Fisher, at least one.
         generator: of the labels drawn, on the device of z; None for torch's own.
+        columns: c, where `loss_columns` has found it.
 
     Returns:
         Shape (c, *z.shape), the dtype of z: in sample i column k holds what belongs to sample i.
@@ -102,21 +104,22 @@ def loss_root(
     loss, wide = _loss_of(criterion), _wide(z)
     _check_shapes(loss, wide, target, samples)
     elements = loss.elements(wide, samples)
+    if columns is None:
+        columns = loss_columns(criterion, z, target, samples=samples, kind=kind, draws=draws)
     mass, divisor = _weights(loss, criterion, wide, target, samples)
     if kind == "exact":
-        positions = elements.shape[1]
-        width = _width(mass) if positions > 1 and loss.leaves_out(target) else positions
-        # Rounded first: what is spread is `width` times as much.
-        columns = spread(loss.root(elements, mass).to(z.dtype), mass, width)
+        # Rounded first: what is spread is several times as much.
+        width = columns // loss.rank(loss.dimension(z.shape))
+        found = spread(loss.root(elements, mass).to(z.dtype), mass, width)
     elif kind == "mc":
         if draws < 1:
             raise ValueError(f"{draws} Monte-Carlo samples; at least one is needed")
-        columns = loss.scores(elements, mass / draws, draws, generator)
+        found = loss.scores(elements, mass / draws, draws, generator)
     elif kind == "empirical":
         return (_gradient(criterion, wide, target) * divisor**0.5).to(z.dtype)[None]
     else:
         raise ValueError(f"curvature {kind!r} is not known; choose 'exact', 'mc' or 'empirical'")
-    return loss.restore(columns, z.shape).to(z.dtype)
+    return loss.restore(found, z.shape).to(z.dtype)
 
 
 def _loss_of(criterion: nn.Module) -> Loss:

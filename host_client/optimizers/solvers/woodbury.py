@@ -27,7 +27,7 @@ def solve_woodbury(operator: FactorOperator, drive: Tensor, damping: float) -> T
     # The difference below is small against its terms where F is large against λ: float32 products would not do.
     exact = operator.map(lambda operand: operand.double())
     b = drive.double()
-    gram = exact.gram()
+    gram = exact.gram().to(b.device)
     gram.diagonal().add_(damping)
     w = torch.cholesky_solve(exact.apply(b)[:, None], torch.linalg.cholesky(gram))[:, 0]
     return (b - exact.adjoint(w)) / damping

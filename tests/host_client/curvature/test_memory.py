@@ -54,10 +54,10 @@ def test_what_is_counted_beforehand_is_what_the_capture_makes(case: Case, monkey
     assert [one.link for one in counted] == [capture.operator.nbytes + drive]
 
 
-def test_on_an_accelerator_the_host_holds_the_pinned_copy() -> None:
+def test_on_an_accelerator_operands_lie_there_twice_for_a_moment_and_the_host_holds_the_pinned_copy() -> None:
     sizes = [Size("a", 100, 10, 4, 50)]
     estimate = check_memory(sizes, 2, samples=5, parameters=50, outputs=30, place=torch.device("cuda"))
-    assert estimate.accelerator == (120 + 2 * 30 + 50) * 4
+    assert estimate.accelerator == (120 + 120 + 50) * 4
     assert estimate.host == (120 + 2 * 50) * 4
 
 
@@ -128,7 +128,7 @@ def test_too_few_cells_for_the_rows_are_helped_by_fewer_rows() -> None:
 def test_the_accelerators_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_on", lambda place: GIB)
     refused = _refusal(sizes=BIG, columns=8, samples=64, parameters=1_100_000, place=torch.device("cuda"))
-    assert "2.04 GiB on the accelerator" in str(refused)
+    assert "4.08 GiB on the accelerator" in str(refused)
     assert "but the accelerator has 922 MiB to spare" in str(refused)
 
 
