@@ -56,7 +56,7 @@ def test_a_gpu_reads_what_a_cpu_reads() -> None:
 async def test_a_gpu_that_is_not_there_is_told_at_the_start() -> None:
     from host_client.aio import connect
 
-    with pytest.raises(DeviceFault, match="compute is 'cuda', but torch .* finds no accelerator here"):
+    with pytest.raises(DeviceFault, match=r"compute is 'cuda', but torch .* finds no accelerator here"):
         await connect("inproc:", compute="cuda")
 
 
