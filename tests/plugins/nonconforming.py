@@ -41,6 +41,9 @@ class Nonconforming(Emulator):
             program.start = torch.zeros_like(program.drive)
         if self._breaks("too noisy"):
             program.noise *= 2.0
+        if self._breaks("slow with noise") and program.noise:
+            slower = Dense(0.5 * program.operator.dense())
+            program = Program(slower, 0.5 * program.drive, noise=0.5 * program.noise, start=program.start)
         super().stage(program)
         if self._breaks("stages into the running program") and self._running is not None:
             self._running = self._staged
