@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format protos bench performance compose-test clean
+.PHONY: help install demo test explore lint format protos bench performance compose-test clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,8 +23,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install  ## Start a daemon, train the reference CNN on MNIST through it, Adam beside it, and show the result
 	$(BIN)/tngd demo --out results/demo
 
-test: install  ## Run the test suite, two files at a time (under 10 minutes on 2 cores)
+test: install  ## Run the test suite, two files at a time, with the same examples every time (under 10 minutes on 2 cores)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+explore: install  ## Try the property tests with ten times as many examples, other ones each time (4 minutes on 2 cores)
+	$(BIN)/python -m pytest --numprocesses 2 -m hypothesis --hypothesis-profile explore --timeout 0
 
 lint: install  ## Check style, formatting and types
 	$(BIN)/ruff check .

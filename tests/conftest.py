@@ -1,12 +1,27 @@
-"""Fixtures: real daemons in processes of their own."""
+"""The same examples and the same random numbers in every run; fixtures: real daemons in processes of their own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
 import pytest
+import torch
+from hypothesis import settings
 
+from tests import profiles
 from tests.daemon import Daemon
+
+settings.load_profile("repeatable")  # unless the command line names another
+
+
+def pytest_sessionstart() -> None:
+    if settings().derandomize:
+        profiles.without_constants_of_the_source()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    torch.manual_seed(0)  # before any fixture, and whatever ran before in this process
 
 
 @pytest.fixture

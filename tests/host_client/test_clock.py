@@ -19,6 +19,7 @@ from spu_link.device_time import DeviceTime
 from spu_link.errors import ClockMismatch, EpochMismatch
 from spu_link.operators import Rows
 from tests.daemon import Daemon
+from tests.profiles import examples
 from tests.system.raw import eventually
 
 SECONDS = st.floats(0.0, 5.0)
@@ -45,7 +46,7 @@ class World:
         return Exchange(*map(float, times), epoch=1, rate=float(self.nominal)), end
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150))
 @given(
     host=st.floats(0.0, 1e7),
     uptime=st.floats(0.0, 1e7),

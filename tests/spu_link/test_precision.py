@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from torch import Tensor
@@ -141,7 +141,6 @@ def test_every_operand_but_indices_travels_in_16_bits(name, precision):
     assert torch.equal(arrived.drive, drive)
 
 
-@settings(deadline=None)
 @given(n=st.integers(1, 20), rank=st.integers(1, 20), precision=st.sampled_from(list(PRECISIONS)))
 def test_a_dense_matrix_stays_symmetric_and_is_not_refused_for_what_rounding_did(n, rank, precision):
     a = random(rank, n, seed=n * rank, dtype=torch.float32)

@@ -12,6 +12,7 @@ from spu_link.errors import CapacityExceeded, InvalidProgram, UploadCorrupt
 from spu_link.operators import Conv2dRows, Dense, EmbeddingRows, LayerRows, LinearRows, Rows
 from spu_link.precision import PRECISIONS
 from spu_link.program import Program
+from tests.profiles import examples
 from tngd.spu.v1 import spu_pb2 as pb
 
 DTYPES = st.sampled_from([torch.float32, torch.float64])
@@ -97,7 +98,7 @@ def sent(program, size):
     return wire.program_from(header, memoryview(buffer))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=examples(200))
 @given(program=programs(), size=st.integers(1, 300))
 def test_a_program_comes_out_as_it_went_in(program, size):
     arrived = sent(program, size)
@@ -204,7 +205,7 @@ def test_missing_bytes_and_a_wrong_checksum_are_told_apart():
         one.finish(google_crc32c.value(b"abcdefgX"))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=examples(300))
 @given(
     program=programs(),
     data=st.data(),

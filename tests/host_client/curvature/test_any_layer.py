@@ -14,6 +14,7 @@ from host_client.curvature import Capture
 from tests.cases import Problem
 from tests.cases.targets import labels
 from tests.host_client.curvature.oracle import assert_same_curvature, curvature
+from tests.profiles import examples
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
 
@@ -91,15 +92,16 @@ def transposed_convolutions(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, ...]
     return TRANSPOSED[space](**options), (options["in_channels"], *image)
 
 
-@settings(deadline=None, max_examples=60)
-@given(st.one_of(convolutions(), transposed_convolutions()), st.integers(1, 3))
-def test_any_convolution(drawn: tuple[nn.Module, tuple[int, ...]], b: int) -> None:
+@settings(max_examples=examples(60))
+@given(st.random_module(), st.one_of(convolutions(), transposed_convolutions()), st.integers(1, 3))
+def test_any_convolution(seed: object, drawn: tuple[nn.Module, tuple[int, ...]], b: int) -> None:
     layer, sample = drawn
     _assert_exact(_classifier(layer, sample), torch.randn(b, *sample, dtype=torch.float64))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=examples(40))
 @given(
+    st.random_module(),
     st.lists(st.integers(1, 4), max_size=3),
     st.integers(1, 4),
     st.integers(1, 4),
@@ -107,15 +109,23 @@ def test_any_convolution(drawn: tuple[nn.Module, tuple[int, ...]], b: int) -> No
     st.integers(1, 4),
 )
 def test_any_linear_layer_on_any_leading_dimensions(
-    leading: list[int], d_in: int, d_out: int, bias: bool, b: int
+    seed: object, leading: list[int], d_in: int, d_out: int, bias: bool, b: int
 ) -> None:
     sample = (*leading, d_in)
     _assert_exact(_classifier(nn.Linear(d_in, d_out, bias=bias), sample), torch.randn(b, *sample, dtype=torch.float64))
 
 
-@settings(deadline=None, max_examples=40)
-@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 3), st.booleans(), st.booleans(), st.booleans())
-def test_any_attention(tokens: int, keys: int, b: int, batch_first: bool, bias: bool, own: bool) -> None:
+@settings(max_examples=examples(40))
+@given(
+    st.random_module(),
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+)
+def test_any_attention(seed: object, tokens: int, keys: int, b: int, batch_first: bool, bias: bool, own: bool) -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()

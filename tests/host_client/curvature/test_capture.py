@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
@@ -23,10 +23,15 @@ TARGETS = torch.tensor([0, 1, 2, 0])
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
 
 
-@settings(deadline=None)
-@given(st.lists(st.integers(1, 6), min_size=1, max_size=3), st.integers(2, 5), st.integers(1, 4), st.booleans())
+@given(
+    st.random_module(),
+    st.lists(st.integers(1, 6), min_size=1, max_size=3),
+    st.integers(2, 5),
+    st.integers(1, 4),
+    st.booleans(),
+)
 def test_any_stack_of_linear_layers_has_the_rows_of_its_dense_jacobian(
-    widths: list[int], classes: int, b: int, bias: bool
+    seed: object, widths: list[int], classes: int, b: int, bias: bool
 ) -> None:
     layers: list[nn.Module] = []
     for d_in, d_out in zip(widths, [*widths[1:], classes], strict=True):

@@ -16,6 +16,7 @@ from host_client.curvature.memory import NOT_WORTH_ASKING, SHARE, Estimate, Size
 from host_client.links.base import Capacity, Cell
 from spu_link.operators import LayerRows, LinearRows, Rows
 from tests.cases import Case
+from tests.profiles import examples
 
 GIB = 1 << 30
 
@@ -168,7 +169,7 @@ _SIZES = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=examples(300))
 @given(
     _SIZES,
     st.integers(1, 2000),

@@ -15,6 +15,7 @@ from host_client.embeddings.kronecker import balance
 from spu_link.errors import CapacityExceeded, InvalidProgram
 from spu_link.operators import Damped, Dense, Operator, Rows
 from tests.host_client.embeddings.operators import factors, relaxed, rows, vector
+from tests.profiles import examples
 
 SIZES = st.lists(st.integers(1, 7), min_size=1, max_size=4)
 DAMPING = st.floats(1e-3, 10.0)
@@ -34,7 +35,7 @@ def close(found: Tensor, expected: Tensor, damping: float) -> None:
     assert (found - expected).norm() <= 1e-11 / damping * expected.norm() + 1e-13
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=examples(60))
 @given(m=st.integers(1, 9), sizes=SIZES, damping=DAMPING, seed=st.integers(0, 999))
 def test_sample_space_gives_the_solution_itself(m: int, sizes: list[int], damping: float, seed: int) -> None:
     operator = rows(m, *sizes, seed=seed)
@@ -43,7 +44,7 @@ def test_sample_space_gives_the_solution_itself(m: int, sizes: list[int], dampin
     close(solve_exactly(SampleSpace(), operator, drive, damping), solved(dense(operator), damping, drive), damping)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=examples(60))
 @given(m=st.integers(1, 9), sizes=SIZES, cuts=st.sets(st.integers(1, 3)), damping=DAMPING, seed=st.integers(0, 999))
 def test_blocks_give_the_solution_under_the_diagonal(
     m: int, sizes: list[int], cuts: set[int], damping: float, seed: int
@@ -70,7 +71,7 @@ def test_rows_and_matrices_are_cut_anywhere() -> None:
         close(solve_exactly(Block(), operator, drive, 0.3), solved(a.T @ a, 0.3, drive), 0.3)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=examples(60))
 @given(
     shapes=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=3),
     damping=DAMPING,
@@ -102,7 +103,7 @@ def test_no_layer_takes_more_programs_than_it_has_unknowns() -> None:
     assert {len(problem.drive) for problem in first.problems} == {6, 2, 3}
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=examples(40))
 @given(
     m=st.integers(1, 6),
     n=st.integers(1, 9),
@@ -130,7 +131,7 @@ def test_the_cells_in_sample_space_are_the_image_of_those_in_parameter_space_at_
     torch.testing.assert_close(found - exact, a.T @ (a @ exact - w) / damping, rtol=1e-7, atol=1e-8 / damping)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=examples(40))
 @given(damping=st.floats(1e-3, 1.0), time=st.floats(0.05, 50.0), seed=st.integers(0, 99))
 def test_short_runs_one_after_the_other_come_closer_to_the_solution(damping: float, time: float, seed: int) -> None:
     """Each goes on from the estimate of the state that the one before left behind, and none makes it worse."""

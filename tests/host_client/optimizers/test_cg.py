@@ -7,6 +7,7 @@ from host_client.curvature import Capture
 from host_client.optimizers.solvers import conjugate_gradients, solve_dense
 from spu_link.operators import Dense, Operator, Rows
 from tests.cases import CASES, Case
+from tests.profiles import examples
 
 
 def system(rows: int, n: int, seed: int, dtype: torch.dtype = torch.float64) -> tuple[Rows, torch.Tensor]:
@@ -24,7 +25,7 @@ def system(rows: int, n: int, seed: int, dtype: torch.dtype = torch.float64) -> 
     damping=st.floats(1e-3, 10.0),
     dense=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 def test_it_finds_the_dense_solution_in_no_more_iterations_than_rows_and_one(
     rows: int, n: int, seed: int, damping: float, dense: bool
 ) -> None:

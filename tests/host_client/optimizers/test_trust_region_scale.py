@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 
 from host_client.optimizers.trust_region import quadratic, scale
 from spu_link.operators import Dense, Rows
+from tests.profiles import examples
 
 
 @given(seed=st.integers(0, 10_000), lr=st.floats(1e-3, 1e3), radius=st.floats(1e-6, 1e2))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80))
 def test_a_scaled_step_is_within_the_radius_and_no_shorter_than_it_must_be(seed: int, lr: float, radius: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randn(4, 7, generator=generator, dtype=torch.float64)

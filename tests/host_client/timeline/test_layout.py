@@ -19,6 +19,7 @@ from host_client.timeline import choose_window, lay_out
 from host_client.timeline.example import find_example
 from host_client.timeline.time_base import HostTime
 from tests.host_client.timeline.pipeline import FreeRunning, Stepped
+from tests.profiles import examples
 
 SECONDS = st.floats(0.001, 0.1)
 FREE = st.builds(
@@ -45,7 +46,7 @@ def record(*events: Event) -> Record:
 
 
 @given(run=FREE | STEPPED)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150))
 def test_bars_and_arrows_go_forward_and_what_cannot_overlap_does_not(run: FreeRunning | Stepped) -> None:
     timeline = lay_out(run.record())
     events = run.record().events
@@ -73,7 +74,7 @@ def test_bars_and_arrows_go_forward_and_what_cannot_overlap_does_not(run: FreeRu
 
 
 @given(run=FREE)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50))
 def test_device_times_keep_their_order_and_lie_within_the_error_of_the_clocks(run: FreeRunning) -> None:
     events = run.events()
     base = HostTime((event for event in events if isinstance(event, ClockAgreed)), origin=0.0)

@@ -1,7 +1,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from host_client.timeline import Window, choose_window, lay_out
@@ -12,7 +12,6 @@ LOST = lay_out(FreeRunning(lost_after=5, steps=10, away=20.0).record())
 
 
 @given(began=st.floats(0.0, 20.0), length=st.floats(0.01, 30.0), places=st.lists(st.floats(-1.0, 25.0), min_size=2))
-@settings(max_examples=100, deadline=None)
 def test_what_is_later_lies_further_right(began: float, length: float, places: list[float]) -> None:
     scale = Scale(LOST, Window(began, began + length), 8.0)
     inches = [scale(place) for place in sorted(places)]

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -79,7 +79,6 @@ pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
     out=st.integers(1, 2),
     size=st.tuples(st.integers(5, 7), st.integers(5, 7)),
 )
-@settings(deadline=None)
 def test_products(geometry: Geometry, c: int, b: int, into: int, out: int, size: tuple[int, int]) -> None:
     operator = make(geometry, c, b, into * geometry.groups, out * geometry.groups, size)
     assert_agrees_with(operator, jacobian(operator))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -18,7 +18,6 @@ def semidefinite(n: int, rank: int) -> Tensor:
     return a.T @ a
 
 
-@settings(deadline=None)
 @given(n=st.integers(1, 8), rank=st.integers(1, 8))
 def test_dense_products(n: int, rank: int) -> None:
     assert_agrees_with(Dense(semidefinite(n, rank)), semidefinite(n, rank))
@@ -34,7 +33,6 @@ def test_what_is_no_square_matrix_is_refused(matrix: Tensor) -> None:
         Dense(matrix)
 
 
-@settings(deadline=None)
 @given(n=st.integers(1, 8), rank=st.integers(1, 8), damping=st.floats(0, 1e3))
 def test_damped_products(n: int, rank: int, damping: float) -> None:
     f = semidefinite(n, rank)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -33,7 +33,6 @@ def jacobian(operator: EmbeddingRows) -> Tensor:
     return torch.stack(rows)
 
 
-@settings(deadline=None)
 @given(
     c=st.integers(1, 3),
     b=st.integers(1, 4),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -24,7 +24,6 @@ BLOCKS = [
 ]
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(BLOCKS), min_size=1, max_size=4))
 def test_products(blocks: list) -> None:
     assert_agrees_with(LayerRows(blocks), torch.cat([block.dense() for block in blocks], dim=1))

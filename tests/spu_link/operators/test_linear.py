@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -35,7 +35,6 @@ def jacobian(operator: LinearRows) -> Tensor:
     return torch.stack(rows)
 
 
-@settings(deadline=None)
 @given(
     c=st.integers(1, 4),
     b=st.integers(1, 4),

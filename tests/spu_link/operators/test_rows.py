@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from spu_link.errors import InvalidProgram
@@ -15,7 +15,6 @@ from spu_link.operators.gram import STRIP
 from tests.spu_link.operators.algebra import assert_agrees_with, assert_dtypes, assert_survives_the_wire, close, random
 
 
-@settings(deadline=None)
 @given(m=st.integers(1, 12), n=st.integers(1, 12))
 def test_products(m: int, n: int) -> None:
     assert_agrees_with(Rows(random(m, n)), random(m, n))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -46,7 +46,6 @@ def expected(operators: list[LayerRows], weights: list[float], columns: Sequence
     return torch.cat(parts, dim=1).flatten(0, 1)
 
 
-@settings(deadline=None)
 @given(
     kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=3),
     samples=st.lists(st.integers(1, 3), min_size=1, max_size=3),

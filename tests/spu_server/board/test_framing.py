@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spu_server.board.framing import MAX_BODY, MAX_FRAME, Deframer, framed, stuffed, unstuffed
+from tests.profiles import examples
 
 BODIES = st.binary(max_size=MAX_BODY) | st.integers(0, MAX_BODY).map(lambda n: b"\1" * n)
 
@@ -27,7 +28,7 @@ def test_frames_arrive_in_whatever_pieces(bodies: list[bytes], size: int) -> Non
 
 
 @given(st.binary(max_size=60), st.data())
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 def test_a_damaged_frame_is_dropped_and_the_next_one_is_read(body: bytes, data: st.DataObject) -> None:
     frame = bytearray(framed(body))
     bits = data.draw(st.sets(st.integers(0, 8 * len(frame) - 9), min_size=1, max_size=6))  # the end stays an end

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from spu_server.board.host import Host, LinkFailed
 from spu_server.board.messages import Kind, Status
 from spu_server.board.target import Memory, RefusedAccess, Target
+from tests.profiles import examples
 
 
 class Counter(Memory):
@@ -69,7 +70,7 @@ def exchange(host: Host, target: Target, line: Line, kind: Kind, address: int, d
 
 
 @given(st.integers(0, 2**32 - 1), REQUESTS, st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300))
 def test_over_any_line_everything_happens_once_and_every_answer_is_right(link, requests, data) -> None:
     memory = Counter()
     host, target, line = Host(link=link), Target(memory), Line(data.draw)

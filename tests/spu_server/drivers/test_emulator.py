@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import expm
 from torch import Tensor
@@ -19,6 +19,7 @@ from spu_server.drivers.base import DriverOptions
 from spu_server.drivers.emulator import Emulator
 from spu_server.dynamics import Transition
 from spu_server.dynamics.transition import Step
+from tests.profiles import examples
 from tests.spu_server.dynamics.law import law_by_exponentials
 from tests.statistics import assert_standard_normal, whitened
 
@@ -324,7 +325,7 @@ EVENTS = st.lists(
 
 
 @pytest.mark.parametrize("rows", [5, 300])
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(25))
 @given(events=EVENTS, readings=st.lists(st.tuples(st.floats(0.0, 9.0, width=16), st.just(0.0)), max_size=2))
 def test_no_bit_depends_on_whether_a_step_was_worked_out_ahead(
     rows: int, events: list[tuple[str, float]], readings: list[tuple[float, float]]

@@ -7,7 +7,7 @@ import math
 import mpmath
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from spu_server.dynamics import functions
@@ -46,7 +46,6 @@ def textbook(f: float, duration: float) -> dict[str, mpmath.mpf]:
 
 
 @pytest.mark.parametrize("name", ["decay", "response", "integrated_response", "diffusion", "shared", "own"])
-@settings(deadline=None)
 @given(f=EIGENVALUES, duration=DURATIONS)
 @example(f=0.0, duration=1e-12)
 @example(f=0.0, duration=1e12)
@@ -66,7 +65,6 @@ def test_over_no_time_nothing_happens(name: str) -> None:
     assert float(getattr(functions, name)(np.asarray(3.0), 0.0)) == 0.0
 
 
-@settings(deadline=None)
 @given(f=EIGENVALUES, duration=DURATIONS, noise=st.floats(1e-6, 1.0))
 def test_the_textbook_variances_come_out(f: float, duration: float, noise: float) -> None:
     y = f * duration
@@ -79,7 +77,6 @@ def test_the_textbook_variances_come_out(f: float, duration: float, noise: float
         assert c * c + d * d == pytest.approx(variance, rel=1e-8)
 
 
-@settings(deadline=None)
 @given(
     damping=EIGENVALUES, s=st.lists(st.floats(-10, 3).map(lambda e: 10.0**e), min_size=1), duration=st.floats(1e-3, 1e3)
 )

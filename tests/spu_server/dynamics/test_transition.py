@@ -12,6 +12,7 @@ from torch import Tensor
 from spu_link.operators import Dense, Rows
 from spu_link.program import Program
 from spu_server.dynamics import Transition, transition_of
+from tests.profiles import examples
 from tests.spu_server.dynamics.law import Law, law_by_exponentials, law_of
 
 KINDS = ["rows", "dense"]
@@ -52,7 +53,7 @@ def never() -> Tensor:
     duration=st.floats(-4, 3).map(lambda e: 10.0**e),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 def test_state_and_integral_have_the_joint_law(
     kind: str, shape: tuple[int, int], damping: float, duration: float, seed: int
 ) -> None:
@@ -176,7 +177,6 @@ def test_a_step_leaves_its_inputs_alone(kind: str) -> None:
 
 
 @given(scale=st.floats(-3, 3).map(lambda e: 10.0**e))
-@settings(deadline=None)
 def test_the_mean_is_linear_in_drive_and_start(scale: float) -> None:
     a, b, x = problem(3, 5)
     one = transition(a, b, damping=0.1).step(x, 0.7, never).state

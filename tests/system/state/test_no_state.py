@@ -19,6 +19,7 @@ from spu_link.errors import (
 )
 from spu_link.operators import Rows
 from spu_server import saved
+from tests.profiles import examples
 from tests.system.device import A, B
 from tests.system.state.runs import (
     same,
@@ -49,7 +50,7 @@ def inproc() -> Iterator[Session]:
 
 
 @given(st.data())
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_bit_of_a_state_may_be_another(state, inproc, data):
     position = data.draw(st.integers(0, len(state) - 1))
     spoilt = bytearray(state)

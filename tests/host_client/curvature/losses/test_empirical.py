@@ -3,9 +3,10 @@ from hypothesis import given, settings
 
 from host_client.curvature.losses import loss_root
 from tests.host_client.curvature.losses.problems import PROBLEMS, Problem
+from tests.profiles import examples
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=examples(200))
 @given(PROBLEMS)
 def test_the_column_is_each_samples_own_gradient_by_the_root_of_the_divisor(problem: Problem) -> None:
     column = loss_root(

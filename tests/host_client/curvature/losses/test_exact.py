@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from host_client.curvature.losses import loss_columns, loss_root
 from tests.host_client.curvature.losses.problems import PROBLEMS, Problem
+from tests.profiles import examples
 
 
 def _exact(criterion: nn.Module, z: Tensor, target: Tensor, samples: int) -> Tensor:
@@ -13,14 +14,13 @@ def _exact(criterion: nn.Module, z: Tensor, target: Tensor, samples: int) -> Ten
     return columns
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=examples(400))
 @given(PROBLEMS)
 def test_columns_are_a_square_root_of_the_hessian_of_the_criterion(problem: Problem) -> None:
     columns = _exact(problem.criterion, problem.z, problem.target, problem.samples)
     torch.testing.assert_close(problem.matrix(columns), problem.hessian(), rtol=1e-9, atol=1e-12)
 
 
-@settings(deadline=None)
 @given(PROBLEMS)
 def test_no_column_reaches_into_two_positions(problem: Problem) -> None:
     columns = _exact(problem.criterion, problem.z, problem.target, problem.samples)
@@ -30,7 +30,6 @@ def test_no_column_reaches_into_two_positions(problem: Problem) -> None:
     assert reached.max() <= 1
 
 
-@settings(deadline=None)
 @given(PROBLEMS)
 def test_some_sample_needs_every_column(problem: Problem) -> None:
     columns = _exact(problem.criterion, problem.z, problem.target, problem.samples)

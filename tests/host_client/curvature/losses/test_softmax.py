@@ -1,5 +1,5 @@
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from host_client.curvature.losses.softmax import softmax_root
@@ -18,7 +18,6 @@ def _product(logits: torch.Tensor) -> torch.Tensor:
     return torch.einsum("cbi,cbj->bij", columns, columns)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 5), st.integers(2, 12), st.floats(0, 100), st.integers(0, 2**31))
 def test_columns_are_a_square_root_of_the_hessian(b: int, d: int, scale: float, seed: int) -> None:
     logits = scale * torch.randn(b, d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
@@ -26,7 +25,6 @@ def test_columns_are_a_square_root_of_the_hessian(b: int, d: int, scale: float, 
     torch.testing.assert_close(_product(logits), _hessian(logits), rtol=1e-11, atol=1e-15)
 
 
-@settings(deadline=None)
 @given(st.floats(0, 30), st.integers(0, 4))
 def test_float32_is_accurate_to_rounding_however_sure_the_model_is(margin: float, likeliest: int) -> None:
     logits = torch.tensor([[0.3, -0.2, 0.1, 0.7, 0.0]])
