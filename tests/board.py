@@ -39,7 +39,7 @@ class BoardSimulator:
         assert self.process.stdout is not None
         if self.process.poll() is None:
             self.process.terminate()
-            assert self.process.wait(10.0) == 0
+            assert self.process.wait(60.0) == 0
         self.process.stdout.close()
 
     def __enter__(self) -> BoardSimulator:

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from host_client import aio, connect
 from host_client.clock import DRIFT, HISTORY, ClockAgreement, Exchange
 from spu_link.device_time import DeviceTime
-from spu_link.errors import ClockMismatch, EpochMismatch
+from spu_link.errors import ClockMismatch, EpochMismatch, ReadInPast
 from spu_link.operators import Rows
 from tests.daemon import Daemon
+from tests.pressure import time_enough
 from tests.profiles import examples
 from tests.system.raw import eventually
 
@@ -137,7 +138,7 @@ def test_of_a_device_in_this_process_the_truth_is_known():
             lower = float(session.clock.device_time(host)) - session.clock.error_at(host) * 1e6
             upper = float(session.clock.device_time(after)) + session.clock.error_at(after) * 1e6
             assert lower <= truth <= upper
-        assert session.clock.error < 1e-3
+        eventually(lambda: session.clock.error < 1e-3, "an exchange that nothing held up")
         assert session.clock.epoch == spu.info.epoch == session.device_time.epoch
         assert session.clock.rate == 1e6
 
@@ -206,6 +207,12 @@ def far(tmp_path_factory):
         proxy.close()
 
 
+async def agree(clock, link, seconds):
+    """Ask until the clocks agree to within so many seconds: until nothing else holds up an exchange."""
+    while clock.error > seconds:
+        clock.add(await link.time(timeout=10.0))
+
+
 @pytest.mark.parametrize(("there", "back"), [(0.06, 0.0), (0.0, 0.06)])
 def test_a_way_that_is_longer_in_one_direction_stays_within_the_error(far, there, back):
     daemon, proxy = far
@@ -214,21 +221,18 @@ def test_a_way_that_is_longer_in_one_direction_stays_within_the_error(far, there
     async def scenario():
         async with await aio.connect(daemon.address) as near_spu, await aio.connect(f"127.0.0.1:{proxy.port}") as spu:
             near = ClockAgreement(await near_spu._link.time(timeout=10.0))
-            for _ in range(10):
-                near.add(await near_spu._link.time(timeout=10.0))
+            await agree(near, near_spu._link, 0.005)
             async with spu.session() as session:
+                await agree(session.clock, session._link, 0.035)
                 now = time.monotonic()
                 wrong = abs(session.clock.device_time(now) - near.device_time(now)) / 1000.0
                 assert near.error < 0.01 < wrong  # the longer way is not to be seen from one end
                 assert wrong <= session.clock.error + near.error
                 assert 0.03 <= session.clock.error < 0.1
-                # One quick exchange is enough, and the slow ones are as good as forgotten; not every one is quick on a
-                # busy machine.
+                # One quick exchange is enough, and the slow ones are as good as forgotten.
                 proxy.there = proxy.back = 0.0
-                for _ in range(10):
-                    session.clock.add(await session._link.time(timeout=10.0))
+                await agree(session.clock, session._link, 0.02)
                 now = time.monotonic()
-                assert session.clock.error < 0.03
                 wrong = abs(session.clock.device_time(now) - near.device_time(now)) / 1000.0
                 assert wrong <= session.clock.error + near.error
 
@@ -238,20 +242,28 @@ def test_a_way_that_is_longer_in_one_direction_stays_within_the_error(far, there
 def test_readings_are_scheduled_in_device_time_from_the_host_s(far):
     with connect(far[0].address) as spu, spu.session() as session:
         session.program(Rows(torch.ones(1, 2)), torch.ones(2), damping=0.5)
-        host = time.monotonic() + 0.3
-        asked = session.clock.device_time(host)
-        reading = session.read(at=asked)
-        assert reading.time == asked
-        assert time.monotonic() >= host - session.clock.error
-        assert session.clock.host_time(reading.time) == pytest.approx(host, abs=2.0 * session.clock.error)
-        later = session.read(at=session.clock.device_time() + 500.0)
-        assert later.epoch == session.clock.epoch
+        for seconds, attempt in time_enough(0.3, ReadInPast):
+            with attempt:
+                host = time.monotonic() + seconds
+                asked, error = session.clock.device_time(host), session.clock.error_at(host)
+                reading = session.read(at=asked)
+                assert reading.time == asked
+                assert time.monotonic() >= host - error
+                error += session.clock.error_at(host)  # that of a later agreement, perhaps
+                assert session.clock.host_time(reading.time) == pytest.approx(host, abs=error)
+                later = session.read(at=session.clock.device_time() + 1000.0 * seconds)
+                assert later.epoch == session.clock.epoch
+
+
+def await_heartbeats(clock, count, seconds):
+    first = set(clock._exchanges)
+    eventually(lambda: len(set(clock._exchanges) - first) >= count, f"{count} heartbeats have asked", seconds)
 
 
 def test_the_heartbeat_keeps_the_agreement_fresh(far):
-    with connect(far[0].address) as spu, spu.session(ttl=0.4) as session:
-        first = session.clock._exchanges
-        eventually(lambda: len(set(session.clock._exchanges) - set(first)) >= 3, "three heartbeats have asked")
+    for ttl, attempt in time_enough(0.4, AssertionError):
+        with attempt, connect(far[0].address) as spu, spu.session(ttl=ttl) as session:
+            await_heartbeats(session.clock, 3, 4 * ttl)
 
 
 def test_times_from_before_a_restart_cannot_be_used():

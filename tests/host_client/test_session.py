@@ -11,8 +11,9 @@ import torch
 from host_client import connect
 from host_client.aio import Session
 from host_client.aio.session import LONGEST_WAIT
-from spu_link.errors import DeadlineExceeded, DeviceBusy, SessionExpired
+from spu_link.errors import DeadlineExceeded, DeviceBusy, ReadInPast, SessionExpired
 from spu_link.operators import Damped, Rows
+from tests.pressure import time_enough
 from tests.system.device import LONG, A, B, SteadyDevice, solution
 
 
@@ -92,7 +93,7 @@ def test_a_deadline_is_kept_and_the_session_lives_on(session):
     begin = time.monotonic()
     with pytest.raises(DeadlineExceeded):
         session.read(at=session.device_time + 1.0, timeout=0.2)
-    assert time.monotonic() - begin < 5.0
+    assert time.monotonic() - begin < 15.0  # and not the connection's deadline
     session.advance(1.0)
 
 
@@ -131,20 +132,26 @@ def test_the_holder_names_user_and_process_unless_told_otherwise(stepped):
 def test_waits_for_device_time_are_added_to_the_deadline_within_reason(free):
     device = SteadyDevice(free)
     with connect(device.address, timeout=5.0) as spu, spu.session() as session:
+        began = time.monotonic()
         now = session.read().time
         inner: Session = session._aio
-        assert inner._seconds_until(now + 10_000.0) == pytest.approx(10.0, abs=0.1)
+        left = inner._seconds_until(now + 10_000.0)  # a heartbeat may have told a later time by now
+        assert 9.9 - (time.monotonic() - began) <= left <= 10.0
         assert inner._seconds_until(1e300) == LONGEST_WAIT
         assert inner._seconds_until(None) == inner._seconds_until(float("nan")) == 0.0
-        late = session.read(at=now + 1500.0, timeout=None)
-        assert late.time == now + 1500.0
+        for seconds, attempt in time_enough(0.5, ReadInPast):
+            with attempt:
+                at = session.read().time + 1000.0 * seconds
+                assert session.read(at=at, timeout=None).time == at
 
 
 def test_a_free_device_is_read_at_the_asked_time_and_tells_how_stale_it_is(free):
     device = SteadyDevice(free)
     with device.session() as session:
-        asked = [session.read().time + 20.0 * k for k in range(1, 4)]
-        with ThreadPoolExecutor(3) as pool:
-            readings = list(pool.map(lambda at: session.read(at), asked))
-        assert [reading.time for reading in readings] == asked
-        assert all(reading.sent >= reading.time for reading in readings)
+        for seconds, attempt in time_enough(0.02, ReadInPast):
+            with attempt:
+                asked = [session.read().time + 1000.0 * seconds * k for k in range(1, 4)]
+                with ThreadPoolExecutor(3) as pool:
+                    readings = list(pool.map(lambda at: session.read(at), asked))
+                assert [reading.time for reading in readings] == asked
+                assert all(reading.sent >= reading.time for reading in readings)

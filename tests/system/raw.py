@@ -100,7 +100,7 @@ def refused(error: type[SpuError], match: str = "") -> Iterator[pytest.Exception
     assert match in raised.message, raised.message
 
 
-def eventually(condition: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
+def eventually(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
     """Wait for a condition that nothing announces."""
     deadline = time.monotonic() + seconds
     while not condition():

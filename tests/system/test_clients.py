@@ -6,7 +6,6 @@ import asyncio
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from host_client import aio, connect
 from spu_link.errors import DeviceBusy, SessionExpired, StaleSession
 from spu_link.operators import Rows
 from spu_link.program import Program
+from tests.pressure import Undisturbed, time_enough
 from tests.system.device import LONG, A, B, SteadyDevice
 from tests.system.raw import SECONDS, Raw, encoded, eventually, refused
 from tngd.spu.v1 import spu_pb2 as pb
@@ -43,13 +43,17 @@ BUSY = """
 import sys, time
 from host_client import connect
 
-with connect(sys.argv[1]) as spu, spu.session(ttl=0.5) as session:
+ttl = float(sys.argv[2])
+with connect(sys.argv[1]) as spu, spu.session(ttl=ttl) as session:
     print("held", flush=True)
-    end = time.monotonic() + 4 * 0.5
+    end = time.monotonic() + 4 * ttl
     total = 0
     while time.monotonic() < end:
         total += sum(range(100_000))  # holds the interpreter, but for its turns
-    print("alive" if session.advance(0.0) >= 0 else "", flush=True)
+    try:
+        print("alive" if session.advance(0.0) >= 0 else "", flush=True)
+    except Exception as error:
+        print(type(error).__name__, flush=True)
 """
 
 
@@ -81,16 +85,19 @@ class Client:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 def test_a_client_that_falls_silent_frees_the_device_after_the_time_to_live(stepped, how):
-    ttl = 1.0
     device = SteadyDevice(stepped)
-    with Client(HOLDER, device.address, str(ttl)) as client, connect(device.address) as spu:
-        client.process.send_signal(how)
-        begin = time.monotonic()
-        with pytest.raises(DeviceBusy) as caught:
-            spu.open_session()
-        assert 0.0 < caught.value.retry_after <= ttl
-        eventually(lambda: spu.info.session_holder is None, "the device is free")
-        assert time.monotonic() - begin < ttl + 2.0
+    for ttl, attempt in time_enough(1.0, TimeoutError):
+        with attempt, Client(HOLDER, device.address, str(ttl)) as client, connect(device.address) as spu:
+            client.process.send_signal(how)
+            watch = Undisturbed()
+            try:
+                spu.open_session().close()
+            except DeviceBusy as error:
+                assert 0.0 < error.retry_after <= ttl  # noqa: PT017 - free is not wrong, but late
+            else:
+                raise TimeoutError("it was free before anybody asked")
+            eventually(lambda: spu.info.session_holder is None, "the device is free")
+            assert watch.seconds < ttl + 2.0
     device.assert_unharmed()
 
 
@@ -114,23 +121,32 @@ def test_a_zombie_changes_nothing_when_it_wakes_up(stepped):
 
 def test_what_a_zombie_waited_for_does_not_hold_up_the_next_session(stepped):
     device = SteadyDevice(stepped)
-    with Raw(device.address) as zombie:
-        zombie.open(ttl=0.2)
-        header, data = encoded(Program(ROWS, DRIVE))
-        header.not_before = zombie.info().time + 1e6
-        waiting = zombie.stub.Program(iter(zombie.messages(header, data)), timeout=SECONDS)
-        reading = zombie.stub.Read(pb.ReadRequest(session=zombie.session, at=header.not_before), timeout=SECONDS)
-        zombie.wait_until_free()
-        device.assert_unharmed()  # with a session and a program of its own
-        for call in (waiting, reading):
-            with refused(SessionExpired, "ended while"):
-                list(call)
+    for ttl, attempt in time_enough(0.2, TimeoutError):
+        with attempt, Raw(device.address) as zombie:
+            zombie.open(ttl)
+            header, data = encoded(Program(ROWS, DRIVE))
+            header.not_before = zombie.info().time + 1e6
+            waiting = zombie.stub.Program(iter(zombie.messages(header, data)), timeout=SECONDS)
+            reading = zombie.stub.Read(pb.ReadRequest(session=zombie.session, at=header.not_before), timeout=SECONDS)
+            zombie.wait_until_free()
+            device.settle()  # with a session and a program of its own
+            for call in (waiting, reading):
+                with refused(SessionExpired) as caught:
+                    list(call)
+                if "no call or heartbeat" in caught.value.details():
+                    raise TimeoutError("the session was over before the call came")
+                assert "ended while" in caught.value.details()
+    device.assert_unharmed()
 
 
 def test_the_heartbeat_keeps_a_session_while_the_client_computes(stepped):
-    with Client(BUSY, stepped.address) as client, connect(stepped.address) as spu:
-        assert client.line() == "alive"
-        eventually(lambda: spu.info.session_holder is None, "the device is given back")
+    for ttl, attempt in time_enough(0.5, SessionExpired):
+        with attempt, Client(BUSY, stepped.address, str(ttl)) as client, connect(stepped.address) as spu:
+            said = client.line()
+            if said == "SessionExpired":
+                raise SessionExpired("a heartbeat came too late")
+            assert said == "alive"
+            eventually(lambda: spu.info.session_holder is None, "the device is given back")
 
 
 async def test_closing_a_session_ends_what_still_waits_in_it(stepped):
@@ -142,7 +158,7 @@ async def test_closing_a_session_ends_what_still_waits_in_it(stepped):
         await spu.info()
         await session.close()
         with pytest.raises(SessionExpired):
-            await asyncio.wait_for(reading, 5.0)
+            await asyncio.wait_for(reading, SECONDS)
 
 
 def test_a_stale_reference_closes_nothing(stepped):
@@ -161,11 +177,15 @@ def test_a_blocking_call_that_is_interrupted_is_cancelled_at_the_device(stepped)
     SteadyDevice(stepped)
     with connect(stepped.address) as spu, spu.session() as session:
         solution = session.solve(Rows(A), B, damping=0.5, analog_time=LONG)
+
+        def read() -> None:
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            session.read(at=solution.time + 50.0)
+
         previous = signal.signal(signal.SIGALRM, _interrupt)
         try:
-            signal.setitimer(signal.ITIMER_REAL, 0.2)
             with pytest.raises(KeyboardInterrupt):
-                session.read(at=solution.time + 50.0)
+                read()
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0.0)
             signal.signal(signal.SIGALRM, previous)

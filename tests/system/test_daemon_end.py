@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import time
 
 import psutil
 import pytest
@@ -14,6 +13,7 @@ from host_client import aio
 from spu_link.errors import DeviceUnavailable, SessionExpired
 from spu_link.operators import Rows
 from tests.daemon import STOP_SECONDS, Daemon
+from tests.pressure import Undisturbed
 from tests.system.device import SteadyDevice
 from tests.system.raw import Raw, refused
 
@@ -47,17 +47,17 @@ async def test_sigterm_finishes_short_readings_fails_long_ones_and_leaves_nothin
     assert code == 0, one.log
     assert seconds < STOP_SECONDS
     assert not one.socket.exists()
-    _, alive = psutil.wait_procs(children, timeout=5.0)  # the interpreter's own helpers see it end, and follow
+    _, alive = psutil.wait_procs(children, timeout=30.0)  # the interpreter's own helpers see it end, and follow
     assert not alive
 
 
 @pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGINT])
 def test_an_idle_daemon_ends_at_once(daemon, name):
     one = daemon()
-    begin = time.monotonic()
+    watch = Undisturbed()
     one.process.send_signal(name)
-    assert one.process.wait(timeout=STOP_SECONDS) == 0
-    assert time.monotonic() - begin < STOP_SECONDS
+    assert one.process.wait(timeout=60.0) == 0
+    assert watch.seconds < STOP_SECONDS
     assert '"event": "stopped"' in one.log
 
 
@@ -69,7 +69,7 @@ def test_a_killed_daemon_leaves_no_driver_behind_and_its_socket_can_be_taken_ove
     children = children_of(one)
     one.process.kill()
     one.process.wait()
-    _, alive = psutil.wait_procs(children, timeout=10.0)
+    _, alive = psutil.wait_procs(children, timeout=30.0)
     assert not alive
     assert one.socket.exists()
     with Daemon(one.socket, "--clock", "stepped") as heir:

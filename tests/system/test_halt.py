@@ -29,7 +29,7 @@ async def test_a_halt_needs_no_session_and_ends_everything_at_once(stepped):
         assert await bystander.halt("smoke in the lab") == now
         for waiting in (reading, averaging, program):
             with pytest.raises(DeviceHalted, match="smoke in the lab"):
-                await asyncio.wait_for(waiting, 5.0)
+                await asyncio.wait_for(waiting, SECONDS)
         for call in (session.read(), session.advance(1.0), session.program(ROWS, DRIVE)):
             with pytest.raises(DeviceHalted, match="smoke in the lab"):
                 await call

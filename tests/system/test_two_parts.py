@@ -20,6 +20,7 @@ from spu_link.errors import (
 )
 from spu_link.operators import Damped, Rows
 from spu_link.program import Program
+from tests.pressure import time_enough
 from tests.system.device import LONG, A, B, SteadyDevice, solution, uploads_in
 from tests.system.raw import Raw, eventually, refused
 from tests.system.side import shared_in
@@ -196,9 +197,10 @@ def test_what_the_device_cannot_hold_is_refused_before_it_is_sent(daemon):
 
 def test_a_client_may_take_its_time_between_the_parts_while_its_session_lives(spu):
     spu, _ = spu
-    with spu.session(ttl=0.3) as session, session.upload(WIDE) as upload:
-        time.sleep(1.0)  # the client differentiates; the heartbeat goes on
-        assert upload.program(torch.ones(200_000), damping=1.0).sequence
+    for ttl, attempt in time_enough(0.3, SessionExpired):
+        with attempt, spu.session(ttl=ttl) as session, session.upload(WIDE) as upload:
+            time.sleep(3.3 * ttl)  # the client differentiates; the heartbeat goes on
+            assert upload.program(torch.ones(200_000), damping=1.0).sequence
 
 
 async def test_a_deadline_holds_for_what_is_left(stepped):
