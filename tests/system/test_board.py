@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,13 +14,14 @@ from host_client import connect
 from spu_link.errors import Clipped, InvalidProgram, SpuError, UnsupportedBlock
 from spu_link.operators import Dense, Rows
 from spu_link.program import Program
-from spu_server.board import transports
+from spu_server.board import link, transports
 from spu_server.board.link import RegisterLink
 from spu_server.board.simulator.cells import BoardOptions
 from spu_server.board.transports import connect as connect_line
 from spu_server.drivers.base import DriverOptions, measured
 from spu_server.drivers.board import Board
 from tests.board import BoardSimulator
+from tests.pressure import Undisturbed
 
 CELLS = 8
 TAU = BoardOptions.tau
@@ -29,7 +30,8 @@ RATE = 1 / TAU
 BAD_LINE = ("--bit-errors", "1e-4", "--lost", "0.06", "--doubled", "0.2")
 """One frame of 20 bytes in 60, and one of 174 bytes in 8, is damaged each way, besides those that are lost.
 
-So a request fails five times in a row, which rightly ends the driver, once in 10⁴ times, and a program once in 10³."""
+So a request fails five times in a row, which rightly ends the driver, once in 10⁴ times, and a program once in 10³:
+here each may be sent thirty times."""
 
 
 def problem(seed: int, cells: int = CELLS, damping: float = 0.5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -96,7 +98,10 @@ TCP = "tcp:127.0.0.1:0"
     [(TCP, BAD_LINE), ("pty", BAD_LINE), ("pty", ()), (TCP, BAD_LINE + SLOW), ("pty", BAD_LINE + SLOW)],
     ids=["tcp-bad", "pty-bad", "pty-good", "tcp-bad-slow", "pty-bad-slow"],
 )
-def test_every_reading_over_a_line_is_right_at_the_tick_it_was_armed_for(kind, line):
+def test_every_reading_over_a_line_is_right_at_the_tick_it_was_armed_for(kind, line, monkeypatch):
+    # On a busy machine an answer comes late, which is not to pass for one that is lost, nor five of them for the end.
+    patient = {"attempts": 30} if line else {"patience": 30.0, "most_patience": 30.0}
+    monkeypatch.setattr(link, "Host", partial(link.Host, **patient))
     with BoardSimulator("--listen", kind, *line) as simulator:
         board = board_at(simulator.address)
         try:
@@ -202,9 +207,9 @@ def test_a_state_beyond_the_converters_is_no_reading():
 def test_halt_discharges_the_cells_and_the_next_program_starts_from_zero(tcp):
     board = board_at(tcp.address)
     assert run(board, 0.0, 1, [1.0]) < 1.0
-    begin = time.monotonic()
+    watch = Undisturbed()
     board.halt(5.0)
-    assert time.monotonic() - begin < 0.1
+    assert watch.seconds < 0.1
     with pytest.raises(SpuError, match="no program"):
         board.read(6.0, None)
     matrix, drive = problem(2)
@@ -235,13 +240,13 @@ def test_a_rate_that_the_board_does_not_have_is_refused(tcp):
 
 
 def test_what_is_no_board_is_not_believed(tcp):
-    link = RegisterLink(connect_line(tcp.address))
-    link.greet()
+    line = RegisterLink(connect_line(tcp.address))
+    line.greet()
     with pytest.raises(ConnectionError, match="BAD_ADDRESS"):
-        link.read(0xFFF0, 4)
+        line.read(0xFFF0, 4)
     with pytest.raises(ConnectionError, match="READ_ONLY"):
-        link.write(0x00, b"abcd")
-    link.close()
+        line.write(0x00, b"abcd")
+    line.close()
 
 
 def test_boards_on_serial_lines_are_discovered_where_nobody_holds_the_line(monkeypatch):

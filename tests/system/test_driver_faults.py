@@ -215,24 +215,30 @@ def test_a_halt_does_not_wait_for_a_busy_driver(device: BreakingDevice, how: str
         watch = Undisturbed()
         device.spu.halt("in a hurry")
         took = watch.seconds
-        thread.join(10.0)
+        thread.join(60.0)
     assert took < HALT_SECONDS + CALL_SECONDS, f"{took:.3f} s"
     assert isinstance(errors[0], (DeviceHalted, DeviceFault))
     device.assert_recovers("halted: killed", restarts + 1)
 
 
 def test_a_halt_is_answered_at_once_while_the_driver_is_started_again(device: BreakingDevice) -> None:
-    restarts = device.spu.info.restarts
-    with device.spu.session() as session:
-        device.break_once("segfault")
-        with pytest.raises(DeviceFault):
-            session.solve(Rows(A), B, damping=DAMPING, analog_time=LONG)
-    for state in ("fault", "restarting"):
-        eventually(lambda state=state: device.spu.info.state == state, f"the device is {state}")
-        watch = Undisturbed()
-        device.spu.halt("while there is nothing to halt")
-        assert watch.seconds < HALT_SECONDS + CALL_SECONDS
-    device.assert_recovers("SIGSEGV", restarts + 1)
+    met = set[str]()
+    for _ in range(5):  # it is at fault for 0.1 s only, in which nobody may get round to ask
+        restarts = device.spu.info.restarts
+        with device.spu.session() as session:
+            device.break_once("segfault")
+            with pytest.raises(DeviceFault):
+                session.solve(Rows(A), B, damping=DAMPING, analog_time=LONG)
+        while (state := device.spu.info.state) != "halted":
+            if state not in met:
+                watch = Undisturbed()
+                device.spu.halt("while there is nothing to halt")
+                assert watch.seconds < HALT_SECONDS + CALL_SECONDS
+                met.add(state)
+        device.assert_recovers("SIGSEGV", restarts + 1)
+        if met == {"fault", "restarting"}:
+            return
+    raise AssertionError(f"it was only met {met}")
 
 
 def test_a_device_that_finds_something_wrong_with_itself_is_not_used(
