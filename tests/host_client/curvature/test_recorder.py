@@ -28,8 +28,9 @@ def _record(function: Callable[[], object], *parameters: nn.Parameter) -> Record
     return recording
 
 
-WEIGHT, BIAS = nn.Parameter(torch.randn(6, 4)), nn.Parameter(torch.randn(6))
-X = torch.randn(3, 4)
+GENERATOR = torch.Generator().manual_seed(0)
+WEIGHT, BIAS = (nn.Parameter(torch.randn(*shape, generator=GENERATOR)) for shape in ((6, 4), (6,)))
+X = torch.randn(3, 4, generator=GENERATOR)
 
 
 @pytest.mark.parametrize(

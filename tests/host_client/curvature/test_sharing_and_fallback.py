@@ -12,7 +12,7 @@ from host_client.curvature import Capture, CurvatureFallback
 from spu_link.operators import EmbeddingRows, LinearRows, Rows
 from tests.host_client.curvature.oracle import factor
 
-X = torch.randn(4, 5, dtype=torch.float64)
+X = torch.randn(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.tensor([0, 1, 2, 0])
 
 
