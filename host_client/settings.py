@@ -66,6 +66,10 @@ class Settings(BaseModel):
         description="readings a step may use: of its own program, the newest, or at most so many programs old",
     )
     on_loss: OnLoss = Field(default="raise", description="what a step does when the device is lost")
+    patience: PositiveFloat = Field(
+        default=60.0,
+        description="longest that a step waits for a lost device, or for a reading beyond its device time, in seconds",
+    )
     momentum: float = Field(default=0.0, ge=0, lt=1, description="momentum β of the update")
     curvature: Kind = Field(default="exact", description="which curvature is captured")
     curvature_every: PositiveInt = Field(default=1, description="iterations from one curvature to the next, k")

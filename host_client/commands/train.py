@@ -102,10 +102,17 @@ def train(
     on_loss: Annotated[
         Literal["raise", "wait", "digital", "gradient"],
         typer.Option(
-            help="What a step does without the device. raise: end. wait: until it is back. digital: solve here. "
-            "gradient: go along the gradient. All but raise reconnect as soon as can be."
+            help="What a step does without the device. raise: end. wait: until it is back, or --patience is over. "
+            "digital: solve here. gradient: go along the gradient. All but raise reconnect as soon as can be."
         ),
     ] = "raise",
+    patience: Annotated[
+        float,
+        typer.Option(
+            min=0.001,
+            help="Longest that a step waits for a lost device, or for a reading beyond its device time, in seconds.",
+        ),
+    ] = 60.0,
     momentum: Annotated[
         float, typer.Option(min=0, max=0.999, help="Momentum β of the update, dimensionless; not with adam.")
     ] = 0.0,

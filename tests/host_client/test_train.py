@@ -225,6 +225,8 @@ def test_settings_have_the_papers_defaults_and_refuse_nonsense() -> None:
     assert (Settings().lr, Settings().damping, Settings().analog_time, Settings().delay) == (0.01, 0.01, 50.0, 0.0)
     for optimizer, rate in LEARNING_RATES.items():
         assert Settings(optimizer=optimizer).lr == rate
+    assert Settings(on_loss="wait", patience=3).hyperparameters()["patience"] == 3.0
+    assert "patience" not in Settings(optimizer="ngd").hyperparameters()
     for wrong in (
         {"lr": -1},
         {"batch_size": 0},
