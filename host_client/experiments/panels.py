@@ -25,6 +25,9 @@ from host_client.report import (
 )
 
 REFERENCE = COLOURS[1]
+ACROSS = 4
+"""Most panels side by side, so that words can still be read on a page."""
+
 CEILING = 10.0
 """Highest loss shown; one who guesses has ln 10 = 2.3."""
 
@@ -32,21 +35,29 @@ CEILING = 10.0
 def plot_panels(
     path: Path, panels: Sequence[Panel], results: Mapping[str, Result], *, title: str, caption: str
 ) -> None:
-    """Draw all panels side by side, as PNG: means over seeds, and bands and bars of one standard deviation.
+    """Draw all panels, four side by side, as PNG: means over seeds, and bands and bars of one standard deviation.
 
     Raises:
         OSError: when the file cannot be made.
     """
-    size = (max(9.0, 3.4 * len(panels)), 8.4)
+    lines = -(-len(panels) // ACROSS)
+    columns = -(-len(panels) // lines)
+    size = (max(9.0, 3.4 * columns), 1.0 + 7.4 * lines)
     figure = Figure(figsize=size, dpi=110, layout="constrained", facecolor="white")
     figure.suptitle(title, x=0.012, ha="left", fontsize=14, fontweight="bold", color=INK)
-    above, below = figure.subplots(2, len(panels), squeeze=False, sharey="row")
-    for top, bottom, panel in zip(above, below, panels, strict=True):
+    grid = figure.add_gridspec(2 * lines, columns)
+    tops: list[Axes] = []
+    bottoms: list[Axes] = []
+    for place, panel in enumerate(panels):
+        line, column = divmod(place, columns)
+        for drawn, row in ((tops, 2 * line), (bottoms, 2 * line + 1)):
+            drawn.append(figure.add_subplot(grid[row, column], sharey=drawn[0] if drawn else None))
+            drawn[-1].tick_params(labelleft=column == 0)
         reference, others = results[panel.reference.label], [results[arm.label] for arm in panel.arms]
-        _curves(top, reference, others)
-        _ends(bottom, reference, others, panel.varied)
-    for row in (above, below):
-        row[0].set_ylim(top=min(CEILING, row[0].get_ylim()[1]))
+        _curves(tops[-1], reference, others)
+        _ends(bottoms[-1], reference, others, panel.varied)
+    for drawn in (tops, bottoms):
+        drawn[0].set_ylim(top=min(CEILING, drawn[0].get_ylim()[1]))
     told = textwrap.fill(caption, width=int(14 * size[0]))
     figure.supxlabel(told, x=0.012, ha="left", fontsize=8.5, color=MUTED)
     figure.savefig(path)
@@ -82,6 +93,8 @@ def _ends(axes: Axes, reference: Result, others: Sequence[Result], varied: str) 
     axes.plot(values, [mean] * len(values), linewidth=0)  # so that the axis also spans where all runs diverged
     if min(values) > 0 and max(values) / min(values) > 50:
         axes.set_xscale("log")
+    else:
+        axes.set_xticks(values)
     for result in others:
         if told := _beyond(result):
             place, across = (result.arm.value, 0.98), axes.get_xaxis_transform()

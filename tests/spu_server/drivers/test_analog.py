@@ -319,6 +319,18 @@ def test_the_soldered_network_takes_its_own_matrix_alone_and_is_noisy() -> None:
     assert abs(float(samples[:, 0].square().mean()) / TWO_NODES.rms**2 - 1.0) < 0.16
 
 
+def test_the_preset_of_the_breadboard_relaxes_in_the_published_92_microseconds() -> None:
+    """From 100 V, beside which its noise is nothing; after 3 time constants the fast mode is gone."""
+    board = device(preset="two-node")
+    symmetric = 0.5 * torch.from_numpy(TWO_NODES.matrix + TWO_NODES.matrix.T)
+    start = torch.full((2,), 100.0, dtype=torch.float64)
+    board.stage(Program(Dense(symmetric), torch.zeros(2, dtype=torch.float64), start=start))
+    board.commit(0.0)
+    early, late = (float(board.read(age, None)[0]) for age in (3.0, 5.0))
+    seconds = 2.0 * TWO_NODES.tau / np.log(early / late)
+    assert abs(seconds / 92e-6 - 1.0) < 0.03
+
+
 def test_settings_that_do_not_exist_stop_the_device_from_opening() -> None:
     with pytest.raises(ValueError, match="no preset"):
         device(preset="paper")
