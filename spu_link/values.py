@@ -13,15 +13,20 @@ TILE = 128
 """Rows of a matrix that are held against its columns at once, so that both stay in the processor's cache."""
 
 
+def all_finite(tensor: Tensor) -> bool:
+    """Whether there is neither NaN nor infinity in a tensor of at least one element."""
+    # aminmax is one pass without a temporary, and passes NaN on.
+    low, high = torch.aminmax(tensor)
+    return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
 def check_finite(field: str, tensor: Tensor) -> None:
     """Refuse NaN and infinity.
 
     Raises:
         InvalidProgram: naming `field` and the first offending value.
     """
-    # aminmax is one pass without a temporary, and passes NaN on.
-    low, high = torch.aminmax(tensor)
-    if not bool(torch.isfinite(low) & torch.isfinite(high)):
+    if not all_finite(tensor):
         raise _bad_value(field, tensor, ~torch.isfinite(tensor), "finite")
 
 

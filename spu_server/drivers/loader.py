@@ -10,6 +10,7 @@ import torch
 from spu_link import wire
 from spu_link.errors import DeviceFault
 from spu_link.program import Program
+from spu_link.values import all_finite
 from spu_server.drivers.base import Driver, Measured, measured
 from spu_server.dynamics.effort import most_seconds
 from spu_server.saved import Standing, decode, encode
@@ -86,7 +87,7 @@ class Loader:
         value, drive = reading.value, self._running.drive
         if value.shape != drive.shape or value.dtype != drive.dtype:
             wrong = f"of shape {tuple(value.shape)} and {value.dtype}; expected {tuple(drive.shape)} and {drive.dtype}"
-        elif not (torch.isfinite(value).all() and math.isfinite(reading.time)):
+        elif not (all_finite(value) and math.isfinite(reading.time)):
             wrong = f"with {int((~torch.isfinite(value)).sum())} values that are not finite, taken at {reading.time} τ"
         else:
             return

@@ -12,7 +12,7 @@ from spu_server.dynamics.transition import Motion, Transition
 
 CPU = torch.device("cpu")
 
-SMALL_PROBLEM = 10_000_000
+SMALL_PROBLEM = 1_000_000
 """Most elements m·N of A for which operands are promoted to float64, so that a long solve is exact beyond float32."""
 
 
