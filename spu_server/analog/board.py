@@ -21,7 +21,10 @@ LEAST, MOST = 64.0, 1000.0
 
 @dataclass(frozen=True)
 class Rails:
-    """The range of the cells' voltages, and with it the scale: how many volts one unit of the problem is."""
+    """The range of the cells' voltages, and with it the scale: how many volts one unit of the problem is.
+
+    Source: the output swing of operational amplifiers, as in any data sheet; the choice of the scale is ours.
+    """
 
     volts: float = math.inf
     """Voltage at which a cell saturates, V, either way. inf: never, and one unit of the problem is 1 V. What has gone
@@ -58,7 +61,10 @@ class Rails:
 
 @dataclass(frozen=True)
 class Averaging:
-    """Error mitigation: the same program, rounded in several ways, and its readings averaged (see `rounding`)."""
+    """Error mitigation: the same program, rounded in several ways, and its readings averaged (see `rounding`).
+
+    Source: Aifer et al., arXiv 2401.16231.
+    """
 
     roundings: int = 1
     """How many dithered roundings of operator, drive and start run side by side. 1: plain rounding."""
@@ -69,7 +75,10 @@ class Averaging:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Offsets and gains are measured by running the device on known problems (see `calibration`)."""
+    """Offsets and gains are measured by running the device on known problems (see `Channels.calibrate`).
+
+    Source: the zero and full-scale calibration of any measuring instrument; the four problems are ours.
+    """
 
     readings: int = 0
     """Readings averaged for each of four known problems. 0: no calibration."""

@@ -18,8 +18,8 @@ BOLTZMANN = 1.380649e-23
 class Thermal:
     """Thermal noise of the cells' capacitors.
 
-    A cell with F = 1 that is left alone has the variance kT/C (Nyquist, Phys. Rev. 32 (1928) 110), and the stationary
-    variance of dx = −x ds + √(2κ) dW is κ: so κ = kT/C in V². At 300 K and 1 nF that is (2.0 µV)².
+    A cell with F = 1 that is left alone has the variance kT/C, and the stationary variance of dx = −x ds + √(2κ) dW is
+    κ: so κ = kT/C in V². At 300 K and 1 nF that is (2.0 µV)². Source: Nyquist, Phys. Rev. 32 (1928) 110.
     """
 
     temperature: float = 0.0
@@ -42,9 +42,9 @@ class Amplifier:
     """The operational amplifiers that sum currents into the capacitors.
 
     With the open-loop gain G the virtual ground is off by v/G, and through the summed conductance g (in units of 1/R)
-    the cell leaks g/(1 + G) in units of 1/τ: textbook result for the lossy integrator (Sedra & Smith, "Microelectronic
-    Circuits", on the effect of finite gain on the Miller integrator). That is damping in addition to λ. τ also grows by
-    the factor 1 + 1/G, the same for all cells, which is left out; so are poles of the amplifier itself.
+    the cell leaks g/(1 + G) in units of 1/τ. That is damping in addition to λ. τ also grows by the factor 1 + 1/G, the
+    same for all cells, which is left out; so are poles of the amplifier itself. Source: Sedra & Smith, "Microelectronic
+    Circuits", on the effect of finite gain on the Miller integrator.
     """
 
     gain: float = math.inf
@@ -61,7 +61,10 @@ class Amplifier:
 
 @dataclass(frozen=True)
 class Offsets:
-    """Voltages that are there without a signal, different from cell to cell."""
+    """Voltages that are there without a signal, different from cell to cell.
+
+    Source: the input offset voltage in data sheets of operational amplifiers; for the 1/f drift see `flicker`.
+    """
 
     input: float = 0.0
     """Offset of the drive, V rms over the cells. Trimmed amplifiers have 1e-5 to 1e-3. Calibration measures it."""
@@ -93,7 +96,10 @@ class Offsets:
 
 @dataclass(frozen=True)
 class GainDrift:
-    """Slow loss of calibration: the gain of each reading channel does a random walk."""
+    """Slow loss of calibration: the gain of each reading channel does a random walk.
+
+    Source: ours, the simplest process that leaves a calibration further behind the longer it was ago.
+    """
 
     rate: float = 0.0
     """Relative rms change of a channel's gain after one second; after s seconds it is √s times that. Temperature

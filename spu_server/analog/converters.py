@@ -50,7 +50,11 @@ class DigitalToAnalog:
 
 @dataclass(frozen=True)
 class AnalogToDigital:
-    """The converters that read the cells."""
+    """The converters that read the cells.
+
+    Source: rounding as of `DigitalToAnalog`; noise and gain error as in IEEE Std 1241-2010, on terms and test methods
+    for analog-to-digital converters.
+    """
 
     bits: int | None = None
     """Resolution, as of the converters for the drive. None: exact. Paper: 16."""

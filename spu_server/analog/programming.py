@@ -23,14 +23,18 @@ from spu_server.analog.rounding import Dither, codes, rounded
 
 @dataclass(frozen=True)
 class Programming:
-    """How exactly conductances follow the values asked for."""
+    """How exactly conductances follow the values asked for.
+
+    Source: bits and separate arrays as in arXiv 2405.13817; mismatch as in Pelgrom, Duinmaijer, Welbers, IEEE J.
+    Solid-State Circuits 24 (1989) 1433.
+    """
 
     bits: int | None = None
     """Resolution of a programmed conductance; codes with a sign (a differential pair). None: exact. Paper: 16."""
 
     mismatch: float = 0.0
-    """Relative error of each resistor, rms, normally distributed, fixed by the device's seed. Pelgrom, Duinmaijer,
-    Welbers, IEEE J. Solid-State Circuits 24 (1989) 1433; 0.001 to 0.01 is usual on one chip."""
+    """Relative error of each resistor, rms, normally distributed, fixed by the device's seed. 0.001 to 0.01 is usual on
+    one chip."""
 
     separate: bool = False
     """Whether A and Aᵀ are arrays of their own, each with its own mismatch, as in the paper. The drift matrix BᵀA + λI

@@ -17,7 +17,10 @@ from spu_server.analog.checks import positive
 
 @dataclass(frozen=True)
 class Timing:
-    """Time and energy of uploads, conversions and analog evolution."""
+    """Time and energy of uploads, conversions and analog evolution.
+
+    Source: arXiv 2405.13817 for the times of link, resistors and evolution; the rest is ours, see each field.
+    """
 
     link: float = 50e9
     """Rate of the digital link, bit/s. Paper: 50 Gb/s."""

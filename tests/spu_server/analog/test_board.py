@@ -111,11 +111,12 @@ def test_the_page_names_every_field_and_every_preset() -> None:
         assert f"| `{name}` |" in page
 
 
-def test_every_field_is_documented_where_it_stands() -> None:
+def test_every_part_names_its_source_and_every_field_is_documented_where_it_stands() -> None:
     """A string below each field of each part, as the page says."""
     for part in [
         type(v) for f in dataclasses.fields(Board) if dataclasses.is_dataclass(v := getattr(Board(), f.name))
     ] + [Board]:
+        assert "Source:" in (part.__doc__ or "") or part is Board, part.__name__
         body = ast.parse(textwrap.dedent(inspect.getsource(part))).body[0]
         assert isinstance(body, ast.ClassDef)
         for field, below in zip(body.body, body.body[1:], strict=False):
