@@ -41,7 +41,8 @@ class Capture:
         model: its forward pass may use its trained parameters in any differentiable way, so long as samples do not mix.
             Functions without a rule in `host_client.curvature.rules` cost a backward pass a row (`CurvatureFallback`).
             Which parameters are trained is looked at once, here. The number of samples b is the leading extent of the
-            model's output (of its first tensor), or of its input if it gives out no tensor.
+            model's output (of its first tensor), or of its input if it gives out no tensor, or if there are several
+            rows of output for each of input, sample by sample, and these belong together.
         criterion: one of torch's losses that `check_criterion` knows. The module itself has to be called.
         curvature: ``"exact"``; ``"mc"``, the Fisher matrix from labels drawn from the model's own distribution; or
             ``"empirical"``, from the labels given.
@@ -182,8 +183,9 @@ class Capture:
         if recording is None or output is None:  # not a training pass, or one that has failed
             return
         outputs = list(tensors(output))
-        leading = next((len(t) for t in (*outputs, *tensors(args), *tensors(kwargs)) if t.dim()), 0)
-        recording.samples = leading
+        sides = (outputs, [*tensors(args), *tensors(kwargs)])
+        leading = [next((len(t) for t in side if t.dim()), 0) for side in sides]
+        recording.leading = leading[0] or leading[1], leading[1]
         self._passes.append(Pass(recording, outputs, self._forget_dead))
         self._seen = True
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -20,6 +20,7 @@ from host_client.curvature.graph import Graph
 from host_client.curvature.layouts import Layout, Order, Trace, candidates, probes, traces
 from host_client.curvature.losses import Kind, loss_columns, loss_root
 from host_client.curvature.memory import Size, check_memory
+from host_client.curvature.passes import sample_counts
 from host_client.curvature.recorder import Recording, Use
 from host_client.curvature.rules.broadcast import Broadcast
 from host_client.curvature.rules.embedding import Embedding
@@ -62,6 +63,7 @@ class Linearise:
         double = any(parameter.dtype == torch.float64 for parameter in self._parameters)
         self._dtype = torch.float64 if double else torch.float32
         self._known: dict[Site, tuple[int, Order] | None] = {}
+        self._counts: dict[tuple[int, ...], int] = {}
         self._announced: set[int] = set()
         self.device: Capacity | None = None
         self.link_itemsize: int | None = None
@@ -86,12 +88,11 @@ class Linearise:
             UnsupportedCriterion: for targets that do not fit.
             CurvatureTooLarge: for more than there is memory for.
         """
-        samples = self._samples(z, recordings)
         uses, unruled = settle(recordings, graph, self._parameters)
         paths: tuple[int, ...] | None = tuple(recording.path for recording in recordings)
         if graph.scrambles({node for recording in recordings for _, _, node in recording.unruled}):
             paths = None
-        uses, layouts = self._layouts(z, uses, unruled, samples, paths)
+        samples, uses, layouts, unruled = self._apart(z, uses, unruled, sample_counts(z, recordings), paths)
         c = loss_columns(criterion, z, target, samples=samples, kind=self._kind, draws=self._draws)
         batch = Batch(c, samples, self._dtype)
         blocks = self._blocks(uses, layouts, unruled, batch)
@@ -145,20 +146,42 @@ class Linearise:
             link_itemsize=self.link_itemsize,
         )
 
-    def _samples(self, z: Tensor, recordings: Sequence[Recording]) -> int:
-        found = {recording.samples for recording in recordings}
-        if len(found) > 1:
-            raise UnsupportedLayer(
-                "", f"was called with {sorted(found)} samples for one loss; give each call equally many"
-            )
-        samples = found.pop()
-        if samples == 0 or z.dim() == 0 or len(z) % samples:
-            raise UnsupportedLayer(
-                "",
-                f"gave out {samples} samples, and the criterion was given an input of shape {tuple(z.shape)}; its "
-                "first dimension must hold all samples, or all their positions, sample by sample",
-            )
-        return samples
+    def _apart(
+        self,
+        z: Tensor,
+        uses: Sequence[Use],
+        unruled: Mapping[int, str],
+        counts: Sequence[int],
+        paths: tuple[int, ...] | None,
+    ) -> tuple[int, list[Use], list[Layout], dict[int, str]]:
+        """The number of samples with which the fewest parameters are unruled, and the layouts then.
+
+        A model that flattens positions into its output has a row for each position: one by one they mix.
+
+        Raises:
+            UnsupportedLayer: when samples mix whatever their number.
+        """
+        found: list[tuple[int, list[Use], list[Layout], dict[int, str]]] = []
+        refused: list[UnsupportedLayer] = []
+        before = None if paths is None else self._counts.get(paths)
+        for samples in sorted(counts, key=lambda n: counts.index(n) != before):
+            without = dict(unruled)
+            try:
+                placed = self._layouts(
+                    z, uses, without, samples, None if paths is None else (*paths, counts.index(samples))
+                )
+            except UnsupportedLayer as refusal:
+                refused.append(refusal)
+                continue
+            found.append((samples, *placed, without))
+            if len(without) == len(unruled):
+                break
+        if not found:
+            raise refused[0]
+        best = min(found, key=lambda one: len(one[-1]))
+        if paths is not None and len(counts) > 1:
+            self._counts[paths] = counts.index(best[0])
+        return best
 
     def _layouts(
         self, z: Tensor, uses: Sequence[Use], unruled: dict[int, str], samples: int, paths: tuple[int, ...] | None
@@ -186,6 +209,7 @@ class Linearise:
         if unknown:
             if len(self._known) > MOST_SITES:
                 self._known.clear()
+                self._counts.clear()
             for number, layout, certain in self._probed(z, uses, choices, unknown, samples):
                 found[number] = layout
                 site = sites[number]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from torch import Tensor
 
+from host_client.curvature.errors import UnsupportedLayer
 from host_client.curvature.graph import Graph
 from host_client.curvature.recorder import Recording
 
@@ -52,6 +53,30 @@ class Pass:
             self._nodes,  # all there is to see where parameters went into functions that torch does not dispatch
         )
         return any(node in graph.nodes for node in nodes)
+
+
+def sample_counts(z: Tensor, recordings: Sequence[Recording]) -> list[int]:
+    """What may be the number of samples in a criterion's input of so many passes, the likeliest first.
+
+    That is the leading extent of the models' outputs, or that of their inputs where the outputs have several rows for
+    each row of input.
+
+    Raises:
+        UnsupportedLayer: where passes differ in it, or the criterion's input cannot be divided among them.
+    """
+    found = {recording.leading[0] for recording in recordings}
+    if len(found) > 1:
+        raise UnsupportedLayer("", f"was called with {sorted(found)} samples for one loss; give each call equally many")
+    samples = found.pop()
+    if samples == 0 or z.dim() == 0 or len(z) % samples:
+        raise UnsupportedLayer(
+            "",
+            f"gave out {samples} samples, and the criterion was given an input of shape {tuple(z.shape)}; its "
+            "first dimension must hold all samples, or all their positions, sample by sample",
+        )
+    inputs = {recording.leading[-1] for recording in recordings}
+    fewer = inputs.pop()
+    return [samples, fewer] if not inputs and 0 < fewer < samples and samples % fewer == 0 else [samples]
 
 
 def tensors(values: object) -> Iterator[Tensor]:

@@ -74,7 +74,8 @@ class Recording:
         path: a hash of the functions called, trained parameters or not, and of the small integers (dimensions, most
             often) that they were given: two passes of one path have gone through the same code.
         tables: what became of the outputs of embeddings that serve all samples, by the number of their use.
-        samples: b; 0 until the pass is over.
+        leading: leading extents of what came out of the pass and of what went in, either of which may be the number of
+            samples; 0 until the pass is over.
     """
 
     uses: list[Use] = field(default_factory=list)
@@ -82,7 +83,7 @@ class Recording:
     unruled: list[tuple[int, str, Node]] = field(default_factory=list)
     tables: dict[int, Table] = field(default_factory=dict)
     path: int = 0
-    samples: int = 0
+    leading: tuple[int, int] = (0, 0)
 
 
 class Recorder(TorchFunctionMode):

@@ -69,6 +69,14 @@ ATTENTION = [
         TOKENS,
         batch=3,
     ),
+    Case(
+        "attention, scores flattened by the model",
+        made_of(attention=lambda: nn.MultiheadAttention(4, 2, batch_first=True), head=lambda: nn.Linear(4, 3))(
+            lambda m, x: m.head(m.attention(x, x, x)[0].tanh()).flatten(0, 1)
+        ),
+        TOKENS,
+        batch=3,
+    ),
     Case("encoder", lambda: Encoder(norm_first=False), (5,), vocabulary=7, batch=3, unlike=("curvlinops",)),
     Case("encoder, norm first", lambda: Encoder(norm_first=True), (5,), vocabulary=7, batch=3, unlike=("curvlinops",)),
 ]

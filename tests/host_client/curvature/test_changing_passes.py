@@ -29,6 +29,7 @@ ANY_LENGTH = [
     "attention",
     "attention, tokens first",
     "attention without weights",
+    "attention, scores flattened by the model",
     "learnt queries",
     "class token",
     "recurrent loop",
