@@ -1,6 +1,8 @@
 """The blocking API: from many threads, from code with an event loop of its own, and against deadlines."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -72,6 +74,29 @@ def test_it_works_in_code_that_runs_an_event_loop_itself(stepped):
             return session.solve(Rows(A), B, damping=0.5, analog_time=LONG).value
 
     torch.testing.assert_close(asyncio.run(notebook()), solution(B, 0.5))
+
+
+def test_a_loader_may_fork_workers_while_the_device_is_used(stepped):
+    code = f"""
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from host_client import TNGD, connect
+
+model, criterion = nn.Linear(4, 3), nn.CrossEntropyLoss()
+examples = [(torch.randn(4), number % 3) for number in range(24)]
+loader = DataLoader(examples, 8, num_workers=1, multiprocessing_context="fork")
+with connect({stepped.address!r}, timeout=20.0) as spu, spu.session() as session:
+    optimizer = TNGD(model, criterion, session, damping=0.1, analog_time=5.0)
+    for epoch in range(2):
+        for inputs, targets in loader:
+            criterion(model(inputs), targets).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+print(optimizer.steps)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "6\n"), ended.stderr
 
 
 def test_a_reading_waits_in_one_thread_while_another_advances(session):
