@@ -6,6 +6,7 @@ import contextlib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +18,18 @@ PASS_ELEMENTS = 1 << 18
 Wide layers go column by column, so that a pass stays in the processor's cache; narrow ones all together, so that the
 engine's overhead is paid once.
 """
+
+
+class Columns(Protocol):
+    """Cotangents of z of which some can be had at a time; a tensor of shape (c, *z.shape), for instance."""
+
+    def __len__(self) -> int:
+        """The number c of cotangents."""
+        ...
+
+    def __getitem__(self, some: slice, /) -> Tensor:
+        """Some of them, shape (k, *z.shape)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -34,7 +47,7 @@ class Taker:
 
 def backpropagate(
     z: Tensor,
-    columns: Tensor,
+    columns: Columns,
     edges: Sequence[GradientEdge],
     shapes: Sequence[torch.Size],
     takers: Sequence[Taker],
@@ -45,7 +58,7 @@ def backpropagate(
 
     Args:
         z: with its graph.
-        columns: cotangents of z, shape (c, *z.shape).
+        columns: c cotangents of z.
         edges: where in that graph the outputs are.
         shapes: of the outputs.
         takers: what is kept of some of the columns, as they come.

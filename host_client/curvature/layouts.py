@@ -75,21 +75,33 @@ def candidates(shape: Sequence[int], dims: Sequence[int], samples: int) -> list[
     return found
 
 
-def probes(z: Tensor, samples: int) -> Tensor:
+class Probes:
     """Cotangents from which `Trace` can tell the samples apart: random, each zero but for half of the samples.
 
-    Column t is that of the samples whose number has bit t; as many columns again belong to the other halves.
+    Column t is that of the samples whose number has bit t; as many columns again belong to the other halves. They are
+    made as they are taken, for together they may be many times as large as z.
 
-    Returns:
-        Shape (2 ⌈log₂ b⌉, *z.shape).
+    Args:
+        z: what they are cotangents of.
+        samples: b.
     """
-    number = torch.arange(samples, device=z.device)
-    bits = torch.stack([(number >> t) & 1 for t in range((samples - 1).bit_length())]).bool()
-    halves = torch.cat([bits, ~bits]).repeat_interleave(len(z) // samples, dim=1)
-    # A generator of its own: the random numbers of the training are those without a capture.
-    generator = torch.Generator(z.device).manual_seed(0)
-    noise = torch.randn(len(halves), *z.shape, dtype=z.dtype, device=z.device, generator=generator)
-    return noise * halves.view(*halves.shape, *[1] * (z.dim() - 1))
+
+    def __init__(self, z: Tensor, samples: int) -> None:
+        number = torch.arange(samples, device=z.device)
+        bits = torch.stack([(number >> t) & 1 for t in range((samples - 1).bit_length())]).bool()
+        self._halves = torch.cat([bits, ~bits]).repeat_interleave(len(z) // samples, dim=1)
+        # A generator of its own: the random numbers of the training are those without a capture.
+        generator = torch.Generator(z.device).manual_seed(0)
+        self._noise = torch.randn(z.shape, dtype=z.dtype, device=z.device, generator=generator)
+
+    def __len__(self) -> int:
+        """2 ⌈log₂ b⌉."""
+        return len(self._halves)
+
+    def __getitem__(self, some: slice) -> Tensor:
+        """Some of the columns, shape (k, *z.shape)."""
+        halves = self._halves[some]
+        return self._noise * halves.view(*halves.shape, *[1] * (self._noise.dim() - 1))
 
 
 def traces(cotangents: Tensor, dims: Sequence[int]) -> Tensor:
@@ -115,7 +127,7 @@ class Trace:
 
     @classmethod
     def of(cls, traces: Tensor) -> Trace:
-        """Read what `probes` have left, shape (2 ⌈log₂ b⌉, *rows), bool."""
+        """Read what `Probes` have left, shape (2 ⌈log₂ b⌉, *rows), bool."""
         ones, zeros = traces.chunk(2)
         weights = 2 ** torch.arange(len(ones), device=traces.device)
         labels = (ones * weights.view(-1, *[1] * (ones.dim() - 1))).sum(0)

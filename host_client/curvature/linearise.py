@@ -17,7 +17,7 @@ from host_client.curvature.errors import CurvatureFallback, UnsupportedLayer
 from host_client.curvature.fallback import rows_by_autograd
 from host_client.curvature.forms import Batch, Block
 from host_client.curvature.graph import Graph
-from host_client.curvature.layouts import Layout, Order, Trace, candidates, probes, traces
+from host_client.curvature.layouts import Layout, Order, Probes, Trace, candidates, traces
 from host_client.curvature.losses import Kind, loss_columns, loss_root
 from host_client.curvature.memory import Size, check_memory
 from host_client.curvature.passes import sample_counts
@@ -233,7 +233,7 @@ class Linearise:
         dims = [_sample_dims(uses[number]) for number in numbers]
         arrived = backpropagate(
             z,
-            probes(z, samples),
+            Probes(z, samples),
             [GradientEdge(uses[number].node, uses[number].output_nr) for number in numbers],
             [uses[number].shape for number in numbers],
             [Taker([i], partial(_traces, kept)) for i, kept in enumerate(dims)],

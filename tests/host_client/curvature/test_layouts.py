@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from host_client.curvature.layouts import Layout, Trace, candidates, probes, traces
+from host_client.curvature.layouts import Layout, Probes, Trace, candidates, traces
 
 
 @given(st.integers(2, 9), st.integers(1, 4), st.sampled_from(["whole", "major", "minor"]), st.integers(0, 1))
@@ -30,7 +30,7 @@ def _labels(function: Callable[[Tensor], Tensor], x: Tensor, z_of: Callable[[Ten
     x = x.requires_grad_()
     inner = function(x)
     z = z_of(inner)
-    left = [torch.autograd.grad(z, inner, one, retain_graph=True)[0] for one in probes(z, b)]
+    left = [torch.autograd.grad(z, inner, one, retain_graph=True)[0] for one in Probes(z, b)[:]]
     return Trace.of(traces(torch.stack(left), range(inner.dim() - 1)))
 
 
@@ -71,5 +71,18 @@ def test_permuted_samples_fit_nothing() -> None:
 
 def test_probes_leave_the_random_numbers_of_the_training_alone() -> None:
     state = torch.get_rng_state()
-    probes(torch.zeros(4, 3), 4)
+    Probes(torch.zeros(4, 3), 4)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(("rows", "b"), [(4, 2), (10, 5), (8, 8)])
+def test_probes_taken_one_by_one_are_the_same(rows: int, b: int) -> None:
+    probes = Probes(torch.zeros(rows, 3), b)
+    assert len(probes) == 2 * (b - 1).bit_length()
+    one_by_one = torch.cat([probes[t : t + 1] for t in range(len(probes))])
+    assert torch.equal(one_by_one, probes[:])
+    # Each sample is in one of the two halves of every pair, as a whole.
+    taken = (probes[:] != 0).all(2).unflatten(1, (b, -1))
+    assert torch.equal(taken.all(2), taken.any(2))
+    first, second = taken.chunk(2)
+    assert torch.equal(first, ~second)
