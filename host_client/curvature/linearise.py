@@ -286,8 +286,8 @@ class Linearise:
     def _refuse_unused(self, index: int) -> None:
         path, _, name = self._paths[index].rpartition(".")
         reason = (
-            "does not influence what the criterion was given, or was used without gradients; freeze it with "
-            "requires_grad_(False), or leave it to Adam by a parameter group"
+            "does not influence what the criterion was given, or was used without gradients (a checkpoint needs "
+            "use_reentrant=False); freeze it with requires_grad_(False), or leave it to Adam by a parameter group"
             if self._parameters[index].requires_grad
             else "has been frozen since the optimizer was made; replace that by a new one"
         )
