@@ -157,7 +157,8 @@ class Uploads:
             upload = session._upload(kept, None)
         else:
             upload = one.ahead or session._upload(one.operator, one.precision)
-        not_before = None if self.free_from is None else self.free_from + schedule.delay
+        # That of a restored program may lie before the device's time began.
+        not_before = None if self.free_from is None else max(0.0, self.free_from + schedule.delay)
         if session.spu.clock == "stepped":
             plans = schedule.plans_from(max(session.device_time, not_before or 0.0))
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
@@ -112,6 +113,19 @@ def test_a_free_running_device_goes_on_from_where_it_was() -> None:
         resumed.load(saved)
         # Under the program of the checkpoint, which had come to rest.
         torch.testing.assert_close(session.read().value, last.value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_checkpoint_made_long_after_the_last_step_is_taken_up_by_a_device_that_has_just_begun() -> None:
+    with connect("inproc:", rate=1e7) as spu, spu.session() as session:
+        training = Training(session)
+        training.steps(0, 2)
+        time.sleep(0.05)  # 500,000 τ, as of an evaluation
+        saved = training.save()
+    with connect("inproc:", rate=1e3) as spu, spu.session() as session:
+        resumed = Training(session)
+        resumed.load(saved)
+        resumed.steps(2, 4)
+        assert resumed.optimizer.steps == 4
 
 
 def test_a_device_that_does_not_take_the_state_starts_from_the_last_reading(
