@@ -254,3 +254,23 @@ def test_the_arnoldi_process_gives_what_the_law_gives(
     slow = drift.step(x, duration, lambda: b).state
     assert laws
     assert float((fast - slow).norm() / slow.norm()) < 1e-7
+
+
+def test_the_arnoldi_process_is_the_limit_of_ever_finer_euler_maruyama(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without noise, as where the process serves; what a step of first order leaves halves with its length."""
+    generator = torch.Generator().manual_seed(0)
+    forward = Rows(torch.randn(150, 200, generator=generator, dtype=torch.float64) / 20.0)
+    backward = forward.map(lambda a: a * (1.0 + 0.3 * torch.randn(a.shape, generator=generator, dtype=a.dtype)))
+    b, start = torch.randn(2, 200, generator=generator, dtype=torch.float64).unbind()
+    drift = FactorDrift(forward, backward, b, damping=DAMPING, noise=0.0)
+    monkeypatch.setattr(drift, "_law", lambda *arguments: pytest.fail("the law served"))
+    found = drift.step(start, 2.0, lambda: b).state
+    matrix = torch.from_numpy(drift_matrix(LayerRows([forward]), LayerRows([backward])))
+    off = []
+    for steps in (1000, 2000):
+        x = start.clone()
+        for _ in range(steps):
+            x -= 2.0 / steps * (matrix @ x - b)
+        off.append(float((x - found).norm() / found.norm()))
+    assert off[1] < 1e-3
+    assert 1.98 < off[0] / off[1] < 2.02
