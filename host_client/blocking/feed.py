@@ -53,7 +53,14 @@ class Feed:
         post(self._aio.abandon)
 
     def exchange(
-        self, operator: Operator, drive: Tensor, *, freshness: Freshness, timeout: float, **options: Any
+        self,
+        operator: Operator,
+        drive: Tensor,
+        *,
+        freshness: Freshness,
+        timeout: float,
+        together: bool = False,
+        **options: Any,
     ) -> list[Arrived]:
         """Hand a program over, and take the readings for a step, waiting `timeout` seconds at most.
 
@@ -61,6 +68,7 @@ class Feed:
             operator, drive, options: as of `host_client.loop.feed.Feed.hand_over`.
             freshness: which readings will do.
             timeout: longest wait, in seconds.
+            together: as of `host_client.loop.feed.Feed.readings`.
 
         Raises:
             TooStale: when none came in time that will do.
@@ -70,7 +78,7 @@ class Feed:
         async def exchange() -> list[Arrived]:
             number = self._aio.hand_over(operator, drive, **options)
             await self._aio.copied()
-            return await self._aio.readings(number, freshness, timeout=timeout)
+            return await self._aio.readings(number, freshness, timeout=timeout, together=together)
 
         follow([operator, drive])
         return wait(exchange())

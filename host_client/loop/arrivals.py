@@ -63,6 +63,7 @@ class Arrivals:
         self._finished = 0  # number of the newest hand-over whose readings have all come, or never will
         self._refused: Exception | None = None
         self._waiting: deque[Arrived] = deque(maxlen=KEPT_READINGS)
+        self._complete: list[Arrived] = []  # the readings of the newest program of which all have come
         self._changed = asyncio.Event()
 
     def expect(self, applied: Applied, number: int) -> None:
@@ -97,6 +98,7 @@ class Arrivals:
     def finish(self, number: int) -> None:
         """All readings of a hand-over, and of those before it, have come or never will."""
         self._finished = max(self._finished, number)
+        self._complete = [one for one in self._waiting if one.program == number] or self._complete
         self._changed.set()
 
     def refuse(self, error: Exception) -> None:
@@ -108,10 +110,11 @@ class Arrivals:
         """What has come is of a device that is gone."""
         self.newest = None
         self._waiting.clear()
+        self._complete.clear()
         self._programs.clear()
         self._changed.set()
 
-    async def take(self, number: int, freshness: Freshness, *, timeout: float) -> list[Arrived]:
+    async def take(self, number: int, freshness: Freshness, *, timeout: float, together: bool) -> list[Arrived]:
         """What `Feed.readings` gives."""
         deadline = asyncio.get_running_loop().time() + timeout
         while True:
@@ -121,7 +124,12 @@ class Arrivals:
             if self._refused is not None:
                 refused, self._refused = self._refused, None
                 raise refused
-            if self.newest is not None and self._will_do(self.newest, number, freshness):
+            if together:
+                while self._waiting and self._waiting[0].program <= self._finished:
+                    self._waiting.popleft()
+                if self._complete and self._will_do(self._complete[-1], number, freshness):
+                    return list(self._complete)
+            elif self.newest is not None and self._will_do(self.newest, number, freshness):
                 taken = [one for one in self._waiting if freshness != "this program" or one.program >= number]
                 self._waiting.clear()
                 return taken or [self.newest]

@@ -188,19 +188,23 @@ class Feed:
             copying, self._copying = self._copying, None
             await copying.begun()
 
-    async def readings(self, number: int, freshness: Freshness, *, timeout: float) -> list[Arrived]:
+    async def readings(
+        self, number: int, freshness: Freshness, *, timeout: float, together: bool = False
+    ) -> list[Arrived]:
         """Readings for a step: what has come since the last call; or the newest again, if it is fresh enough.
 
         Args:
             number: of the step's hand-over.
             freshness: which readings will do.
             timeout: longest wait, in seconds.
+            together: whether the readings scheduled with a program count only when all of them have come; then they are
+                those of the newest such program, also if they have been taken before.
 
         Raises:
             TooStale: when none came in time that will do.
             SpuError: why the device is lost, or has refused a program.
         """
-        return await self._arrivals.take(number, freshness, timeout=timeout)
+        return await self._arrivals.take(number, freshness, timeout=timeout, together=together)
 
     async def back(self, timeout: float) -> None:
         """Wait until the device is there again.

@@ -64,8 +64,9 @@ class TNGD(NaturalGradient):
         spacing: device time from one of them to the next, in τ.
         period: if given, readings are taken at the multiples of it in device time instead, in τ, whatever is uploaded
             when; a program then runs for at least t.
-        combine: ``"average"``: g̃ is the average of the readings of the newest program; ``"each"``: every reading since
-            the last step is a g̃, and the parameters go along one after the other.
+        combine: ``"average"``: g̃ is the average of the readings of the newest program, those scheduled with it once all
+            of them have come; ``"each"``: every reading since the last step is a g̃, and the parameters go along one
+            after the other.
         freshness: which readings a step may use, and so what it waits for: ``"this program"``, ``"newest"`` or
             `NoOlderThan`.
         on_loss: what a step does when the device is lost, at fault, held by another or too stale: ``"raise"``;
@@ -310,6 +311,7 @@ class TNGD(NaturalGradient):
                     copied=self._freshness != "this program",
                     freshness=self._freshness,
                     timeout=self._patience + running,
+                    together=self._combine == "average" and self._readings > 1,
                 )
             except LOST:
                 if self._on_loss != "wait":

@@ -90,6 +90,19 @@ async def test_a_program_of_the_step_before_will_do_where_that_is_fresh_enough()
                 assert time.monotonic() - began > seconds  # it had to wait for the second
 
 
+async def test_readings_that_belong_together_are_taken_when_all_have_come() -> None:
+    async with feeding(rate=RATE) as (feed, _):
+        for k in range(1, 5):
+            number = hand_over(feed, k * B, analog_time=LONG, readings=3, spacing=RATE * 0.02)
+            found = await feed.readings(number, NoOlderThan(programs=1), timeout=20.0, together=True)
+            assert len(found) == 3
+            (program,) = {one.program for one in found}
+            assert program >= number - 1
+        number = hand_over(feed, analog_time=1e9, readings=3)
+        (again,) = {one.program for one in await feed.readings(number, "newest", timeout=20.0, together=True)}
+        assert number - 2 <= again < number
+
+
 async def test_the_newest_reading_never_waits_once_there_is_one() -> None:
     async with feeding(rate=RATE) as (feed, _):
         first = hand_over(feed)
