@@ -67,7 +67,7 @@ def run(
         if settings.optimizer == "tngd" and spu is not None:
             session, rate = stack.enter_context(spu.session(ttl=SESSION_TTL)), spu.info.rate
         writer = stack.enter_context(step_writer(csv)) if csv is not None else None
-        before = spu.report() if session is not None and spu is not None else {}
+        tally = _Tally(spu) if session is not None and spu is not None else None
         result = follow(
             train(
                 task,
@@ -86,11 +86,39 @@ def run(
             rate=rate,
             each_evaluation=each_evaluation,
         )
-        if session is not None and spu is not None:
+        if tally is not None:
             # The run is made, also where the device has been lost on the way and cannot tell any more.
             with suppress(SpuError):
-                result.report = {name: now - before.get(name, 0.0) for name, now in spu.report().items()}
+                result.report = tally.counted()
         return result
+
+
+class _Tally:
+    """What a device counts from now on.
+
+    Args:
+        spu: the device.
+    """
+
+    def __init__(self, spu: Spu) -> None:
+        self._spu = spu
+        self._opened, self._before = self._opening(), spu.report()
+
+    def counted(self) -> dict[str, float]:
+        """What it has counted by now; nothing if its driver was opened again and has counted from zero.
+
+        Raises:
+            SpuError: when it cannot be asked.
+        """
+        opened, now = self._opening(), self._spu.report()
+        fallen = any(now.get(name, 0.0) < number for name, number in self._before.items())  # of another one beside it
+        if opened != self._opened or fallen:
+            return {}
+        return {name: number - self._before.get(name, 0.0) for name, number in now.items()}
+
+    def _opening(self) -> tuple[int, int]:
+        info = self._spu.info
+        return info.epoch, info.restarts
 
 
 def _header(task: Task, settings: Settings, spu: Spu | None) -> dict[str, Any]:

@@ -82,7 +82,8 @@ class Run:
         outputs: d_z, outputs per example.
         steps: every iteration, in order.
         evaluations: in order.
-        report: what the device counted meanwhile, see `Spu.report`; empty where it counts nothing.
+        report: what the device counted meanwhile, see `Spu.report`; empty where it counts nothing, and where it was
+            started again on the way.
     """
 
     settings: Settings

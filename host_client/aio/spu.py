@@ -168,8 +168,8 @@ class Spu:
     async def report(self) -> dict[str, float]:
         """What has happened on the device since its driver was opened, in named numbers; empty where it counts nothing.
 
-        Of the driver ``analog``: values clipped by converters and rails, modelled seconds and joules. Of several
-        devices the sums.
+        Of the drivers ``emulator`` and ``analog``: modelled seconds and joules; of ``analog`` also values clipped by
+        converters and rails. Of several devices the sums.
         """
         reports = [await self._link.report(timeout=self.timeout), *[await other.report() for other in self._beside]]
         return {name: sum(report.get(name, 0.0) for report in reports) for name in reports[0]}

@@ -4,6 +4,7 @@ import itertools
 import json
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from statistics import median
@@ -16,7 +17,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from torch import nn
 
-from host_client import connect
+from host_client import connect, runner
 from host_client.follow import Line
 from host_client.local_daemon import DaemonFailed, local_daemon
 from host_client.optimizers import make_optimizer
@@ -267,6 +268,24 @@ def test_modelled_time_and_energy_of_the_device_stand_beside_the_wall_time(strip
     stream = StringIO()
     Console(file=stream, width=120).print(comparison_table({"TNGD": one}))
     assert f"timing model, TNGD: {1e3 * one.modelled_seconds / 4:.3g} ms and" in stream.getvalue()
+
+
+def test_a_report_is_of_the_run_alone_and_of_the_whole_run_or_there_is_none(
+    stripes: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, quiet = Settings(batch_size=20, steps=2), Console(file=StringIO())
+    with connect("inproc:", clock="stepped") as spu:
+        reports = [run(stripes, settings, spu, label="TNGD", console=quiet).report for _ in range(2)]
+        assert reports[0]["uploads"] == reports[1]["uploads"] == 2
+        # Its driver is started again before the run's end; then that of another device beside it is.
+        infos = iter([spu.info, *[replace(spu.info, restarts=1)] * 2])
+        with monkeypatch.context() as patch:
+            patch.setattr(type(spu), "info", property(lambda self: next(infos)))
+            tally = runner._Tally(spu)
+            assert tally.counted() == {}
+        counted = iter([{"uploads": 4.0}, {"uploads": 1.0}])
+        monkeypatch.setattr(type(spu), "report", lambda self: next(counted))
+        assert runner._Tally(spu).counted() == {}
 
 
 def test_a_daemon_of_ones_own_ends_with_the_block_also_on_failure() -> None:
