@@ -61,9 +61,7 @@ class Agenda:
         events, self._events = self._events, []
         self._clock.stop()
         for event in events:
-            if not event.done.done():
-                event.done.set_exception(error)
-                event.done.exception()  # whoever waits is told; that nobody does, as at the end, is no mistake
+            _fail(event, error)
 
     async def close(self) -> None:
         """Stop; waiters of pending events are told that the daemon goes away."""
@@ -92,9 +90,8 @@ class Agenda:
         except asyncio.CancelledError:
             runner = asyncio.current_task()
             stopping = runner is not None and runner.cancelling() > 0
-            if not event.done.done():
-                why = "the daemon is stopping" if stopping else "the driver was ended during this call"
-                event.done.set_exception(DeviceUnavailable(why))
+            why = "the daemon is stopping" if stopping else "the driver was ended during this call"
+            _fail(event, DeviceUnavailable(why))
             if stopping:
                 raise
         except Exception as error:  # noqa: BLE001 - whatever it is belongs to the waiter
@@ -103,3 +100,10 @@ class Agenda:
         else:
             if not event.done.done():
                 event.done.set_result(result)
+
+
+def _fail(event: _Event, error: SpuError) -> None:
+    """Tell whoever waits for an event that it will not come about; that nobody does, as at the end, is no mistake."""
+    if not event.done.done():
+        event.done.set_exception(error)
+        event.done.exception()

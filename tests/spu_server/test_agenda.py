@@ -1,6 +1,7 @@
 """Events run in the order of device time, on both clocks."""
 
 import asyncio
+import gc
 import time
 
 import pytest
@@ -143,3 +144,22 @@ async def test_a_driver_that_is_ended_during_an_event_does_not_end_the_agenda():
         await asyncio.wait_for(agenda.schedule(None, driven), SECONDS)
     assert await asyncio.wait_for(agenda.schedule(None, tell), SECONDS) == 0.0
     await agenda.close()
+
+
+async def test_that_nobody_waits_for_events_at_the_end_is_not_logged():
+    agenda, begun, logged = Agenda(SteppedClock()), asyncio.Event(), []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: logged.append(context))
+
+    async def last(at):
+        begun.set()
+        await asyncio.sleep(SECONDS)
+
+    under_way, pending = agenda.schedule(None, last), agenda.schedule(1.0, last)
+    await asyncio.wait_for(begun.wait(), SECONDS)
+    await agenda.close()
+    assert under_way.done()
+    assert pending.done()
+    del under_way, pending, agenda
+    await asyncio.sleep(0)
+    gc.collect()  # asyncio logs an error that nobody asked for when its future is gone
+    assert logged == []
