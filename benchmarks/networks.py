@@ -1,7 +1,7 @@
 """Networks to time training steps on, each with one batch and a loss.
 
 All but the reference network, which sees real digits, get random numbers of the right shapes: arithmetic takes the same
-time on them. Weights are random too; the sizes are those of networks that people train.
+time on them. Weights are random too, but for the pretrained encoder's; sizes are those of networks that people train.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.timing import log
+from host_client.tasks.encoder import encoder_folder
 from host_client.tasks.mnist import mnist
 from host_client.tasks.task import Task
+from host_client.tasks.wheels import SourceFailed
 
 
 @dataclass(frozen=True)
@@ -86,27 +89,36 @@ def transformer(batch: int = 32) -> Network:
 
 
 def lora(batch: int = 16) -> Network:
-    """LoRA (r = 8) on queries, keys, values and outputs of a BERT of MiniLM's shape, and its classifier, 4 classes.
+    """LoRA (r = 8) on queries, keys, values and outputs of pretrained MiniLM, and a classifier on it, 4 classes.
 
     Six layers of width 384 with 12 heads, 32 tokens; 10.6 million frozen parameters beside the embeddings, N = 149,000.
+    Where the pretrained weights cannot be had, they are random ones of the same shapes, and the log says so.
     """
     _mend_torchvision()
     # peft asks transformers for something by its old name.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
     from peft import LoraConfig, get_peft_model
     from transformers import BertConfig, BertForSequenceClassification
+    from transformers.utils import logging
 
+    logging.set_verbosity_error()  # that the classifier is new is no news
+    logging.disable_progress_bar()
     torch.manual_seed(0)
-    config = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
-    config.num_labels = 4
+    try:
+        encoder = BertForSequenceClassification.from_pretrained(encoder_folder(), num_labels=4)
+    except (SourceFailed, OSError) as error:
+        log.warning("LoRA is timed on an encoder with random weights: %s", error)
+        config = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
+        config.num_labels = 4
+        encoder = BertForSequenceClassification(config)
     targets = ["query", "key", "value", "attention.output.dense"]
     adapters = LoraConfig(r=8, lora_alpha=32, target_modules=targets, task_type="SEQ_CLS")
-    adapted = get_peft_model(BertForSequenceClassification(config), adapters)
+    adapted = get_peft_model(encoder, adapters)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.02)  # as after some steps: peft starts them at zero, where no gradient passes
-    return _random(LogitsOf(adapted), torch.randint(config.vocab_size, (batch, 32)), classes=4)
+    return _random(LogitsOf(adapted), torch.randint(encoder.config.vocab_size, (batch, 32)), classes=4)
 
 
 NETWORKS: dict[str, Callable[..., Network]] = {

@@ -20,7 +20,7 @@ go. Before the emulator can tell the state under a new program it needs its Gram
 to 20 ms; a board has no such work.
 
 Ratios:
-    overlap_vs_longer: time an iteration of the free-running loop, LoRA on a BERT of MiniLM's shape, 4 samples of 32
+    overlap_vs_longer: time an iteration of the free-running loop, LoRA on pretrained MiniLM, 4 samples of 32
         tokens, over the longer.
     blocking_vs_longer: the same of the blocking loop.
     overlap_of_one_vs_longer: of the free-running loop with readings of the program before alone.

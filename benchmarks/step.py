@@ -27,7 +27,7 @@ Ratios:
     step_mc_vs_adam_resnet: the same with Monte-Carlo.
     step_exact_vs_adam_transformer: exact step over Adam's, transformer encoder of 4 layers, N = 0.93 million, b = 32.
     step_mc_vs_adam_transformer: the same with Monte-Carlo.
-    step_exact_vs_adam_lora: exact step over Adam's, LoRA on a BERT of MiniLM's shape, N = 0.15 million, b = 16,
+    step_exact_vs_adam_lora: exact step over Adam's, LoRA on pretrained MiniLM, N = 0.15 million, b = 16,
         32 tokens.
     step_mc_vs_adam_lora: the same with Monte-Carlo.
     step_exact_free_vs_adam: a free step with the exact GGN over Adam's (which has both threads), reference CNN.

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from host_client.tasks import mnist_sources
 from host_client.tasks.cache import VARIABLE, cache_folder, read_arrays, write_arrays
-from host_client.tasks.mnist_sources import Bytes, SourceFailed
+from host_client.tasks.mnist_sources import Bytes
 from host_client.tasks.task import Examples, Task
+from host_client.tasks.wheels import SourceFailed
 
 SHA256 = "c2069063c1105f2bf96266aef1ff68c6e13bdda7a54e37bf19c16f1db24efc83"
 """Of all 70,000 images' bytes and then all labels' bytes: the canonical data, whatever source it came from."""

