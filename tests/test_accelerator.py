@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(500)
 def test_on_an_accelerator_everything_stays_there_up_to_one_asynchronous_copy() -> None:
     """In a process of its own: what makes the simulated accelerator known to torch cannot be taken back."""

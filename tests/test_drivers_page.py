@@ -22,6 +22,7 @@ FILE = re.compile(r"[Ff]ile `([\w.]+)`.*?^```\w+\n(.*?)^```$", re.MULTILINE | re
 COMMANDS = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)  # a quarter of a minute where nothing else runs
 def test_from_nothing_to_a_passing_driver_with_every_command_run(tmp_path):
     text = PAGE.read_text()
