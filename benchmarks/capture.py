@@ -10,10 +10,6 @@ Ratios:
         capture.
     capture_exact_speedup_vs_jacrev_of_batch: jacrev of the whole batch's logits, (b, d) outputs, over exact capture.
     capture_exact_speedup_vs_backpack: BackPACK's backward pass with SqrtGGNExact, over exact capture.
-    capture_exact_speedup_vs_jacrev_untuned: capture_exact_speedup_vs_jacrev with both sides in processes as Python
-        starts them. All others have our settings of threads and memory (`spu_link.tuning.tune_process`), the baselines
-        too.
-    capture_exact_speedup_vs_backpack_untuned: capture_exact_speedup_vs_backpack likewise.
     capture_exact_vs_curvlinops_20_products: exact capture and 20 products F v with what it gave, over 20 products of
         curvlinops' GGNLinearOperator, which never makes a factor.
     capture_exact_vs_plain_step: exact capture, over one plain forward and backward pass.
@@ -35,7 +31,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
 from benchmarks.networks import Network, reference
-from benchmarks.timing import Subjects, alone, log, medians, untuned
+from benchmarks.timing import Subjects, alone, log, medians
 from host_client.curvature import Capture
 from host_client.curvature.losses import Kind
 from host_client.tasks.mnist import mnist
@@ -62,11 +58,7 @@ def run(batch: int = 64, rounds: int = 6, task: Callable[[], Task] = mnist) -> d
         rounds=rounds,
     )
     slow = {"func": partial(_func, make), "backpack": partial(_backpack_exact, make)}
-    few = {"rounds": max(1, rounds // 3), "repeats": 2, "warmup": 1}
-    seconds |= medians(slow, **few)
-    with untuned():
-        found = medians({**slow, "ours": partial(_ours, make)}, **few)
-    seconds |= {f"untuned_{name}": value for name, value in found.items()}
+    seconds |= medians(slow, rounds=max(1, rounds // 3), repeats=2, warmup=1)
     plain, exact, mc = seconds["plain_step"], seconds["ours_exact"], seconds["ours_mc"]
     return {
         "ratios": {
@@ -74,8 +66,6 @@ def run(batch: int = 64, rounds: int = 6, task: Callable[[], Task] = mnist) -> d
             "capture_exact_speedup_vs_jacrev_alone": seconds["func_jacrev"] / exact,
             "capture_exact_speedup_vs_jacrev_of_batch": seconds["func_jacrev_of_batch"] / exact,
             "capture_exact_speedup_vs_backpack": seconds["backpack_exact"] / exact,
-            "capture_exact_speedup_vs_jacrev_untuned": found["func_factor_by_jacrev"] / found["ours_exact"],
-            "capture_exact_speedup_vs_backpack_untuned": found["backpack_exact"] / found["ours_exact"],
             "capture_exact_vs_curvlinops_20_products": seconds["ours_exact_and_20_products"]
             / seconds["curvlinops_20_products"],
             "capture_exact_vs_plain_step": exact / plain,

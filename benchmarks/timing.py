@@ -17,8 +17,6 @@ from multiprocessing.connection import Connection
 from statistics import median
 from typing import ParamSpec, TypeAlias, TypeVar
 
-from spu_link.tuning import ENVIRONMENT
-
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -72,17 +70,6 @@ def medians(
                 for name, values in pool.submit(_call, partial(_turn, repeats, warmup)).result(TURN_SECONDS).items():
                     times.setdefault(f"{side}_{name}", []).extend(values)
     return {name: median(values) for name, values in times.items()}
-
-
-@contextmanager
-def untuned() -> Iterator[None]:
-    """Processes that begin meanwhile have threads and memory as Python has them, without `tune_process`."""
-    ours = [name for name, value in ENVIRONMENT.items() if os.environ.get(name) == value]
-    held = {name: os.environ.pop(name) for name in ours}
-    try:
-        yield
-    finally:
-        os.environ.update(held)
 
 
 def alone(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -19,17 +19,6 @@ BLAS_SPIN = 18
 LARGE_BYTES = 32 << 20
 """Blocks from this size on come from the system and go back to it; the most that glibc allows."""
 
-MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(KEPT_BYTES), "MALLOC_MMAP_THRESHOLD_": str(LARGE_BYTES)}
-"""Of glibc."""
-
-ENVIRONMENT = {
-    "OMP_WAIT_POLICY": "ACTIVE",
-    "GOMP_SPINCOUNT": str(SPIN),
-    "OPENBLAS_THREAD_TIMEOUT": str(BLAS_SPIN),
-    **MALLOC,
-}
-"""What `tune_process` sets where the user has set nothing."""
-
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -44,12 +33,14 @@ def tune_process() -> None:
     glibc gives freed memory back to the system at once, and takes it again page by page: a third of the time of a
     curvature capture. So some of it is kept. What the user has set in the environment stays.
     """
+    malloc = {"MALLOC_TRIM_THRESHOLD_": KEPT_BYTES, "MALLOC_MMAP_THRESHOLD_": LARGE_BYTES}
+    settings = {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": SPIN, "OPENBLAS_THREAD_TIMEOUT": BLAS_SPIN, **malloc}
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc alone has it, and reads its environment only at start
-    if mallopt is not None and not MALLOC.keys() & os.environ.keys():
+    if mallopt is not None and not malloc.keys() & os.environ.keys():
         mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
         mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    for name, value in settings.items():
+        os.environ.setdefault(name, str(value))
 
 
 @cache
