@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack, get_args
 from weakref import WeakMethod, ref
 
@@ -81,6 +82,7 @@ class TNGD(NaturalGradient):
     Raises:
         UnsupportedLayer, UnsupportedCriterion: for a model or loss whose curvature is not known.
         ValueError: for an argument out of its range.
+        TypeError: for a session that has not been entered.
 
     Note:
         The state dictionary holds the last reading, and the device's state if the device can save it: on a stepped
@@ -129,6 +131,11 @@ class TNGD(NaturalGradient):
             raise ValueError(f"Invalid readings: {readings}; it must be a whole number, at least 1")
         if period is not None and (not period > 0 or readings > 1):
             raise ValueError(f"Invalid period: {period} with readings={readings}; it must be above 0, with one reading")
+        if isinstance(session, AbstractContextManager):
+            raise TypeError(
+                "Invalid session: one that has not been entered; write `with spu.session() as session:` around the "
+                "training, or give spu.open_session() and close it yourself"
+            )
         if session.embedding is not None:
             _check_embedding(session.embedding, readings, period)
         self._session: Session | None = None

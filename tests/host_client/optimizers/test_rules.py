@@ -98,6 +98,12 @@ def test_a_preconditioner_before_sgd_is_natural_gradient_descent(problem: Proble
     assert preconditioner.steps == 4
 
 
+def test_a_session_that_has_not_been_entered_is_told_apart(problem: Problem, session: Session) -> None:
+    not_entered: Any = session.spu.session()
+    with pytest.raises(TypeError, match=r"write `with spu\.session\(\) as session:`"):
+        TNGD(problem.model, problem.criterion, not_entered, damping=0.1, analog_time=1.0)
+
+
 def test_a_device_preconditions_too(problem: Problem, session: Session) -> None:
     other = copy.deepcopy(problem)
     options: Any = {"damping": 0.1, "curvature_every": 2, "start": "drive"}
