@@ -1,18 +1,35 @@
 """The curvature of a model's loss, as an operator that a device or a solver takes."""
 
-from host_client.curvature.capture import Capture
-from host_client.curvature.errors import CurvatureFallback, CurvatureTooLarge, UnsupportedCriterion, UnsupportedLayer
-from host_client.curvature.gradients import GradScaler
-from host_client.curvature.losses import Kind
+from host_client.curvature.capture import Capture, Criterion, check_processes
+from host_client.curvature.errors import (
+    CurvatureApproximation,
+    CurvatureFallback,
+    CurvatureMismatch,
+    CurvatureTooLarge,
+    UnsupportedCriterion,
+    UnsupportedLayer,
+    UnsupportedProcessGroup,
+)
+from host_client.curvature.gradients import Gradients, GradScaler
+from host_client.curvature.linearise import Check
+from host_client.curvature.losses import Kind, PerSampleLoss
 from host_client.curvature.trained import trained_parameters
 
 __all__ = [
     "Capture",
+    "Check",
+    "Criterion",
+    "CurvatureApproximation",
     "CurvatureFallback",
+    "CurvatureMismatch",
     "CurvatureTooLarge",
     "GradScaler",
+    "Gradients",
     "Kind",
+    "PerSampleLoss",
     "UnsupportedCriterion",
     "UnsupportedLayer",
+    "UnsupportedProcessGroup",
+    "check_processes",
     "trained_parameters",
 ]

@@ -4,22 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from host_client.curvature.claims import Claim
 from host_client.curvature.forms import Batch, Block, convolution, embedding, explicit, linear, linear_swapped
+from host_client.curvature.plan import Claim
 from host_client.curvature.rules.convolution import Convolution
 from host_client.curvature.rules.embedding import Embedding
-from host_client.curvature.rules.linear import Product
+from host_client.curvature.rules.products import Product
 
 
-def blocks_of(weight: Sequence[Claim], bias: Sequence[Claim], sizes: tuple[int, int], batch: Batch) -> list[Block]:
-    """The blocks of a parameter, one after the other in the order of its columns; most often it is one.
+def blocks_of(claims: Sequence[Claim], sizes: Sequence[int], batch: Batch) -> list[Block | int]:
+    """The blocks of all parameters in the order of their columns; for one that has no claims, its index.
 
     Args:
-        weight: the uses of the parameter.
-        bias: those of its bias, if it belongs to it, or none.
-        sizes: elements of the two.
+        claims: all uses of the parameters.
+        sizes: elements of each parameter.
         batch: what all blocks have in common.
     """
+    of: dict[int, list[Claim]] = {}
+    for claim in claims:
+        of.setdefault(claim.source.parameter, []).append(claim)
+    blocks: list[Block | int] = []
+    index = 0
+    while index < len(sizes):
+        if index not in of:
+            blocks.append(index)
+        else:
+            weight, bias = of[index], of.get(index + 1, [])
+            pair = sizes[index], sizes[index + 1] if bias else 0
+            if not _belong_together(weight, bias, pair):
+                bias = []
+            blocks += _of_parameter(weight, bias, pair, batch)
+            index += bool(bias)
+        index += 1
+    return blocks
+
+
+def _belong_together(weight: Sequence[Claim], bias: Sequence[Claim], sizes: tuple[int, int]) -> bool:
+    """Whether two parameters of these sizes are used as a weight and its bias, everywhere and as a whole."""
+    return len(weight) == len(bias) and all(
+        w.call is b.call and (w.role, b.role) == ("weight", "bias") and w.whole(sizes[0]) and b.whole(sizes[1])
+        for w, b in zip(weight, bias, strict=True)
+    )
+
+
+def _of_parameter(weight: Sequence[Claim], bias: Sequence[Claim], sizes: tuple[int, int], batch: Batch) -> list[Block]:
+    """The blocks of a parameter, one after the other in the order of its columns; most often it is one."""
     full = explicit([weight, bias] if bias else [weight], sizes, batch)
     factors = _factors(weight, bias, sizes, batch)
     if not factors:
@@ -33,7 +61,7 @@ def _factors(
     weight: Sequence[Claim], bias: Sequence[Claim], sizes: tuple[int, int], batch: Batch
 ) -> list[Block] | None:
     """The parameter's rows as factors, if there is a form for its uses."""
-    operations = [claim.use.operation for claim in weight]
+    operations = [claim.operation for claim in weight]
     if any(claim.role != "weight" for claim in weight):
         return None
     if all(isinstance(operation, Product) for operation in operations):
@@ -42,10 +70,10 @@ def _factors(
         return None
     if all(isinstance(operation, Embedding) for operation in operations):
         return [embedding(weight, batch)]
-    if len(weight) == 1 and isinstance(operations[0], Convolution):
-        operation = operations[0]
-        if weight[0].layout.order == "whole" and len(operation.geometry.kernel) <= 2:
-            return [convolution(weight[0], operation, batch, bias=bool(bias))]
+    convolutions = [one for one in operations if isinstance(one, Convolution)]
+    if len(convolutions) == len(operations) and len(convolutions[0].geometry.kernel) <= 2:
+        block = convolution(weight, convolutions, batch, bias=bool(bias))
+        return None if block is None else [block]
     return None
 
 
@@ -56,26 +84,25 @@ def _products(
     transposed = set()
     pieces: dict[int, list[Claim]] = {}
     for claim in weight:
-        operation, source = claim.use.operation, claim.source
-        assert isinstance(operation, Product)
-        if not (source.contiguous or source.transposed):
+        assert isinstance(claim.operation, Product)
+        if not claim.source.contiguous:
             return None
-        transposed.add(operation.transposed != source.transposed)
-        pieces.setdefault(source.start, []).append(claim)
+        transposed.add(claim.operation.transposed)
+        pieces.setdefault(claim.source.start, []).append(claim)
     if len(transposed) > 1:
         return None
     end = 0
     for start, claims in sorted(pieces.items()):
-        extents = {claim.source.numel for claim in claims}
-        if start != end or len(extents) > 1:
+        shapes = {claim.source.shape for claim in claims}
+        if start != end or len(shapes) > 1:
             return None
-        end += extents.pop()
+        end += claims[0].source.numel
     if end != sizes[0]:
         return None
     ordered = [claims for _, claims in sorted(pieces.items())]
     if not transposed.pop():
         return [linear(claims, batch, bias=bool(bias)) for claims in ordered]
-    if batch.columns > 1 or len(weight) > 1:
+    if batch.columns > 1 or len(weight) > 1 or weight[0].axis.count != batch.samples:
         return None
     swapped = linear_swapped(weight[0], batch)
     return [swapped, explicit([bias], sizes[1:], batch)] if bias else [swapped]

@@ -1,66 +1,72 @@
-"""The curvature of a loss, captured by hooks while the ordinary loop runs."""
+"""The curvature of a loss, read from the autograd graph while the ordinary loop runs."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from typing import Any, NoReturn
+from typing import Any, TypeAlias
 
 import torch
+import torch.distributed
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from host_client.curvature.errors import UnsupportedLayer
+from host_client.curvature.errors import UnsupportedProcessGroup
 from host_client.curvature.gradients import Gradients, GradScaler
-from host_client.curvature.graph import graph_of
 from host_client.curvature.hooks import WeakHook
-from host_client.curvature.linearise import Linearise
-from host_client.curvature.losses import Kind, check_criterion
-from host_client.curvature.mixing import path_of_batch_norm
-from host_client.curvature.passes import Pass, tensors
-from host_client.curvature.recorder import Recorder
+from host_client.curvature.linearise import Check, Linearise
+from host_client.curvature.losses import Kind, check_criterion, loss_call
+from host_client.curvature.losses.registry import FUNCTIONS
 from host_client.curvature.trained import trained_parameters
+from host_client.curvature.watch import Watch
 from host_client.links.base import Capacity
-from spu_link.operators import LayerRows
+from spu_link.operators import LayerRows, stack
+
+Criterion: TypeAlias = nn.Module | Callable[..., Any]
+"""A loss: a module, or one of torch's loss functions."""
 
 
 class Capture:
-    """Hooks on a model and its criterion that turn each training loss into the curvature of that loss.
+    """Turns each training loss of a model into the curvature of that loss.
 
     The curvature is a matrix F = AᵀA of the trained parameters, A = SᵀJ, where J is the Jacobian of the criterion's
-    input z and the columns S are those of `loss_root`: by default S Sᵀ is the Hessian of the criterion with respect to
-    z, and F the generalised Gauss–Newton matrix, exactly. It is complete when the criterion has been called, before
+    input z and the columns S are those of `LossCall.root`: by default S Sᵀ is the Hessian of the criterion with respect
+    to z, and F the generalised Gauss–Newton matrix, exactly. It is complete when the criterion has been called, before
     any backward pass.
 
-    A forward pass counts as training when the model is in training mode and gradients are enabled; others pass
-    untouched. What happens between the model's output and the criterion is free. The operator shares memory with the
-    layers' inputs: do not overwrite a batch before its step is done.
+    A is read from the autograd graph behind z. How the model was called, and what it did, is free: the graph says what
+    a backward pass would do. Functions with a rule in `host_client.curvature.rules` are cheap as long as samples lie
+    apart; all else costs a backward pass for each column and sample (`CurvatureFallback`). The operator shares memory
+    with the layers' inputs: do not overwrite a batch before its step is done.
+
+    A loss counts as training when the model is in training mode and gradients are enabled.
 
     Args:
-        model: its forward pass may use its trained parameters in any differentiable way, so long as samples do not mix.
-            Functions without a rule in `host_client.curvature.rules` cost a backward pass a row (`CurvatureFallback`).
-            Which parameters are trained is looked at once, here. The number of samples b is the leading extent of the
-            model's output (of its first tensor), or of its input if it gives out no tensor, or if there are several
-            rows of output for each of input, sample by sample, and these belong together.
-        criterion: one of torch's losses that `check_criterion` knows. The module itself has to be called.
+        model: whose parameters are trained: those that require grad now.
+        criterion: the loss: a module that is called in the loop; one of torch's functions, such as
+            ``F.cross_entropy``, that is called in the loop after the model; several of either; or None for losses of
+            torch that are called inside the model. See `check_criterion`.
         curvature: ``"exact"``; ``"mc"``, the Fisher matrix from labels drawn from the model's own distribution; or
             ``"empirical"``, from the labels given.
         samples: for ``"mc"``, how many labels are drawn for each sample.
         generator: for ``"mc"``, what draws them; None for torch's own.
+        check: when F is verified against the graph, at the cost of one backward pass: ``"first"``, in the first pass
+            and whenever the recorded graph has changed; ``"always"``; or ``"never"``.
         on_operator: called with each operator as soon as it is complete, inside the call of the criterion.
-        grad_scaler: the scaler that multiplies the losses; only needed when the gradients of several backward passes
-            are added up.
+        grad_scaler: the scaler that multiplies the losses.
         parameters: those of the model's trained parameters that F is of; None for all.
 
     Attributes:
-        paused: while true, forward passes are not recorded: they run as if there were no capture.
+        paused: while true, losses are not captured.
 
     Raises:
-        UnsupportedLayer: later, in the forward pass or at the criterion, for a model that mixes samples.
-        UnsupportedCriterion: for a loss whose curvature is not known; also later, for targets that do not fit.
+        UnsupportedLayer: later, at the criterion, for a reentrant checkpoint.
+        UnsupportedCriterion: for a loss whose curvature is not known; also later, for arguments that do not fit.
+        UnsupportedProcessGroup: when several processes train together.
         CurvatureTooLarge: later, at the criterion, for more than there is memory for.
-        ValueError: when no parameter requires grad, or when one of `parameters` is not such a one of the model.
+        CurvatureMismatch: later, at the criterion, for an F that is not that of the graph.
+        ValueError: when no parameter requires grad, when one of `parameters` is not such a one of the model, or for a
+            complex one.
 
     Note:
         The model does not keep its capture alive: with the last reference to it (that of the optimizer, say) the hooks
@@ -70,36 +76,48 @@ class Capture:
     def __init__(
         self,
         model: nn.Module,
-        criterion: nn.Module,
+        criterion: Criterion | Sequence[Criterion] | None,
         *,
         curvature: Kind = "exact",
         samples: int = 1,
         generator: torch.Generator | None = None,
+        check: Check = "first",
         on_operator: Callable[[LayerRows], None] | None = None,
         grad_scaler: GradScaler | None = None,
         parameters: Iterable[nn.Parameter] | None = None,
     ) -> None:
-        check_criterion(criterion)
+        criteria = _listed(criterion)
+        for one in criteria:
+            check_criterion(one, curvature)
         if curvature not in ("exact", "mc", "empirical"):
             raise ValueError(f"Invalid curvature: {curvature!r}; it must be 'exact', 'mc' or 'empirical'")
         if samples < 1:
             raise ValueError(f"Invalid samples: {samples}; at least one label must be drawn")
+        if check not in ("first", "always", "never"):
+            raise ValueError(f"Invalid check: {check!r}; it must be 'first', 'always' or 'never'")
+        check_processes()
         self.model, self.criterion = model, criterion
         self._on_operator = on_operator
         self.paused = False
         self._parameters = trained_parameters(model, parameters)
-        self._gradients = Gradients(self._parameters[0][1], grad_scaler)
-        self._recorder = Recorder([p for _, p in self._parameters], partial(_refuse, model))
-        self._linearise = Linearise(self._parameters, kind=curvature, draws=samples, generator=generator)
-        self._passes: list[Pass] = []
-        self._seen = False
+        self._gradients = Gradients([parameter for _, parameter in self._parameters], grad_scaler)
+        self._linearise = Linearise(
+            self._parameters, kind=curvature, draws=samples, generator=generator, check=check
+        )
         self._operator: LayerRows | None = None
+        functions = FUNCTIONS if criterion is None else [one for one in criteria if not isinstance(one, nn.Module)]
+        watch = Watch(functions, WeakHook(self._function_called))
         handles = [
-            model.register_forward_pre_hook(WeakHook(self._begin), with_kwargs=True, prepend=True),
-            model.register_forward_hook(WeakHook(self._finish), with_kwargs=True, always_call=True),
-            criterion.register_forward_hook(WeakHook(self._criterion_called), with_kwargs=True),
+            one.register_forward_hook(WeakHook(self._criterion_called), with_kwargs=True)
+            for one in criteria
+            if isinstance(one, nn.Module)
         ]
-        self._remove_hooks = weakref.finalize(self, _remove, handles, self._recorder)
+        if functions:
+            inside = criterion is None
+            handles.append(model.register_forward_pre_hook(_Switch(watch, on=inside)))
+            handles.append(model.register_forward_hook(_Switch(watch, on=not inside), always_call=inside))
+        self._watch = watch
+        self._remove_hooks = weakref.finalize(self, _remove, handles, watch, self._gradients)
 
     def bound_for(self, device: Capacity, *, itemsize: int | None = None) -> None:
         """Refuse, from now on, operators that are too large for a device.
@@ -116,118 +134,128 @@ class Capture:
 
     @property
     def operator(self) -> LayerRows:
-        """The curvature of the last loss of a training forward pass: c rows a sample.
+        """The curvature of the last loss: c rows a sample.
 
         Raises:
             RuntimeError: when there was none.
         """
         if self._operator is None:
-            if self._seen:
-                raise RuntimeError(
-                    "a training forward pass was seen, but no loss of it: call the criterion that the optimizer was "
-                    "given (the module itself, not its function), on what the model has computed, with gradients "
-                    "enabled"
-                )
             raise RuntimeError(
-                "no training forward pass has been captured: call the model in training mode (model.train()) with "
-                "gradients enabled, after the optimizer has been made"
+                "no loss of the model has been captured: with the model in training mode (model.train()) and gradients "
+                "enabled, call the criterion that the optimizer was given on what the model has computed, after the "
+                "optimizer has been made"
             )
         return self._operator
 
     def operator_of_gradients(self) -> LayerRows:
-        """The curvature of the losses whose gradients the parameters hold.
+        """The curvature of the losses whose gradients the parameters hold: Σ over backward passes of factor times F.
 
-        With one backward pass since `forget_gradients` it is the curvature of that loss, whatever factor the loss was
-        multiplied with before it was differentiated (by a `GradScaler`, say). With several it is the sum over the
-        passes of factor times curvature, factors being seen relative to the scale of the `grad_scaler`: with
-        ``(loss / k).backward()`` for each of k micro-batches, the mean.
+        The factor is what the loss was multiplied by before it was differentiated, without that of the `grad_scaler`.
 
         Raises:
-            RuntimeError: when there was no backward pass through a captured loss since then; or when one of several
-                had a factor above 1.
+            RuntimeError: when there was no backward pass through a captured loss since then; for a negative factor.
+            UnsupportedProcessGroup: when several processes train together.
         """
-        combined = self._gradients.combined()
-        if combined is None:
-            self.operator  # noqa: B018 - says so if there was no forward pass or loss either
+        check_processes()
+        passes = self._gradients.passes()
+        if not passes:
+            self.operator  # noqa: B018 - raises if there was no loss either
             raise RuntimeError(
                 "no backward pass through a captured loss since the last step: call loss.backward() before step(), "
                 "with a loss of the criterion that the optimizer was given"
             )
-        return combined
+        weights = self._gradients.weights(passes)
+        operators = [operator for operator, _ in (one.curvature for one in passes)]
+        if weights == [1.0]:
+            return operators[0]
+        return stack(operators, weights, [columns for _, columns in (one.curvature for one in passes)])
 
     def differentiated(self) -> list[LayerRows]:
         """The curvature of each loss whose gradients the parameters hold, in the order of the backward passes."""
-        return self._gradients.operators()
+        return [one.curvature[0] for one in self._gradients.passes()]
 
     def forget_gradients(self) -> None:
         """Start over: the parameters' gradients have been used, or set to zero."""
         self._gradients.forget()
+        self._watch.stop()
 
     def close(self) -> None:
-        """Remove the hooks and let go of the last operator. The model is as it was."""
+        """Remove the hooks and release the last operator. The model is as it was."""
         self._remove_hooks()
-        self._operator, self._seen = None, False
-        self._passes.clear()
-        self._gradients.forget()
-
-    def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._recorder.leave()  # only entered still if a forward pass was interrupted from the keyboard
-        if self.paused or not (model.training and torch.is_grad_enabled()):
-            return
-        self._passes = [one for one in self._passes if one.alive()]
-        self._operator, self._seen = None, False
-        self._recorder.enter()
-
-    def _finish(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
-        recording = self._recorder.leave()
-        if recording is None or output is None:  # not a training pass, or one that has failed
-            return
-        outputs = list(tensors(output))
-        sides = (outputs, [*tensors(args), *tensors(kwargs)])
-        leading = [next((len(t) for t in side if t.dim()), 0) for side in sides]
-        recording.leading = leading[0] or leading[1], leading[1]
-        self._passes.append(Pass(recording, outputs, self._forget_dead))
-        self._seen = True
+        self._operator = None
 
     def _criterion_called(
-        self, criterion: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Tensor
+        self, criterion: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], loss: object
     ) -> None:
-        z = args[0] if args else kwargs["input"]
-        if not (self._passes and torch.is_grad_enabled() and z.grad_fn is not None):
+        self._capture(criterion, args, kwargs, loss)
+
+    def _function_called(
+        self, function: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], loss: Tensor
+    ) -> None:
+        self._capture(function, args, kwargs, loss)
+
+    def _capture(self, criterion: Criterion, args: tuple[Any, ...], kwargs: dict[str, Any], loss: object) -> None:
+        if self.paused or not (self.model.training and torch.is_grad_enabled()):
             return
-        graph = graph_of(z)
-        passes = [one for one in self._passes if one.within(graph)]
-        if not passes:
+        if not isinstance(loss, Tensor) or loss.grad_fn is None:
             return
-        target = args[1] if len(args) > 1 else kwargs["target"]
-        try:
-            # Under autocast the factors would be rounded, and the backward pass is not made for it.
-            with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
-                operator, columns = self._linearise(criterion, z, target, [one.recording for one in passes], graph)
-        finally:
-            for one in passes:
-                one.used = True
-            self._forget_dead()
-        self._operator = operator
-        self._gradients.follow(loss, operator, columns)
+        call = loss_call(criterion, args, kwargs, loss)
+        if not call.outputs:
+            return
+        # Under autocast the factors would be rounded, and the backward pass is not made for it.
+        with torch.no_grad(), torch.autocast(call.outputs[0].device.type, enabled=False):
+            found = self._linearise(call)
+        if found is None:
+            return
+        self._operator = found[0]
+        self._gradients.follow(loss, found)
         if self._on_operator is not None:
-            self._on_operator(operator)
-
-    def _forget_dead(self) -> None:
-        """Let go of passes that have had their loss and whose outputs are gone, and so of their graphs."""
-        self._passes = [one for one in self._passes if not one.used or one.alive()]
+            self._on_operator(found[0])
 
 
-def _remove(handles: list[RemovableHandle], recorder: Recorder) -> None:
+class _Switch:
+    """A hook on a model that starts or stops a watch, and does nothing in a copy of the model."""
+
+    def __init__(self, watch: Watch | None, *, on: bool) -> None:
+        self._watch, self._on = watch, on
+
+    def __call__(self, model: nn.Module, *_: object) -> None:
+        if self._watch is not None:
+            if self._on and model.training and torch.is_grad_enabled():
+                self._watch.start()
+            else:
+                self._watch.stop()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Switch:
+        return _Switch(None, on=self._on)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _switched_off, (self._on,)
+
+
+def _switched_off(on: bool) -> _Switch:
+    return _Switch(None, on=on)
+
+
+def check_processes() -> None:
+    """Refuse a process group of several ranks: their gradients are averaged, and F would be that of one rank alone.
+
+    Raises:
+        UnsupportedProcessGroup: naming what to do.
+    """
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        raise UnsupportedProcessGroup(distributed.get_world_size())
+
+
+def _listed(criterion: Criterion | Sequence[Criterion] | None) -> list[Criterion]:
+    if criterion is None:
+        return []
+    return list(criterion) if isinstance(criterion, (list, tuple, nn.ModuleList)) else [criterion]
+
+
+def _remove(handles: list[RemovableHandle], watch: Watch, gradients: Gradients) -> None:
     for handle in handles:
         handle.remove()
-    recorder.leave()
-
-
-def _refuse(model: nn.Module, state: Sequence[Tensor]) -> NoReturn:
-    path, kind = path_of_batch_norm(model, state)
-    raise UnsupportedLayer(
-        path,
-        f"({kind}) takes its statistics from the batch, so samples are not independent; put it in eval mode or replace "
-        "it with GroupNorm",
-    )
+    watch.stop()
+    gradients.close()

@@ -32,6 +32,22 @@ class UnsupportedCriterion(ValueError):
         self.field = field
 
 
+class UnsupportedProcessGroup(RuntimeError):
+    """Several processes train one model: gradients are averaged over them, and the curvature is not.
+
+    Attributes:
+        ranks: number of processes.
+    """
+
+    def __init__(self, ranks: int) -> None:
+        super().__init__(
+            f"a process group of {ranks} ranks is active: its ranks average their gradients, while each would use the "
+            "curvature of its own batch, so that the replicas would drift apart; train in one process with batches as "
+            "large as those of all ranks together, or destroy the process group"
+        )
+        self.ranks = ranks
+
+
 class CurvatureTooLarge(ValueError):
     """A curvature that takes more memory, or more cells, than there are; nothing has been reserved for it.
 
@@ -44,5 +60,21 @@ class CurvatureTooLarge(ValueError):
         self.estimate = estimate
 
 
+class CurvatureMismatch(RuntimeError):
+    """A factor whose rows are not those of the graph that it was read from.
+
+    Attributes:
+        path: dotted path of the parameter.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"parameter {path!r} {reason}")
+        self.path = path
+
+
 class CurvatureFallback(UserWarning):
     """A parameter is used by a function that no Jacobian rows are known for; they come at a higher cost."""
+
+
+class CurvatureApproximation(UserWarning):
+    """F leaves something out, on purpose: the message says what, and how to have it exact."""

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from host_client.curvature.claims import Claim
-from host_client.curvature.cotangents import Taker
+from host_client.curvature.axis import Axis
+from host_client.curvature.graph import Call
+from host_client.curvature.plan import Claim
 from host_client.curvature.rules import ToRows
-from host_client.curvature.rules.convolution import Convolution
+from host_client.curvature.rules.convolution import Convolution, images_of
 from host_client.curvature.rules.embedding import Embedding
-from host_client.curvature.rules.linear import Product
+from host_client.curvature.rules.products import Product
 from spu_link.operators import Conv2dRows, EmbeddingRows, LinearRows, Rows
 from spu_link.operators.base import BlockFactor
 
@@ -25,7 +26,8 @@ class Block:
     Attributes:
         parameter: index of the (first) parameter.
         parameters: number of its columns.
-        taker: what is kept of the cotangents of which uses.
+        calls: the calls of whose outputs' cotangents something is kept.
+        keep: from those, each of shape (k, *output), to what is kept, (k, b, …).
         rows: the factor, from what has been kept of all columns, shape (c, b, …).
         fixed: elements held whatever the number of columns.
         per_column: elements held for each column.
@@ -33,7 +35,8 @@ class Block:
 
     parameter: int
     parameters: int
-    taker: Taker
+    calls: Sequence[Call]
+    keep: Callable[[Sequence[Tensor]], Tensor]
     rows: Callable[[Tensor], BlockFactor]
     fixed: int
     per_column: int
@@ -55,54 +58,59 @@ class Batch:
 
 
 def linear(claims: Sequence[Claim], batch: Batch, *, bias: bool) -> Block:
-    """Inputs and cotangents of the uses of a matrix, or of a stretch of its rows, side by side as positions."""
-    factors, deltas = [], []
-    for claim in claims:
-        operation = claim.use.operation
-        assert isinstance(operation, Product)
-        factors.append(operation.factors(claim.layout))
-        deltas.append(operation.cotangents(claim.layout))
-    inputs = (factors[0] if len(factors) == 1 else torch.cat([_positions(a, 2) for a in factors], 1)).to(batch.dtype)
+    """Inputs and cotangents of the uses of a matrix, or of a stretch of its rows, next to each other as positions."""
+    operations = [claim.operation for claim in claims]
+    axes = [claim.axis for claim in claims]
+    products = [operation for operation in operations if isinstance(operation, Product)]
+    inputs = side_by_side([p.factors(axis) for p, axis in zip(products, axes, strict=True)], axes, batch.samples, 0)
+    inputs = _without_positions(inputs, 1).to(batch.dtype)
+    deltas = [p.cotangents(axis) for p, axis in zip(products, axes, strict=True)]
 
     def keep(cotangents: Sequence[Tensor]) -> Tensor:
         parts = [delta(one) for delta, one in zip(deltas, cotangents, strict=True)]
-        return (parts[0] if len(parts) == 1 else torch.cat([_positions(d, 3) for d in parts], 2)).to(batch.dtype)
+        return _without_positions(side_by_side(parts, axes, batch.samples, 1), 2).to(batch.dtype)
 
     source = claims[0].source
+    features = operations[0].shape[-1]
+    positions = inputs.shape[1] if inputs.dim() == 3 else 1
     return Block(
         source.parameter,
-        source.numel + (claims[0].use.shape[-1] if bias else 0),
-        Taker([claim.number for claim in claims], keep),
+        source.numel + (features if bias else 0),
+        [claim.call for claim in claims],
+        keep,
         lambda kept: LinearRows(inputs, kept, bias=bias),
         inputs.numel(),
-        sum(claim.use.shape.numel() for claim in claims),
+        batch.samples * positions * features,
     )
 
 
 def linear_swapped(claim: Claim, batch: Batch) -> Block:
     """For one column, a weight of shape (d_in, d_out): inputs and cotangents change places."""
-    operation = claim.use.operation
+    operation = claim.operation
     assert isinstance(operation, Product)
-    inputs = operation.factors(claim.layout).to(batch.dtype)
-    delta = operation.cotangents(claim.layout)
+    inputs = _without_positions(operation.factors(claim.axis), 1).to(batch.dtype)
+    delta = operation.cotangents(claim.axis)
     return Block(
         claim.source.parameter,
         claim.source.numel,
-        Taker([claim.number], lambda cotangents: delta(cotangents[0]).to(batch.dtype)),
+        [claim.call],
+        lambda cotangents: _without_positions(delta(cotangents[0]), 2).to(batch.dtype),
         lambda kept: LinearRows(kept[0], inputs[None], bias=False),
         inputs.numel(),
-        claim.use.shape.numel(),
+        operation.shape.numel(),
     )
 
 
-def _positions(tensor: Tensor, dims: int) -> Tensor:
-    return tensor.unsqueeze(-2) if tensor.dim() == dims else tensor
-
-
-def convolution(claim: Claim, operation: Convolution, batch: Batch, *, bias: bool) -> Block:
-    """Inputs and cotangents of the one use of a kernel in one or two dimensions."""
-    geometry, inputs = operation.geometry, operation.inputs.to(batch.dtype)
-    delta = operation.cotangents(claim.layout)
+def convolution(claims: Sequence[Claim], operations: Sequence[Convolution], batch: Batch, *, bias: bool) -> Block | None:
+    """Inputs and cotangents of the uses of a kernel in one or two dimensions; None if a sample has several images."""
+    geometry, axes = operations[0].geometry, [claim.axis for claim in claims]
+    images = [images_of(one.inputs, axis, 0) for one, axis in zip(operations, axes, strict=True)]
+    if len({one.geometry for one in operations}) > 1 or len({one.shape[2:] for one in images}) > 1:
+        return None
+    laid = side_by_side(images, axes, batch.samples, 0)
+    if laid.shape[1] != 1:
+        return None
+    inputs = laid[:, 0].to(batch.dtype)
     line = len(geometry.kernel) == 1  # held as an image one pixel high
     inputs = inputs.unsqueeze(2) if line else inputs
 
@@ -110,7 +118,8 @@ def convolution(claim: Claim, operation: Convolution, batch: Batch, *, bias: boo
         return (first, values[0]) if line else (values[0], values[1])
 
     def keep(cotangents: Sequence[Tensor]) -> Tensor:
-        kept = delta(cotangents[0]).to(batch.dtype)
+        parts = [images_of(one, axis, 1) for one, axis in zip(cotangents, axes, strict=True)]
+        kept = side_by_side(parts, axes, batch.samples, 1)[:, :, 0].to(batch.dtype)
         return kept.unsqueeze(3) if line else kept
 
     def rows(kept: Tensor) -> BlockFactor:
@@ -125,30 +134,31 @@ def convolution(claim: Claim, operation: Convolution, batch: Batch, *, bias: boo
             bias=bias,
         )
 
-    parameters = claim.source.numel + (claim.use.shape[1] if bias else 0)
-    taker = Taker([claim.number], keep)
-    return Block(claim.source.parameter, parameters, taker, rows, inputs.numel(), claim.use.shape.numel())
+    output = operations[0].shape
+    parameters = claims[0].source.numel + (output[1] if bias else 0)
+    calls = [claim.call for claim in claims]
+    per_column = batch.samples * output[1:].numel()
+    return Block(claims[0].source.parameter, parameters, calls, keep, rows, inputs.numel(), per_column)
 
 
 def embedding(claims: Sequence[Claim], batch: Batch) -> Block:
-    """Indices and cotangents of the uses of a table, side by side as positions."""
-    looked_up, deltas = [], []
-    for claim in claims:
-        operation = claim.use.operation
-        assert isinstance(operation, Embedding)
-        looked_up.append(operation.looked_up(claim.layout))
-        deltas.append(operation.cotangents(claim.layout, batch.dtype))
-        embeddings, d = operation.table
-    indices = torch.cat(looked_up, 1).contiguous()
+    """Indices and cotangents of the uses of a table, next to each other as positions."""
+    axes = [claim.axis for claim in claims]
+    tables = [claim.operation for claim in claims if isinstance(claim.operation, Embedding)]
+    looked_up = [table.looked_up(axis) for table, axis in zip(tables, axes, strict=True)]
+    deltas = [table.cotangents(axis, batch.dtype) for table, axis in zip(tables, axes, strict=True)]
+    embeddings, d = tables[0].table
+    indices = side_by_side(looked_up, axes, batch.samples, 0).contiguous()
 
     def keep(cotangents: Sequence[Tensor]) -> Tensor:
         parts = [delta(one.to(batch.dtype)) for delta, one in zip(deltas, cotangents, strict=True)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+        return side_by_side(parts, axes, batch.samples, 1)
 
     return Block(
         claims[0].source.parameter,
         embeddings * d,
-        Taker([claim.number for claim in claims], keep),
+        [claim.call for claim in claims],
+        keep,
         lambda kept: EmbeddingRows(indices, kept, embeddings=embeddings),
         indices.numel() * (indices.element_size() // batch.dtype.itemsize or 1),
         indices.numel() * d,
@@ -157,36 +167,84 @@ def embedding(claims: Sequence[Claim], batch: Batch) -> Block:
 
 def explicit(parameters: Sequence[Sequence[Claim]], sizes: Sequence[int], batch: Batch) -> Block:
     """Rows in full, summed over all uses."""
-    numbers = sorted({claim.number for claims in parameters for claim in claims})
-    ways: list[list[tuple[int, ToRows]]] | None = None
+    claims = [claim for of_parameter in parameters for claim in of_parameter]
+    calls = list(dict.fromkeys(claim.call for claim in claims))
+    ways: list[list[tuple[int, Axis, ToRows]]] | None = None
 
     def keep(cotangents: Sequence[Tensor]) -> Tensor:
         nonlocal ways
         if ways is None:  # what a way is prepared with may be large, and is only made when it is taken
             ways = [
-                [(numbers.index(claim.number), _way(claim, size, batch)) for claim in claims]
-                for claims, size in zip(parameters, sizes, strict=False)
+                [(calls.index(claim.call), claim.axis, _way(claim, size, batch)) for claim in of_parameter]
+                for of_parameter, size in zip(parameters, sizes, strict=False)
             ]
         parts = []
-        for claims in ways:
-            rows = [way(cotangents[i]) for i, way in claims]
-            parts.append(rows[0] if len(rows) == 1 else torch.stack(rows).sum(0))
+        for of_parameter in ways:
+            total: Tensor | None = None
+            for i, axis, way in of_parameter:
+                rows = way(cotangents[i])
+                if total is None and axis.count == batch.samples:
+                    total = rows
+                    continue
+                if total is None:
+                    total = rows.new_zeros(len(rows), batch.samples, rows.shape[2])
+                total[:, axis.start : axis.start + axis.count] += rows
+            assert total is not None
+            parts.append(total)
         return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
 
     columns = sum(size for _, size in zip(parameters, sizes, strict=False))
     return Block(
-        parameters[0][0].source.parameter,
+        claims[0].source.parameter,
         columns,
-        Taker(numbers, keep),
+        calls,
+        keep,
         lambda kept: Rows(kept.flatten(0, 1)),
         0,
         batch.samples * columns,
     )
 
 
+def side_by_side(parts: Sequence[Tensor], axes: Sequence[Axis], samples: int, lead: int) -> Tensor:
+    """Return entries of all samples, those of several uses of a parameter as further positions.
+
+    Uses that have different samples share positions, so a model that is called sample by sample gives what one call
+    for all of them would. Missing entries are zero.
+
+    Args:
+        parts: shape (*lead, count, p, …), one for each use.
+        axes: which samples each has.
+        samples: b.
+        lead: number of further dimensions.
+
+    Returns:
+        Shape (*lead, b, P, …).
+    """
+    whole = [part for part, axis in zip(parts, axes, strict=True) if axis.count == samples]
+    lanes: list[tuple[Tensor, set[int]]] = []
+    for part, axis in zip(parts, axes, strict=True):
+        if axis.count == samples:
+            continue
+        mine = set(range(axis.start, axis.start + axis.count))
+        shape = (*part.shape[:lead], samples, *part.shape[lead + 1 :])
+        lane = next((one for one in lanes if one[0].shape == shape and not one[1] & mine), None)
+        if lane is None:
+            lane = part.new_zeros(shape), set()
+            lanes.append(lane)
+        lane[0].narrow(lead, axis.start, axis.count).copy_(part)
+        lane[1].update(mine)
+    joined = [*whole, *(lane for lane, _ in lanes)]
+    return joined[0] if len(joined) == 1 else torch.cat(joined, lead + 1)
+
+
+def _without_positions(tensor: Tensor, positions: int) -> Tensor:
+    """Drop the dimension of positions if each sample has one only."""
+    return tensor.squeeze(positions) if tensor.shape[positions] == 1 else tensor
+
+
 def _way(claim: Claim, size: int, batch: Batch) -> ToRows:
     """From cotangents of one use to rows of the whole parameter."""
-    rows = claim.use.operation.rows(claim.role, claim.layout, batch.dtype)
+    rows = claim.operation.rows(claim.role, claim.axis, batch.dtype)
     if claim.whole(size):
         return lambda cotangents: rows(cotangents.to(batch.dtype))
 

@@ -1,85 +1,177 @@
-"""The autograd graph behind a tensor."""
+"""The autograd graph behind a criterion's input: what a backward pass would do, read without running one."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
-Place = tuple[Node, int] | int
-"""Where a gradient arrives: a node and the number of its output, or the id of a leaf."""
+from host_client.curvature.errors import UnsupportedLayer
+
+LEAF = "torch::autograd::AccumulateGrad"
+"""Name of the node of a leaf."""
+
+REENTRANT = "CheckpointFunctionBackward"
+"""Name of the node of a reentrant checkpoint, whose backward function runs a backward pass of its own."""
 
 
-PICKING = {
-    "GatherBackward0",
-    "IndexBackward0",
-    "IndexPutBackward0",
-    "IndexSelectBackward0",
-    "MaskedScatterBackward0",
-    "MaskedSelectBackward0",
-    "ScatterBackward0",
-    "TakeBackward0",
-}
-"""Functions of which values decide what goes where."""
-
-
-@dataclass(frozen=True)
-class Graph:
-    """What a backward pass from a tensor would reach.
+class Call:
+    """One recorded call of a differentiable function, or a leaf.
 
     Attributes:
-        nodes: every node.
-        arrivals: how many gradients are added up at each place.
+        node: its node in the autograd graph.
+        name: of the node, such as ``"AddmmBackward0"``.
+        outputs: shape of each output.
+        dtypes: dtype of each output.
+        edges: for each differentiable argument, the call that made it and which of that call's outputs it is; None
+            where no trained parameter lies behind it.
+        parameter: index of the trained parameter, for a leaf; None for a function.
     """
 
-    nodes: set[Node]
-    arrivals: Counter[Place]
+    __slots__ = ("dtypes", "edges", "name", "node", "outputs", "parameter")
 
-    def scrambles(self, harmless: Collection[Node]) -> bool:
-        """Whether the values of a batch may decide where its samples go; waits for an accelerator if one must look.
+    def __init__(self, node: Node, name: str) -> None:
+        metadata = node._input_metadata  # type: ignore[attr-defined]
+        self.node, self.name = node, name
+        self.outputs = [torch.Size(m.shape) for m in metadata]
+        self.dtypes: list[torch.dtype] = [m.dtype for m in metadata]
+        self.edges: list[tuple[Call, int] | None] = []
+        self.parameter: int | None = None
 
-        Args:
-            harmless: nodes of functions of parameters alone.
+    def argument(self, edge: int) -> torch.Size:
+        """Shape of a differentiable argument."""
+        call, number = self.behind(edge)
+        return call.outputs[number]
+
+    def behind(self, edge: int) -> Place:
+        """The call that made an argument, and the number of its output."""
+        place = self.edges[edge]
+        assert place is not None
+        return place
+
+    def saved(self, name: str) -> object:
+        """A value that the function has saved for its derivative."""
+        return getattr(self.node, f"_saved_{name}")
+
+    def saved_tensor(self, name: str) -> Tensor:
+        """A tensor that the function has saved for its derivative, without its graph."""
+        value = getattr(self.node, f"_saved_{name}")
+        assert isinstance(value, Tensor)
+        return value.detach()
+
+    def differentiate(self, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Return the cotangents of the arguments for those of the outputs, by the function's own derivative.
+
+        The node is called directly, not by the engine, so no hook of anybody sees it. What the engine does after a
+        call is done here: cotangents of broadcast arguments are summed, and have the argument's dtype.
         """
-        return any(
-            type(node).__name__ in PICKING and node not in harmless and not _picks_within_samples(node)
-            for node in self.nodes
-        )
+        node = self.node
+        if isinstance(node, BackwardCFunction):
+            found = self._differentiate_python(node, cotangents)
+        else:
+            found = _tuple(node(*cotangents))  # type: ignore[operator]
+        return [
+            None if place is None or value is None else fit(value, place[0].outputs[place[1]], place[0].dtypes[place[1]])
+            for place, value in zip(self.edges, found, strict=True)
+        ]
+
+    def _differentiate_python(
+        self, node: BackwardCFunction, cotangents: Sequence[Tensor | None]
+    ) -> Sequence[Tensor | None]:
+        """Call the backward function of a `torch.autograd.Function`, which has an entry for every argument."""
+        example = next(one for one in cotangents if one is not None)
+        filled = [
+            torch.zeros(shape, dtype=dtype, device=example.device) if one is None else one
+            for one, shape, dtype in zip(cotangents, self.outputs, self.dtypes, strict=True)
+        ]
+        found = node.apply(*filled)
+        values = iter([v for v, needed in zip(_tuple(found), node.needs_input_grad, strict=False) if needed])
+        return [None if target is None else next(values) for target, _ in node.next_functions]
 
 
-def graph_of(z: Tensor) -> Graph:
-    """The graph behind `z`, which has one. Takes about a microsecond an edge."""
-    assert z.grad_fn is not None
-    nodes: set[Node] = {z.grad_fn}
-    arrivals: Counter[Place] = Counter()
-    todo = [z.grad_fn]
-    while todo:
-        for node, number in todo.pop().next_functions:
-            if node is None:
+Place: TypeAlias = tuple[Call, int]
+"""A call and the number of one of its outputs: where cotangents arrive."""
+
+
+class Graph:
+    """The calls that lie between some tensors and the trained parameters.
+
+    Args:
+        roots: tensors with a graph.
+        parameters: index of each trained parameter, by its id.
+
+    Attributes:
+        calls: each call after those that have used its outputs.
+        roots: where the cotangents of `roots` arrive.
+        used: indices of the trained parameters that are reached.
+
+    Raises:
+        UnsupportedLayer: for a reentrant checkpoint, whose parameters do not show in the graph.
+    """
+
+    def __init__(self, roots: Sequence[Tensor], parameters: Mapping[int, int]) -> None:
+        calls: dict[Node, Call | None] = {}  # None: no trained parameter lies behind it
+        order: list[Call] = []
+        for root in roots:
+            if root.grad_fn is not None:
+                self._visit(root.grad_fn, parameters, calls, order)
+        self.calls = order[::-1]
+        self.roots: list[Place | None] = []
+        for root in roots:
+            call = None if root.grad_fn is None else calls[root.grad_fn]
+            self.roots.append(None if call is None else (call, root.output_nr))
+        self.used = {call.parameter for call in order if call.parameter is not None}
+
+    def _visit(
+        self, root: Node, parameters: Mapping[int, int], calls: dict[Node, Call | None], order: list[Call]
+    ) -> None:
+        """Add the calls behind a node in the order in which depth-first search leaves them."""
+        todo: list[tuple[Node, bool]] = [(root, False)]
+        while todo:
+            node, arguments_done = todo.pop()
+            if arguments_done:
+                edges = [None if n is None or calls[n] is None else (calls[n], k) for n, k in node.next_functions]
+                if any(edge is not None for edge in edges):
+                    call = Call(node, node.name())
+                    call.edges = edges  # type: ignore[assignment]
+                    calls[node] = call
+                    order.append(call)
                 continue
-            if type(node).__name__ == "AccumulateGrad":
-                arrivals[id(node.variable)] += 1  # type: ignore[attr-defined]
+            if node in calls:
                 continue
-            arrivals[node, number] += 1
-            if node not in nodes:
-                nodes.add(node)
-                todo.append(node)
-    return Graph(nodes, arrivals)
+            calls[node] = None
+            name = node.name()
+            if name == LEAF:
+                index = parameters.get(id(node.variable))  # type: ignore[attr-defined]
+                if index is not None:
+                    calls[node] = call = Call(node, name)
+                    call.parameter = index
+                    order.append(call)
+                continue
+            if name == REENTRANT:
+                raise UnsupportedLayer(
+                    "",
+                    "has a reentrant checkpoint, inside which no parameter shows; call torch.utils.checkpoint with "
+                    "use_reentrant=False",
+                )
+            todo.append((node, True))
+            todo += [(argument, False) for argument, _ in node.next_functions if argument is not None]
 
 
-def _picks_within_samples(node: Node) -> bool:
-    """Whether it is ``x[torch.arange(b), …]``: something of each sample, in the order of the samples."""
-    indices = getattr(node, "_saved_indices", None)
-    if not indices or indices[0] is None or indices[0].dtype == torch.bool:
-        return False
-    first = indices[0].flatten()
-    return torch.equal(first, torch.arange(len(first), device=first.device, dtype=first.dtype))
+def fit(cotangent: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """Sum a cotangent over the dimensions in which its argument was broadcast, and convert it to its dtype."""
+    if cotangent.is_sparse:
+        cotangent = cotangent.to_dense()
+    if cotangent.shape != shape:
+        extra = cotangent.dim() - len(shape)
+        dims = [d for d in range(cotangent.dim()) if d < extra or (shape[d - extra] == 1 and cotangent.shape[d] != 1)]
+        cotangent = cotangent.sum(dims, keepdim=True).reshape(shape) if dims else cotangent.reshape(shape)
+    return cotangent if cotangent.dtype == dtype else cotangent.to(dtype)
 
 
-def place_of(tensor: Tensor) -> Place:
-    """Where the gradient of a tensor that requires one arrives."""
-    return id(tensor) if tensor.grad_fn is None else (tensor.grad_fn, tensor.output_nr)
+def _tuple(value: object) -> tuple[Tensor | None, ...]:
+    return value if isinstance(value, tuple) else (value,)  # type: ignore[return-value]

@@ -1,47 +1,55 @@
-"""From a recorded forward pass and cotangents of what came out of it to the factor of a curvature."""
+"""From one call of a loss to the factor of its curvature."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge
 
+from host_client.curvature.axis import Axis
 from host_client.curvature.blocks import blocks_of
-from host_client.curvature.claims import belong_together, claims_of
-from host_client.curvature.cotangents import Taker, backpropagate
-from host_client.curvature.errors import CurvatureFallback, UnsupportedLayer
-from host_client.curvature.fallback import rows_by_autograd
+from host_client.curvature.columns import Columns, ways_to_group
+from host_client.curvature.errors import (
+    CurvatureApproximation,
+    CurvatureFallback,
+    CurvatureMismatch,
+    UnsupportedCriterion,
+)
 from host_client.curvature.forms import Batch, Block
 from host_client.curvature.graph import Graph
-from host_client.curvature.layouts import Layout, Order, Probes, Trace, candidates, traces
-from host_client.curvature.losses import Kind, loss_columns, loss_root
+from host_client.curvature.losses import Kind, LossCall
 from host_client.curvature.memory import Size, check_memory
-from host_client.curvature.passes import sample_counts
-from host_client.curvature.recorder import Recording, Use
-from host_client.curvature.rules.broadcast import Broadcast
-from host_client.curvature.rules.embedding import Embedding
-from host_client.curvature.settle import settle
+from host_client.curvature.plan import Plan, plan
+from host_client.curvature.walk import Unpacked, carry, gradients
 from host_client.links.base import Capacity
 from spu_link.operators import LayerRows, Rows
 from spu_link.operators.base import BlockFactor
+from spu_link.operators.zeros import ZeroRows
 
-Site = tuple[tuple[int, ...], int, int]
-"""A use of the model's parameters: paths of the passes, number of the use, dimensions of the output."""
+Check: TypeAlias = Literal["first", "always", "never"]
+"""When a factor is verified: in the first pass and whenever the recorded graph has changed, in each pass, or never."""
 
-MOST_SITES = 1 << 16
-"""Sites that are remembered; a model that takes another path each time would fill the memory with them."""
+PASS_ELEMENTS = 1 << 18
+"""Elements (1 MiB in float32) that the largest output may take in one pass of packed cotangents.
+
+Wide layers go column by column, so that a pass stays in the processor's cache; narrow ones all together, so that the
+overhead of a call is paid once.
+"""
+
+MOST_GRAPHS = 1 << 12
+"""Graphs that are remembered as verified; a model that takes another path each time would fill the memory with them."""
 
 
 class Linearise:
-    """Makes factors of one model's passes, and remembers where samples lie in it.
+    """Makes factors of one model's losses.
 
     Args:
         parameters: the trained ones with their dotted paths, in the order of the columns.
-        kind, draws, generator: of the curvature, see `loss_root`.
+        kind, draws, generator: of the curvature, see `LossCall.root`.
+        check: when factors are verified.
 
     Attributes:
         device: what the device can hold that the factors are for; None if there is none.
@@ -55,262 +63,206 @@ class Linearise:
         kind: Kind,
         draws: int,
         generator: torch.Generator | None,
+        check: Check,
     ) -> None:
         self._kind: Kind = kind
-        self._draws, self._generator = draws, generator
+        self._draws, self._generator, self._check = draws, generator, check
         self._paths = [path for path, _ in parameters]
-        self._parameters = [parameter for _, parameter in parameters]
-        double = any(parameter.dtype == torch.float64 for parameter in self._parameters)
+        self._index = {id(parameter): index for index, (_, parameter) in enumerate(parameters)}
+        self._sizes = [parameter.numel() for _, parameter in parameters]
+        double = any(parameter.dtype == torch.float64 for _, parameter in parameters)
         self._dtype = torch.float64 if double else torch.float32
-        self._known: dict[Site, tuple[int, Order] | None] = {}
-        self._counts: dict[tuple[int, ...], int] = {}
-        self._announced: set[int] = set()
+        self._verified: set[int] = set()
+        self._announced: set[str] = set()
         self.device: Capacity | None = None
         self.link_itemsize: int | None = None
 
-    def __call__(
-        self, criterion: nn.Module, z: Tensor, target: Tensor, recordings: Sequence[Recording], graph: Graph
-    ) -> tuple[LayerRows, int]:
-        """The factor A = SᵀJ of the trained parameters.
+    def __call__(self, loss: LossCall) -> tuple[LayerRows, int] | None:
+        """Return the factor A = SᵀJ of the trained parameters, and the number c of its columns.
 
         Args:
-            criterion: the loss.
-            z: what it was given, with its graph.
-            target: its target.
-            recordings: of the forward passes in that graph.
-            graph: the graph.
+            loss: the call of the loss, with the graph of its outputs.
 
         Returns:
-            The factor, with rows in the order (column, sample), and the number of columns c.
+            The factor, with rows in the order (column, sample), and c; None if the loss uses no trained parameter.
 
         Raises:
-            UnsupportedLayer: for parameters that are not used, and for layers where samples mix.
-            UnsupportedCriterion: for targets that do not fit.
+            UnsupportedLayer: for a reentrant checkpoint.
+            UnsupportedCriterion: for an empty batch.
             CurvatureTooLarge: for more than there is memory for.
+            CurvatureMismatch: for a factor that is not that of the graph.
         """
-        uses, unruled = settle(recordings, graph, self._parameters)
-        paths: tuple[int, ...] | None = tuple(recording.path for recording in recordings)
-        if graph.scrambles({node for recording in recordings for _, _, node in recording.unruled}):
-            paths = None
-        samples, uses, layouts, unruled = self._apart(z, uses, unruled, sample_counts(z, recordings), paths)
-        c = loss_columns(criterion, z, target, samples=samples, kind=self._kind, draws=self._draws)
-        batch = Batch(c, samples, self._dtype)
-        blocks = self._blocks(uses, layouts, unruled, batch)
-        self._check_memory(blocks, batch, z)
-        columns = loss_root(
-            criterion,
-            z,
-            target,
-            samples=samples,
-            kind=self._kind,
-            draws=self._draws,
-            generator=self._generator,
-            columns=c,
-        )
-        edges = [GradientEdge(use.node, use.output_nr) for use in uses]
-        shapes = [use.shape for use in uses]
-        takers = [block.taker for block in blocks if isinstance(block, Block)]
-        kept = iter(backpropagate(z, columns, edges, shapes, takers))
-        others: dict[int, Tensor] = {}
-        if unruled:
-            self._announce(unruled, batch)
-            widest = max(shape.numel() for shape in [*shapes, z.shape])
-            parameters = [self._parameters[index] for index in unruled]
-            rows = rows_by_autograd(z, columns, parameters, samples=samples, widest=widest)
-            others = dict(zip(unruled, rows, strict=True))
-        factors: list[BlockFactor] = [
-            block.rows(next(kept)) if isinstance(block, Block) else Rows(others[block].to(self._dtype))
-            for block in blocks
-        ]
-        return LayerRows(factors), c
+        graph = Graph(loss.outputs, self._index)
+        if not graph.used:
+            return None
+        if not all(z.numel() for z in loss.outputs):
+            shapes = [tuple(z.shape) for z in loss.outputs]
+            raise UnsupportedCriterion("", f"was given an empty batch, of shape {shapes[0]}; skip it")
+        way, axes = self._plan(loss, graph)
+        self._announce(way)
+        columns = Columns(loss, axes, self._kind, self._draws)
+        batch = Batch(columns.number, way.samples, self._dtype)
+        blocks = blocks_of(way.claims, self._sizes, batch)
+        z = loss.outputs[0]
+        self._check_memory(blocks, way, batch, sum(output.numel() for output in loss.outputs), z.device)
+        made = columns.make(self._generator)
+        operator = self._factor(way, blocks, batch, made, z.device)
+        if self._due(graph):
+            self._verify(operator, graph, made, axes, way.samples)
+        return operator, columns.number
 
-    def _check_memory(self, blocks: Sequence[Block | int], batch: Batch, z: Tensor) -> None:
+    def _plan(self, loss: LossCall, graph: Graph) -> tuple[Plan, list[Axis]]:
+        """The grouping into samples of which the least has to be unpacked, the usual one if there are several."""
+        best: tuple[Plan, list[Axis]] | None = None
+        for axes in ways_to_group(loss, graph):
+            found = plan(graph, axes, axes[0].count)
+            if best is None or found.unpacked_elements < best[0].unpacked_elements:
+                best = found, axes
+            if not best[0].unpacked_elements:
+                break
+        assert best is not None
+        return best
+
+    def _factor(
+        self, way: Plan, blocks: Sequence[Block | int], batch: Batch, columns: Sequence[Tensor], place: torch.device
+    ) -> LayerRows:
+        taking = [block for block in blocks if isinstance(block, Block)]
+        widest = max((shape.numel() for step in way.steps for shape in step.call.outputs), default=1)
+        several = max(1, PASS_ELEMENTS // max(1, widest))
+        unpacked = Unpacked(way, self._sizes, self._dtype) if way.spills else None
+        kept: list[list[Tensor]] = [[] for _ in taking]
+        rows: dict[int, list[Tensor]] = {index: [] for index in way.unpacked}
+        for start in range(0, batch.columns, several):
+            arrived = carry(way, [one[start : start + several] for one in columns])
+            for parts, block in zip(kept, taking, strict=True):
+                parts.append(block.keep([_first(arrived[call]) for call in block.calls]))
+            if unpacked is not None:
+                for index, part in unpacked.rows(arrived).items():
+                    rows[index].append(part.to(self._dtype))
+        made = iter([_joined(parts) for parts in kept])
+        factors: list[BlockFactor] = []
+        for block in blocks:
+            if isinstance(block, Block):
+                factors.append(block.rows(next(made)))
+            elif block in rows:
+                factors.append(Rows(_joined(rows[block]).flatten(0, 1)))
+            else:
+                size = self._sizes[block]
+                factors.append(ZeroRows(batch.columns, batch.samples, size, dtype=self._dtype, device=place))
+        return LayerRows(factors)
+
+    def _check_memory(
+        self, blocks: Sequence[Block | int], way: Plan, batch: Batch, outputs: int, place: torch.device
+    ) -> None:
         sizes = []
         for block in blocks:
             if isinstance(block, Block):
                 fixed, per_column = block.fixed, block.per_column
                 index, parameters = block.parameter, block.parameters
             else:
-                index, parameters = block, self._parameters[block].numel()
-                fixed, per_column = 0, batch.samples * parameters
+                index, parameters = block, self._sizes[block]
+                fixed, per_column = 0, batch.samples * (parameters if block in way.unpacked else 1)
             path = self._paths[index].rpartition(".")[0] or self._paths[index]
             sizes.append(Size(path, fixed, per_column, self._dtype.itemsize, parameters))
         check_memory(
             sizes,
             batch.columns,
             samples=batch.samples,
-            parameters=sum(parameter.numel() for parameter in self._parameters),
-            outputs=z.numel(),
-            place=z.device,
+            parameters=sum(self._sizes),
+            outputs=outputs,
+            place=place,
             device=self.device,
             link_itemsize=self.link_itemsize,
         )
 
-    def _apart(
-        self,
-        z: Tensor,
-        uses: Sequence[Use],
-        unruled: Mapping[int, str],
-        counts: Sequence[int],
-        paths: tuple[int, ...] | None,
-    ) -> tuple[int, list[Use], list[Layout], dict[int, str]]:
-        """The number of samples with which the fewest parameters are unruled, and the layouts then.
+    def _due(self, graph: Graph) -> bool:
+        """Whether the factor of this graph has to be verified."""
+        if self._check != "first":
+            return self._check == "always"
+        recorded = hash(tuple((call.name, *call.outputs) for call in graph.calls))
+        if recorded in self._verified:
+            return False
+        if len(self._verified) >= MOST_GRAPHS:
+            self._verified.clear()
+        self._verified.add(recorded)
+        return True
 
-        A model that flattens positions into its output has a row for each position: one by one they mix.
+    def _verify(
+        self, operator: LayerRows, graph: Graph, columns: Sequence[Tensor], axes: Sequence[Axis], samples: int
+    ) -> None:
+        """Compare Σ ω_ki row_ki with the gradient of Σ ω_ki s_ki·z_i, for random ω, parameter by parameter.
+
+        A factor with a wrong row differs from it, but for a set of ω of measure zero (as in Freivalds' verification of
+        a matrix product, 1977). The gradient comes from the functions' own derivatives: neither rules nor forms have a
+        part in it.
 
         Raises:
-            UnsupportedLayer: when samples mix whatever their number.
+            CurvatureMismatch: naming the parameter.
         """
-        found: list[tuple[int, list[Use], list[Layout], dict[int, str]]] = []
-        refused: list[UnsupportedLayer] = []
-        before = None if paths is None else self._counts.get(paths)
-        for samples in sorted(counts, key=lambda n: counts.index(n) != before):
-            without = dict(unruled)
-            try:
-                placed = self._layouts(
-                    z, uses, without, samples, None if paths is None else (*paths, counts.index(samples))
-                )
-            except UnsupportedLayer as refusal:
-                refused.append(refusal)
-                continue
-            found.append((samples, *placed, without))
-            if len(without) == len(unruled):
-                break
-        if not found:
-            raise refused[0]
-        best = min(found, key=lambda one: len(one[-1]))
-        if paths is not None and len(counts) > 1:
-            self._counts[paths] = counts.index(best[0])
-        return best
+        c, z = len(columns[0]), columns[0]
+        generator = torch.Generator(z.device).manual_seed(0)  # the training's random numbers are as without a capture
+        weights = torch.randn(c, samples, dtype=self._dtype, device=z.device, generator=generator)
+        cotangents = [_weighted(one, axis, weights) for one, axis in zip(columns, axes, strict=True)]
+        expected = gradients(graph, cotangents)
+        found = operator.adjoint(weights.flatten()).split(self._sizes)
+        rough = max((eps for call in graph.calls for eps in map(_eps, call.dtypes)), default=0.0)
+        total = torch.stack([value.to(self._dtype).square().sum() for value in expected.values()]).sum().sqrt()
+        off = []
+        for index, part in enumerate(found):
+            there = expected[index].to(self._dtype).flatten() if index in expected else torch.zeros_like(part)
+            error, size = (part - there).norm(), there.norm()
+            off.append(error - rough**0.5 * (size + rough**0.25 * total))
+        worst = torch.stack(off)
+        if not bool((worst <= 0).all()):  # NaN is not
+            self._mismatch(int(worst.nan_to_num(torch.inf).argmax()))
 
-    def _layouts(
-        self, z: Tensor, uses: Sequence[Use], unruled: dict[int, str], samples: int, paths: tuple[int, ...] | None
-    ) -> tuple[list[Use], list[Layout]]:
-        """Where the samples lie in each use's output; the parameters of uses where they cannot be told are unruled.
-
-        Without `paths` nothing is remembered.
-        """
-        found: list[Layout | None] = []
-        sites: list[Site | None] = []
-        choices: list[list[Layout]] = []
-        unknown: list[int] = []
-        for number, use in enumerate(uses):
-            site = None if paths is None else (paths, number, len(use.shape))
-            possible = candidates(use.shape, _sample_dims(use), samples)
-            known = None if site is None else self._known.get(site)
-            layout = next((one for one in possible if (one.dim, one.order) == known), None)
-            if layout is None and samples == 1:
-                layout = possible[0]
-            if layout is None and possible and not (site in self._known and known is None):
-                unknown.append(number)
-            found.append(layout)
-            sites.append(site)
-            choices.append(possible)
-        if unknown:
-            if len(self._known) > MOST_SITES:
-                self._known.clear()
-                self._counts.clear()
-            for number, layout, certain in self._probed(z, uses, choices, unknown, samples):
-                found[number] = layout
-                site = sites[number]
-                if certain and site is not None:
-                    self._known[site] = None if layout is None else (layout.dim, layout.order)
-        for use, layout in zip(uses, found, strict=True):
-            if layout is None:
-                for source in use.sources.values():
-                    unruled.setdefault(source.parameter, f"{use.function} for all samples together")
-        placed = [
-            (use, layout)
-            for use, layout in zip(uses, found, strict=True)
-            if layout is not None and any(source.parameter not in unruled for source in use.sources.values())
-        ]
-        return [use for use, _ in placed], [layout for _, layout in placed]
-
-    def _probed(
-        self, z: Tensor, uses: Sequence[Use], choices: Sequence[Sequence[Layout]], numbers: Sequence[int], samples: int
-    ) -> list[tuple[int, Layout | None, bool]]:
-        """For each of the uses numbered, where the samples lie, and whether that is certain."""
-        dims = [_sample_dims(uses[number]) for number in numbers]
-        arrived = backpropagate(
-            z,
-            Probes(z, samples),
-            [GradientEdge(uses[number].node, uses[number].output_nr) for number in numbers],
-            [uses[number].shape for number in numbers],
-            [Taker([i], partial(_traces, kept)) for i, kept in enumerate(dims)],
-        )
-        result: list[tuple[int, Layout | None, bool]] = []
-        for number, kept, one in zip(numbers, dims, arrived, strict=True):
-            trace, use, possible = Trace.of(one), uses[number], choices[number]
-            fitting = [layout for layout in possible if trace.fits(layout, kept)]
-            if trace.mixed or not fitting:
-                if not isinstance(use.operation, (Broadcast, Embedding)) and use.shape[0] == samples:
-                    self._refuse_mixing(use)
-                result.append((number, None, True))
-            else:
-                # Where nothing arrived, any layout is right for once; it is looked at again the next time.
-                certain = len(possible) == 1 or (len(fitting) == 1 and bool(trace.arrived.any()))
-                result.append((number, fitting[0], certain))
-        return result
-
-    def _refuse_mixing(self, use: Use) -> None:
-        path = self._paths[next(iter(use.sources.values())).parameter].rpartition(".")[0]
-        raise UnsupportedLayer(
-            path,
-            f"({use.function}) has an output in which samples mix: what one sample leaves there reaches the loss of "
-            "another, so they have no Jacobian rows of their own; keep samples apart between it and the criterion",
+    def _mismatch(self, index: int) -> None:
+        raise CurvatureMismatch(
+            self._paths[index],
+            "has rows that are not those of the recorded graph; F would be wrong. This is a fault of the rules for the "
+            "functions that use it: please report the model. Until then leave the parameter to Adam by a parameter group",
         )
 
-    def _blocks(
-        self, uses: Sequence[Use], layouts: Sequence[Layout], unruled: dict[int, str], batch: Batch
-    ) -> list[Block | int]:
-        """The blocks in the order of the parameters; for one that no rule serves, its index."""
-        claims = claims_of(uses, layouts, unruled)
-        sizes = [parameter.numel() for parameter in self._parameters]
-        blocks: list[Block | int] = []
-        index = 0
-        while index < len(sizes):
-            if index in unruled:
-                blocks.append(index)
-            elif index not in claims:
-                self._refuse_unused(index)
-            else:
-                weight, bias = claims[index], claims.get(index + 1, [])
-                pair = sizes[index], sizes[index + 1] if bias else 0
-                if not belong_together(weight, bias, pair):
-                    bias = []
-                blocks += blocks_of(weight, bias, pair, batch)
-                index += bool(bias)
-            index += 1
-        return blocks
-
-    def _refuse_unused(self, index: int) -> None:
-        path, _, name = self._paths[index].rpartition(".")
-        reason = (
-            "does not influence what the criterion was given, or was used without gradients (a checkpoint needs "
-            "use_reentrant=False); freeze it with requires_grad_(False), or leave it to Adam by a parameter group"
-            if self._parameters[index].requires_grad
-            else "has been frozen since the optimizer was made; replace that by a new one"
-        )
-        raise UnsupportedLayer(path, f"has a trained parameter {name!r} that {reason}")
-
-    def _announce(self, unruled: dict[int, str], batch: Batch) -> None:
-        for index, function in unruled.items():
-            if index not in self._announced:
-                self._announced.add(index)
+    def _announce(self, way: Plan) -> None:
+        """Say once of a parameter that it costs more, and once of a function that its derivative is approximate."""
+        for index, function in way.unpacked.items():
+            if self._new(self._paths[index]):
                 warnings.warn(
                     CurvatureFallback(
-                        f"parameter {self._paths[index]!r} is used by {function}, which has no rule here: its rows "
-                        f"cost a backward pass through the model for each of {batch.columns} columns and "
-                        f"{batch.samples} samples, at each step; to avoid that, freeze it or leave it to "
-                        "Adam by a parameter group"
+                        f"parameter {self._paths[index]!r} is used by {function}, through which samples are not "
+                        "followed: its rows cost a backward pass for each column and sample, at each step; to avoid "
+                        "that, freeze it or leave it to Adam by a parameter group"
+                    ),
+                    stacklevel=2,
+                )
+        for call, left_out in way.approximations():
+            if self._new(call.name):
+                warnings.warn(
+                    CurvatureApproximation(
+                        f"F leaves out {left_out} in {call.name.removesuffix('Backward0')}: no sample has rows of its "
+                        "own; use GroupNorm, or put the layer in eval mode, for an exact F"
                     ),
                     stacklevel=2,
                 )
 
+    def _new(self, subject: str) -> bool:
+        known = subject in self._announced
+        self._announced.add(subject)
+        return not known
 
-def _traces(dims: Sequence[int], cotangents: Sequence[Tensor]) -> Tensor:
-    return traces(cotangents[0], dims)
+
+def _weighted(columns: Tensor, axis: Axis, weights: Tensor) -> Tensor:
+    """Σ_k of the columns, weighted sample by sample, in the shape of the output."""
+    return axis.scale(columns, weights.to(columns.dtype)).sum(0)
 
 
-def _sample_dims(use: Use) -> tuple[int, ...]:
-    return tuple(use.operation.sample_dims(use.shape, use.sources.keys()))
+def _eps(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps if dtype.is_floating_point or dtype.is_complex else 0.0
+
+
+def _first(values: Sequence[Tensor | None]) -> Tensor:
+    return next(value for value in values if value is not None)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0].contiguous() if len(parts) == 1 else torch.cat(list(parts))

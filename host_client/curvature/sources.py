@@ -1,12 +1,17 @@
-"""Where the elements of a tensor lie in a trained parameter: the parameter itself, or a view of it."""
+"""Where the elements of a function's argument lie in a trained parameter: the parameter itself, or a view of it."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from host_client.curvature.graph import Call, Place
+from host_client.curvature.rules.shapes import dimension, signed
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,7 @@ class Source:
     """
 
     parameter: int
-    shape: torch.Size
+    shape: tuple[int, ...]
     start: int
     stride: tuple[int, ...]
 
@@ -33,21 +38,23 @@ class Source:
     @property
     def contiguous(self) -> bool:
         """Whether its elements, in order, are a stretch of the flattened parameter."""
-        return self._dense(self.shape, self.stride)
+        return _dense(self.shape, self.stride)
 
     @property
     def transposed(self) -> bool:
         """Whether it is a matrix whose transpose is such a stretch."""
-        return len(self.shape) == 2 and not self.contiguous and self._dense(self.shape[::-1], self.stride[::-1])
+        return len(self.shape) == 2 and not self.contiguous and _dense(self.shape[::-1], self.stride[::-1])
 
-    @staticmethod
-    def _dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
-        expected = 1
-        for extent, step in zip(reversed(shape), reversed(stride), strict=True):
-            if extent != 1 and step != expected:
-                return False
-            expected *= extent
-        return True
+    def transpose(self) -> Source:
+        """Return the transpose of a matrix."""
+        return Source(self.parameter, self.shape[::-1], self.start, self.stride[::-1])
+
+    def squeeze(self) -> Source:
+        """Return the view without dimensions of extent 1, but for the last two."""
+        kept = [d for d, n in enumerate(self.shape) if n != 1 or d >= len(self.shape) - 2]
+        return Source(
+            self.parameter, tuple(self.shape[d] for d in kept), self.start, tuple(self.stride[d] for d in kept)
+        )
 
     def positions(self, device: torch.device) -> Tensor:
         """For each element of the view, in order, its place in the flattened parameter; shape (numel,), int64."""
@@ -57,25 +64,72 @@ class Source:
         return places.flatten()
 
 
-def source_of(index: int, parameter: nn.Parameter) -> Source:
-    """The parameter as a view of itself, whatever its order in memory."""
-    stride = torch.empty(parameter.shape, device="meta").stride()
-    return Source(index, parameter.shape, 0, stride)
+def _dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+    expected = 1
+    for extent, step in zip(reversed(shape), reversed(stride), strict=True):
+        if extent != 1 and step != expected:
+            return False
+        expected *= extent
+    return True
 
 
-def source_of_view(source: Source, base: Tensor, view: Tensor) -> Source | None:
-    """The place of a view in the parameter that `base` has its elements from; None if it is not such a view.
+def source_of(place: Place) -> Source | None:
+    """Return where an argument lies in the parameter that it is a view of; None if it is something else."""
+    call, number = place
+    path: list[tuple[Call, int]] = []
+    while call.parameter is None:
+        if call.name not in VIEWS or len(call.edges) != 1:
+            return None
+        path.append((call, number))
+        call, number = call.behind(0)
+    view = torch.empty(call.outputs[0], device="meta")
+    for made_by, output in reversed(path):
+        viewed = VIEWS[made_by.name](view, made_by, output)
+        if viewed is None or viewed.shape != made_by.outputs[output]:
+            return None
+        view = viewed
+    return Source(call.parameter, tuple(view.shape), int(view.storage_offset()), view.stride())
 
-    Args:
-        source: of `base`.
-        base: a parameter in its natural order in memory, or a view of one.
-        view: what a function has made of `base` alone.
-    """
-    if view.dtype != base.dtype or view.layout != torch.strided or view.is_conj() or view.is_neg():
+
+def _view(tensor: Tensor, call: Call, output: int) -> Tensor | None:
+    try:
+        return tensor.view(call.outputs[0])
+    except RuntimeError:  # the entries lie in another order than they would in a parameter laid out as usual
         return None
-    if view.untyped_storage().data_ptr() != base.untyped_storage().data_ptr():
-        return None
-    if base.stride() != source.stride:
-        return None
-    start = source.start + view.storage_offset() - base.storage_offset()
-    return Source(source.parameter, view.shape, int(start), view.stride())
+
+
+def _sizes(call: Call) -> int | list[int]:
+    value: Any = call.saved("split_sizes" if "Sizes" in call.name else "split_size")
+    return value if isinstance(value, int) else list(value)
+
+
+def _slice(tensor: Tensor, call: Call, output: int) -> Tensor:
+    start, end, step = (signed(call.saved(name)) for name in ("start", "end", "step"))
+    dim = dimension(call, "dim", tensor.dim())
+    start, end, step = slice(start, end, step).indices(tensor.shape[dim])
+    return tensor.narrow(dim, start, end - start)[(slice(None),) * dim + (slice(None, None, step),)]
+
+
+def _same(tensor: Tensor, call: Call, output: int) -> Tensor:
+    return tensor
+
+
+def _all(names: str, view: Callable[[Tensor, Call, int], Tensor | None]) -> dict[str, Callable[..., Tensor | None]]:
+    return {f"{name}Backward{n}": view for name in names.split() for n in range(3)}
+
+
+VIEWS: dict[str, Callable[[Tensor, Call, int], Tensor | None]] = {
+    **_all("Alias Clone ToCopy", _same),
+    **_all("T", lambda t, call, output: t.t()),
+    **_all("View UnsafeView ReshapeAlias Unsqueeze Squeeze", _view),
+    **_all("Transpose", lambda t, c, output: t.transpose(signed(c.saved("dim0")), signed(c.saved("dim1")))),
+    **_all("Permute", lambda t, c, output: t.permute([signed(d) for d in c.saved("dims")])),  # type: ignore[attr-defined]
+    **_all("Select", lambda t, c, output: t.select(signed(c.saved("dim")), signed(c.saved("index")))),
+    **_all("Slice", _slice),
+    **_all(
+        "Split SplitWithSizes UnsafeSplit UnsafeSplitWithSizes",
+        lambda t, c, output: t.split(_sizes(c), dimension(c, "dim", t.dim()))[output],
+    ),
+    **_all("Unbind", lambda t, c, output: t.unbind(dimension(c, "dim", t.dim()))[output]),
+}
+"""By the name of the node, what its function makes of a tensor: a view of it, or the same values elsewhere."""

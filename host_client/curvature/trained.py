@@ -15,11 +15,17 @@ def trained_parameters(model: nn.Module, among: Iterable[nn.Parameter] | None = 
         among: only these of them; None for all.
 
     Raises:
-        ValueError: when there is none, or when one of `among` is not one of them.
+        ValueError: when there is none, for a complex one, or when one of `among` is not one of them.
     """
     found = [(path, parameter) for path, parameter in model.named_parameters() if parameter.requires_grad]
     if not found:
         raise ValueError("the model has no parameter that requires grad")
+    for path, parameter in found:
+        if parameter.is_complex():
+            raise ValueError(
+                f"parameter {path!r} is complex, and F is known for real ones: hold it as a real parameter with a last "
+                "dimension of 2, and use torch.view_as_complex(parameter) in the model"
+            )
     if among is None:
         return found
     chosen = {id(parameter): parameter for parameter in among}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch import Tensor
 from spu_link.operators.base import BlockFactor, Role, mismatch
 from spu_link.operators.layers import LayerRows
 from spu_link.operators.rows import Rows
+from spu_link.operators.zeros import ZeroRows
 from tngd.spu.v1 import spu_pb2 as pb
 
 SAMPLES: Mapping[Role, int] = {pb.ROLE_INPUT: 0, pb.ROLE_INDICES: 0, pb.ROLE_COTANGENT: 1, pb.ROLE_ROWS: 1}
@@ -45,22 +47,80 @@ def stack(operators: Sequence[LayerRows], weights: Sequence[float], columns: Seq
     for operator, c in zip(operators, columns, strict=True):
         if c < 1 or operator.shape[0] % c:
             raise mismatch("columns", c, f"the rows a sample of a pass that has {operator.shape[0]} rows")
-        if [layer.parameters for layer in operator.layers] != [layer.parameters for layer in operators[0].layers]:
-            raise mismatch("operators", "of different parameters", "the same layers in every pass")
+        if operator.parameters != operators[0].parameters:
+            raise mismatch("operators", "of different parameters", "the same parameters in every pass")
     roots = [math.sqrt(weight) for weight in weights]
     return LayerRows(
-        [_one_layer(passes, roots, columns) for passes in zip(*(o.layers for o in operators), strict=True)]
+        [_one_layer(passes, roots, columns) for passes in zip(*_alike(operators, columns), strict=True)]
     )
+
+
+def _alike(operators: Sequence[LayerRows], columns: Sequence[int]) -> list[list[BlockFactor]]:
+    """The factors of each pass, cut at the same parameters: at those where no pass has a factor that goes on."""
+    ends = [list(accumulate(layer.parameters for layer in operator.layers)) for operator in operators]
+    inside: set[int] = set()
+    for operator, of_pass in zip(operators, ends, strict=True):
+        for layer, end in zip(operator.layers, of_pass, strict=True):
+            if not isinstance(layer, ZeroRows):
+                inside.update(range(end - layer.parameters + 1, end))
+    cuts = sorted({end for of_pass in ends for end in of_pass} - inside)
+    return [
+        [_between(operator, of_pass, start, end, c) for start, end in pairwise([0, *cuts])]
+        for operator, of_pass, c in zip(operators, ends, columns, strict=True)
+    ]
+
+
+def _between(operator: LayerRows, ends: Sequence[int], start: int, end: int, columns: int) -> BlockFactor:
+    """The factor of some of the parameters: one block of the operator, zeros, or explicit rows of several blocks."""
+    parts = [
+        layer
+        for layer, last in zip(operator.layers, ends, strict=True)
+        if last > start and last - layer.parameters < end
+    ]
+    used = [layer for layer in parts if not isinstance(layer, ZeroRows)]
+    if not used:
+        samples = operator.shape[0] // columns
+        return ZeroRows(columns, samples, end - start, dtype=operator.dtype, device=parts[0].cotangents.device)  # type: ignore[attr-defined]
+    if len(parts) == 1:
+        return parts[0]
+    return Rows(torch.cat([layer.to_rows() for layer in parts], 1))
 
 
 def _one_layer(passes: Sequence[BlockFactor], roots: Sequence[float], columns: Sequence[int]) -> BlockFactor:
     """One layer's factors of all passes as one."""
-    parts = [factor.wire()[0] for factor in passes]
-    block, tensors = parts[0]
-    if any(other != block or _features(one) != _features(tensors) for other, one in parts):
-        return _one_layer([Rows(factor.to_rows()) for factor in passes], roots, columns)
-    joined = {role: _joined(role, [one[role] for _, one in parts], roots, columns) for role in tensors}
-    return type(passes[0]).from_wire(block, joined)
+    parts = [None if isinstance(factor, ZeroRows) else factor.wire()[0] for factor in passes]
+    used = [part for part in parts if part is not None]
+    if not used:
+        zeros = passes[0]
+        assert isinstance(zeros, ZeroRows)
+        samples = sum(factor.shape[0] // c for factor, c in zip(passes, columns, strict=True))
+        place = zeros.cotangents.device
+        return ZeroRows(max(columns), samples, zeros.parameters, dtype=zeros.dtype, device=place)
+    block, tensors = used[0]
+    if any(other != block or _features(one) != _features(tensors) for other, one in used):
+        rows = [factor if isinstance(factor, ZeroRows) else Rows(factor.to_rows()) for factor in passes]
+        return _one_layer(rows, roots, columns)
+    filled = [
+        _zeros_like(tensors, factor.shape[0], c) if part is None else part[1]
+        for part, factor, c in zip(parts, passes, columns, strict=True)
+    ]
+    joined = {role: _joined(role, [one[role] for one in filled], roots, columns) for role in tensors}
+    kind = next(type(factor) for factor in passes if not isinstance(factor, ZeroRows))
+    return kind.from_wire(block, joined)
+
+
+def _zeros_like(tensors: Mapping[Role, Tensor], rows: int, columns: int) -> dict[Role, Tensor]:
+    """The tensors of a pass that does not use a layer, like those of one that does."""
+    samples = rows // columns
+    shapes = {
+        role: (rows, *tensor.shape[1:])
+        if role == pb.ROLE_ROWS
+        else (columns, samples, *tensor.shape[2:])
+        if SAMPLES[role]
+        else (samples, *tensor.shape[1:])
+        for role, tensor in tensors.items()
+    }
+    return {role: tensor.new_zeros(shapes[role]) for role, tensor in tensors.items()}
 
 
 def _features(tensors: Mapping[Role, Tensor]) -> list[tuple[int, ...]]:

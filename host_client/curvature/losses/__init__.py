@@ -1,5 +1,7 @@
-"""The curvature of a criterion with respect to its input, as cotangents for the capture to backpropagate."""
+"""The curvature of a loss with respect to its inputs, element by element."""
 
-from host_client.curvature.losses.root import Kind, check_criterion, loss_columns, loss_root
+from host_client.curvature.losses.call import Kind, LossCall
+from host_client.curvature.losses.per_sample import PerSampleLoss
+from host_client.curvature.losses.registry import check_criterion, loss_call
 
-__all__ = ["Kind", "check_criterion", "loss_columns", "loss_root"]
+__all__ = ["Kind", "LossCall", "PerSampleLoss", "check_criterion", "loss_call"]

@@ -2,87 +2,92 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from host_client.curvature.errors import UnsupportedCriterion
-from host_client.curvature.losses.base import Loss, at_least_zero
+from host_client.curvature.losses.arguments import check_weights
 from host_client.curvature.losses.softmax import softmax_root
+from host_client.curvature.losses.torch_loss import TorchLoss
 
 
-class CrossEntropy(Loss):
+class CrossEntropy(TorchLoss):
     """`nn.CrossEntropyLoss`: the logits at one position are an element with Hessian mass (diag p − p pᵀ).
 
-    The loss of an element is −Σ_c t_c log p_c with a target t that class weights w and smoothing ε have been worked
-    into, and mass = Σ_c t_c: for a class y it is (1 − ε) w_y + ε Σ_c w_c / d, for probabilities π it is
+    The loss of an element is −Σ_c t_c log p_c with a target t that includes class weights w and smoothing ε, and
+    mass = Σ_c t_c: for a class y it is (1 − ε) w_y + ε Σ_c w_c / d, for probabilities π it is
     Σ_c w_c ((1 − ε) π_c + ε / d), and zero where the class is ``ignore_index``. 'mean' divides by Σ w_y over the
     classes that are not ignored, or by the number of elements when the targets are probabilities.
     """
 
-    criterion = nn.CrossEntropyLoss
-
-    def check(self, criterion: Any) -> None:
-        """Besides, refuse negative weights."""
-        super().check(criterion)
-        at_least_zero("weight", criterion.weight)
-
-    def check_shapes(self, z: Tensor, target: Tensor) -> None:
-        """Refuse an input without two classes; whether the target fits it torch has looked itself."""
-        if z.dim() < 2 or z.shape[1] < 2:
+    def _check_shapes(self) -> None:
+        super()._check_shapes()
+        if self.z.dim() < 1 or self.z.shape[self._class_dim] < 2:
             raise UnsupportedCriterion(
                 "",
-                f"was given logits of shape {tuple(z.shape)}; it needs (samples, classes, …) with at least two classes",
+                f"was given an input of shape {tuple(self.z.shape)}; it needs (classes) or (samples, classes, …) with "
+                "at least two classes",
             )
+        check_weights(self.arguments)
 
-    def leaves_out(self, target: Tensor) -> bool:
-        """Classes may be ignored, or weigh nothing; probabilities sum to one."""
-        return not target.is_floating_point()
+    @cached_property
+    def _class_dim(self) -> int:
+        return min(1, self.z.dim() - 1)
 
-    def dimension(self, shape: torch.Size) -> int:
-        """The number of classes."""
-        return shape[1]
+    def _dims(self) -> tuple[int, ...]:
+        return (self._class_dim,)
 
-    def elements(self, z: Tensor, samples: int) -> Tensor:
-        """Z by element: positions are in dimension 0, sample by sample, and after the classes."""
-        return z.movedim(1, -1).reshape(samples, -1, z.shape[1]).contiguous()
+    def counts(self) -> Tensor | None:
+        """Return which classes are neither ignored nor without weight; None for probabilities, which sum to one."""
+        return None if self.arguments["target"].is_floating_point() else self._masses[0] != 0
 
-    def restore(self, columns: Tensor, shape: torch.Size) -> Tensor:
-        """`elements`, undone."""
-        rows, d, *positions = shape
-        return columns.reshape(len(columns), rows, *positions, d).movedim(-1, 2)
-
-    def weights(self, criterion: Any, z: Tensor, target: Tensor) -> tuple[Tensor | None, Tensor | float]:
-        """Mass and divisor as said above."""
-        smoothing: float = criterion.label_smoothing
-        weight = None if criterion.weight is None else criterion.weight.to(z.dtype)
+    @cached_property
+    def _masses(self) -> tuple[Tensor, Tensor | float]:
+        """Mass of each element before the reduction, and the divisor of 'mean'."""
+        target, weight = self.wide["target"], self.wide["weight"]
+        smoothing: float = self.wide.get("label_smoothing", 0.0)
         if target.is_floating_point():
-            smooth = target.to(z.dtype).movedim(1, -1) * (1 - smoothing) + smoothing / z.shape[1]
-            return smooth.sum(-1) if weight is None else smooth @ weight, float(z.numel() // z.shape[1])
-        kept = target != criterion.ignore_index
+            smooth = target.movedim(self._class_dim, -1) * (1 - smoothing) + smoothing / self.z.shape[self._class_dim]
+            return smooth.sum(-1) if weight is None else smooth @ weight, float(self.element_shape.numel())
+        kept = target != self.wide["ignore_index"]
         if weight is None:
-            mass = kept.to(z.dtype)
+            mass = kept.to(self.wide["input"].dtype)
             return mass, mass.sum()
-        given = weight[target.where(kept, 0)] * kept
-        return given * (1 - smoothing) + kept * (smoothing * weight.mean()), given.sum()
+        weights = weight[target.where(kept, 0)] * kept
+        return weights * (1 - smoothing) + kept * (smoothing * weight.mean()), weights.sum()
 
-    def root(self, z: Tensor, mass: Tensor) -> Tensor:
-        """The d − 1 columns of lowest rank."""
-        return softmax_root(z, mass)
+    def _mean_divisor(self) -> Tensor | float:
+        return self._masses[1]
 
-    def scores(self, z: Tensor, mass: Tensor, draws: int, generator: torch.Generator | None) -> Tensor:
-        """P − e_ŷ with the class ŷ drawn, times √mass."""
-        p = z.softmax(-1)
+    def _reduced_mass(self) -> Tensor:
+        return self._masses[0] / self.divisor()
+
+    def _by_element(self) -> Tensor:
+        """Return z with the classes last."""
+        z: Tensor = self.wide["input"]
+        return z.movedim(self._class_dim, -1).contiguous()
+
+    @property
+    def _rank(self) -> int:
+        return self.z.shape[self._class_dim] - 1
+
+    def _exact(self) -> tuple[Tensor, ...]:
+        return self._of_outputs(softmax_root(self._by_element(), self._reduced_mass()))
+
+    def _monte_carlo(self, draws: int, generator: torch.Generator | None) -> tuple[Tensor, ...]:
+        """√mass (p − e_ŷ) with the class ŷ drawn."""
+        p = self._by_element().softmax(-1)
         cumulative = p.cumsum(-1)
         # One random number a draw, not one a class: the first class whose cumulative probability exceeds it.
-        u = torch.rand(*z.shape[:-1], draws, dtype=z.dtype, device=z.device, generator=generator)
+        u = torch.rand(*p.shape[:-1], draws, dtype=p.dtype, device=p.device, generator=generator)
         drawn = torch.searchsorted(cumulative, u.mul_(cumulative[..., -1:]), right=True)
-        drawn = drawn.clamp_(max=z.shape[-1] - 1).movedim(-1, 0)[..., None]  # (draws, b, q, 1)
-        scale = mass.sqrt()[..., None]
+        drawn = drawn.clamp_(max=p.shape[-1] - 1).movedim(-1, 0)[..., None]  # (draws, …, 1)
+        scale = (self._reduced_mass() / draws).sqrt()[..., None]
         scores = (p * scale).expand(draws, *p.shape).contiguous()
-        return scores.scatter_add_(-1, drawn, (-scale).expand(drawn.shape))
+        return self._of_outputs(scores.scatter_add_(-1, drawn, (-scale).expand(drawn.shape)))
 
-    def rank(self, d: int) -> int:
-        """One less than there are classes."""
-        return d - 1
+    def _of_outputs(self, columns: Tensor) -> tuple[Tensor, ...]:
+        """Return columns with the classes last in the shape of the output."""
+        return (columns.movedim(-1, 1 + self._class_dim),) * len(self.names)

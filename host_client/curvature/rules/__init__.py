@@ -1,9 +1,25 @@
-"""What is known of torch's functions of trained parameters, one idea a file."""
+"""What is known of torch's functions, by the names of their nodes in the autograd graph.
 
-from host_client.curvature.rules import broadcast, convolution, embedding, linear, norms
-from host_client.curvature.rules.base import Operation, Rules, ToRows
+A function without a rule, or an argument that a rule says nothing of, is differentiated sample by sample: what stands
+here makes a capture cheap, and is verified by `Capture(check=…)`; without it F would be the same.
+"""
 
-RULES: Rules = {**linear.RULES, **convolution.RULES, **embedding.RULES, **norms.RULES, **broadcast.RULES}
-"""Rules by the function that torch dispatches."""
+from host_client.curvature.rules import affine, convolution, elementwise, embedding, products, shapes
+from host_client.curvature.rules.base import Operation, Rule, ToRows
+from host_client.curvature.rules.elementwise import Elementwise, numbered
 
-__all__ = ["RULES", "Operation", "ToRows"]
+RULES: dict[str, Rule] = {
+    **numbered(elementwise.NAMES, Elementwise()),
+    "BackwardHookFunctionBackward": Elementwise(),
+    **shapes.RULES,
+    **affine.RULES,
+    **products.RULES,
+    **convolution.RULES,
+    **embedding.RULES,
+}
+"""Rules by the name of the node."""
+
+UNKNOWN = Rule()
+"""The rule for a function of which nothing is known."""
+
+__all__ = ["RULES", "UNKNOWN", "Operation", "Rule", "ToRows"]

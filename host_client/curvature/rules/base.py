@@ -1,40 +1,80 @@
-"""What is known of one call of a function with trained parameters."""
+"""What is known of a function: where the samples go through it, and the Jacobian rows of its parameters."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from host_client.curvature.layouts import Layout
+from host_client.curvature.axis import Axis
+from host_client.curvature.graph import Call
 
 ToRows: TypeAlias = Callable[[Tensor], Tensor]
-"""From cotangents of a function's output, shape (k, *output), to what is kept of them, shape (k, b, …)."""
+"""From cotangents of a function's output, shape (k, *output), to what is kept of them, shape (k, count, …)."""
+
+Axes: TypeAlias = Sequence[Axis | None]
+"""Where the samples lie in each of several tensors; None where that is not known."""
 
 
 class Operation(ABC):
-    """One call of a function, with what its Jacobian rows with respect to its parameters are made of.
+    """One call of a function, with what its Jacobian rows with respect to some arguments are made of.
 
     Attributes:
-        roles: the arguments that may be trained, by role.
+        roles: role of each differentiable argument that has rows, by its number.
+        shape: of the output.
     """
 
-    roles: dict[str, Tensor]
+    roles: dict[int, str]
+    shape: torch.Size
 
     @abstractmethod
-    def sample_dims(self, shape: Sequence[int], roles: Collection[str]) -> Sequence[int]:
-        """The dimensions of the output, of this shape, along which samples may lie if these roles are trained."""
-
-    @abstractmethod
-    def rows(self, role: str, layout: Layout, dtype: torch.dtype) -> ToRows:
-        """From cotangents (k, *output) to explicit rows (k, b, elements of the argument), both of this dtype."""
+    def rows(self, role: str, axis: Axis, dtype: torch.dtype) -> ToRows:
+        """From cotangents (k, *output) to explicit rows (k, count, elements of the argument), both of this dtype."""
 
 
-Rule: TypeAlias = Callable[..., Operation | None]
-"""Called as the function is, after the shape of its output; None for a use that it does not cover."""
+class Rule:
+    """What is known of one function of torch, by the name of its node in the autograd graph.
 
-Rules: TypeAlias = dict[Any, Rule]
-"""Rules by the function that torch dispatches."""
+    Whatever a rule does not say is found out by calling the function's derivative, at a higher cost.
+    """
+
+    def follow(self, call: Call, axes: Axes) -> Axes | None:
+        """Return where the samples lie in each differentiable argument; None for one in which they do not lie apart.
+
+        The cotangent of an argument has an axis if each of its entries depends on the cotangents of one sample only:
+        for every value that the arguments may have.
+
+        Args:
+            call: the call.
+            axes: of its outputs; None for one that nothing has used.
+
+        Returns:
+            One entry an argument; None in place of all where nothing is known.
+        """
+        return None
+
+    def operation(self, call: Call) -> Operation | None:
+        """Return what the rows of arguments without samples are made of; None where no form is known."""
+        return None
+
+    def differentiate(self, call: Call, cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        """Return the cotangents of all arguments; an approximation stands here, and nowhere else."""
+        return call.differentiate(cotangents)
+
+    def approximation(self, call: Call) -> str | None:
+        """Return what `differentiate` leaves out of the derivative, in words; None where it is exact."""
+        return None
+
+    def carry(
+        self, call: Call, cotangents: Sequence[Tensor | None], wanted: Sequence[bool]
+    ) -> Sequence[Tensor | None]:
+        """Return the cotangents of some arguments, as `Call.differentiate`; those not wanted may be None."""
+        return self.differentiate(call, cotangents)
+
+
+def with_one(axes: Axes) -> Axis | None:
+    """Return the axis of the first output, for functions whose other outputs nobody differentiates."""
+    return axes[0] if all(axis is None for axis in axes[1:]) else None

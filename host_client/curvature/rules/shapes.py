@@ -1,0 +1,293 @@
+"""Functions that rearrange, pick or join entries by shape and position alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from host_client.curvature.axis import Axis
+from host_client.curvature.graph import Call
+from host_client.curvature.rules.base import Axes, Rule, with_one
+from host_client.curvature.rules.elementwise import broadcast, numbered
+
+
+WITHOUT = ("MeanBackward0", "SumBackward0", "MaxBackward1", "MinBackward1", "StdBackward1", "VarBackward1")
+"""Reductions of all dimensions, which save none."""
+
+POOLING = ("AvgPool", "AdaptiveAvgPool", "AdaptiveMaxPool", "UpsampleNearest", "UpsampleNearestExact")
+
+
+class Moving(Rule):
+    """A function of one argument that moves whole dimensions.
+
+    Args:
+        move: from the call, and a dimension of the output, to that of the argument; None where there is none.
+    """
+
+    def __init__(self, move: Callable[[Call, int], int | None]) -> None:
+        self._move = move
+
+    def follow(self, call: Call, axes: Axes) -> Axes | None:
+        """The dimension before the move, if it has kept its extent."""
+        axis = with_one(axes)
+        dim = None if axis is None else self._move(call, axis.dim)
+        if axis is None or dim is None or call.argument(0)[dim] != call.outputs[0][axis.dim]:
+            return None
+        return [axis.at(dim)]
+
+
+class View(Rule):
+    """A function that keeps all entries in their order."""
+
+    def follow(self, call: Call, axes: Axes) -> Axes | None:
+        """The same entries in the argument's shape."""
+        axis = with_one(axes)
+        return None if axis is None else [axis.in_view(call.outputs[0], call.argument(0))]
+
+
+class Expand(Rule):
+    """`Tensor.expand`."""
+
+    def follow(self, call: Call, axes: Axes) -> Axes | None:
+        """The same dimension, unless it is a new one."""
+        axis = with_one(axes)
+        return None if axis is None else [broadcast(call, axis, 0)]
+
+
+class Parts(Rule):
+    """A function with several outputs, which are stretches of one argument, or its slices in a dimension that goes.
+
+    Args:
+        slices: whether the dimension goes.
+    """
+
+    def __init__(self, *, slices: bool) -> None:
+        self._slices = slices
+
+    def follow(self, call: Call, axes: Axes) -> Axes | None:
+        """The axis that all outputs have, in another dimension."""
+        known = {axis for axis in axes if axis is not None}
+        if len(known) != 1:
+            return None
+        axis = known.pop()
+        dim = dimension(call, "dim", len(call.argument(0)))
+        if self._slices:
+            return [axis.at(axis.dim + (axis.dim >= dim))]
+        return [axis] if axis.dim != dim else None
+
+
+class Joined(Rule):
+    """A function that joins arguments along a dimension, or as slices in a new one.
+
+    Args:
+        slices: whether the dimension is new.
+    """
+
+    def __init__(self, *, slices: bool) -> None:
+        self._slices = slices
+
+    def follow(self, call: Call, axes: Axes) -> Axes | None:
+        """In another dimension the same axis; along the dimension, for each argument its own samples."""
+        axis = with_one(axes)
+        if axis is None:
+            return None
+        dim = dimension(call, "dim", len(call.outputs[0]))
+        if axis.dim != dim:
+            there = axis.at(axis.dim - (axis.dim > dim)) if self._slices else axis
+            return [None if place is None else there for place in call.edges]
+        if self._slices:
+            single = axis.inner == 1 and axis.count == call.outputs[0][dim] == len(call.edges)
+            return [Axis(-1, 1, axis.start + i, 1) for i in range(len(call.edges))] if single else None
+        return self._stretches(call, axis, dim)
+
+    def _stretches(self, call: Call, axis: Axis, dim: int) -> Axes | None:
+        extents = [None if place is None else call.argument(i)[dim] for i, place in enumerate(call.edges)]
+        if axis.inner * axis.count != call.outputs[0][dim]:
+            each = axis.inner * axis.count  # every argument may have all samples, once or more often
+            return [axis if n is not None and n % each == 0 else None for n in extents]
+        known = _fill(extents, call.outputs[0][dim])
+        if known is None or any(n % axis.inner for n in known):
+            return None
+        start, found = axis.start, []
+        for extent in known:
+            count = extent // axis.inner
+            found.append(Axis(-1 if count == 1 else dim, axis.inner, start, count))
+            start += count
+        return found
+
+
+def _fill(extents: Sequence[int | None], total: int) -> list[int] | None:
+    """Extents of which at most one is missing."""
+    missing = total - sum(n for n in extents if n is not None)
+    if extents.count(None) > 1:
+        return None
+    return [missing if n is None else n for n in extents]
+
+
+class Along(Rule):
+    """A function of whole lines of its arguments, which all have the output's number of dimensions.
+
+    Args:
+        dims: dimensions in which the lines run, for a call.
+        edges: number of arguments that keep their samples; the others have none.
+    """
+
+    def __init__(self, dims: Callable[[Call], Sequence[int]], edges: int = 1) -> None:
+        self._dims, self._edges = dims, edges
+
+    def follow(self, call: Call, axes: Axes) -> Axes | None:
+        """The same dimension, if no line runs in it and it has kept its extent."""
+        axis = with_one(axes)
+        if axis is None or axis.dim in self._dims(call):
+            return None
+        found: list[Axis | None] = []
+        for edge, place in enumerate(call.edges):
+            same = place is not None and edge < self._edges
+            shape = call.argument(edge) if same else ()
+            kept = len(shape) == len(call.outputs[0]) and shape[axis.dim] == call.outputs[0][axis.dim]
+            found.append(axis if same and kept else None)
+        return found
+
+
+class Reduced(Rule):
+    """A function that reduces dimensions of one argument."""
+
+    def follow(self, call: Call, axes: Axes) -> Axes | None:
+        """The dimension among those that are left."""
+        axis = with_one(axes)
+        if axis is None:
+            return None
+        shape = call.argument(0)
+        reduced = dimensions(call, "dim", len(shape)) if call.name not in WITHOUT else range(len(shape))
+        if len(shape) == len(call.outputs[0]):  # kept with extent 1
+            return [axis] if axis.dim not in reduced else None
+        left = [d for d in range(len(shape)) if d not in reduced]
+        if len(left) != len(call.outputs[0]):
+            return None
+        return [axis.at(left[axis.dim])]
+
+
+def dimension(call: Call, name: str, dims: int) -> int:
+    """Return a saved dimension, from 0 on. Negative ones are saved as 64 bits without sign."""
+    return signed(call.saved(name)) % max(dims, 1)
+
+
+def dimensions(call: Call, name: str, dims: int) -> list[int]:
+    """Return saved dimensions, from 0 on; all of them where none is saved."""
+    value: Any = call.saved(name)
+    given = [value] if isinstance(value, int) else list(value or ())
+    return [signed(d) % max(dims, 1) for d in given] if given else list(range(dims))
+
+
+def signed(value: Any) -> int:
+    """Return an integer that torch may have saved without its sign."""
+    return value - (1 << 64) if value >= 1 << 63 else int(value)
+
+
+def _transposed(call: Call, dim: int) -> int:
+    dims = len(call.outputs[0])
+    first, second = dimension(call, "dim0", dims), dimension(call, "dim1", dims)
+    return {first: second, second: first}.get(dim, dim)
+
+
+def _permuted(call: Call, dim: int) -> int:
+    return dimensions(call, "dims", len(call.outputs[0]))[dim]
+
+
+def _unsqueezed(call: Call, dim: int) -> int | None:
+    new = dimension(call, "dim", len(call.outputs[0]))
+    return None if dim == new else dim - (dim > new)
+
+
+def _squeezed(call: Call, dim: int) -> int | None:
+    """The output's dimensions are those of the argument that did not go."""
+    shape = call.argument(0)
+    gone = range(len(shape)) if call.name == "SqueezeBackward0" else dimensions(call, "dim", len(shape))
+    left = [d for d in range(len(shape)) if d not in gone or shape[d] != 1]
+    return left[dim] if len(left) == len(call.outputs[0]) else None
+
+
+def _selected(call: Call, dim: int) -> int:
+    gone = dimension(call, "dim", len(call.argument(0)))
+    return dim + (dim >= gone)
+
+
+def _sliced(call: Call, dim: int) -> int | None:
+    """Another dimension than that of the slice, or all of it in its order."""
+    along = dimension(call, "dim", len(call.argument(0)))
+    return dim if dim != along or signed(call.saved("step")) == 1 else None
+
+
+def _unfolded(call: Call, dim: int) -> int | None:
+    dims = len(call.argument(0))
+    return dim if dim < dims and dim != dimension(call, "dimension", dims) else None
+
+
+def _repeated(call: Call, dim: int) -> int | None:
+    before = dim - len(call.outputs[0]) + len(call.argument(0))
+    return before if before >= 0 else None
+
+
+def _on_diagonal(call: Call, dim: int) -> int | None:
+    dims = len(call.argument(0))
+    gone = {dimension(call, "dim1", dims), dimension(call, "dim2", dims)}
+    left = [d for d in range(dims) if d not in gone]
+    return left[dim] if dim < len(left) else None
+
+
+def _named(call: Call) -> list[int]:
+    return [dimension(call, "dim", len(call.outputs[0]))]
+
+
+def _all_named(call: Call) -> list[int]:
+    return dimensions(call, "dims", len(call.outputs[0]))
+
+
+def _padded(call: Call) -> list[int]:
+    pad: Any = call.saved("pad" if call.name.startswith("Constant") else "padding")
+    dims = len(call.outputs[0])
+    return [dims - 1 - i // 2 for i, n in enumerate(pad) if n]
+
+
+def _last(dims: int) -> Callable[[Call], Sequence[int]]:
+    return lambda call: range(len(call.outputs[0]) - dims, len(call.outputs[0]))
+
+
+RULES: dict[str, Rule] = {
+    **numbered(("View", "UnsafeView", "ReshapeAlias"), View()),
+    **numbered(("Expand",), Expand()),
+    **numbered(("T",), Moving(lambda call, dim: 1 - dim)),
+    **numbered(("Transpose",), Moving(_transposed)),
+    **numbered(("Permute",), Moving(_permuted)),
+    **numbered(("Unsqueeze",), Moving(_unsqueezed)),
+    **numbered(("Squeeze",), Moving(_squeezed)),
+    **numbered(("Select",), Moving(_selected)),
+    **numbered(("Slice",), Moving(_sliced)),
+    **numbered(("Unfold",), Moving(_unfolded)),
+    **numbered(("Repeat",), Moving(_repeated)),
+    **numbered(("Diagonal",), Moving(_on_diagonal)),
+    **numbered(("Im2Col", "Col2Im"), Moving(lambda call, dim: 0 if dim == 0 and len(call.outputs[0]) > 2 else None)),
+    **numbered(("Split", "SplitWithSizes", "UnsafeSplit", "UnsafeSplitWithSizes"), Parts(slices=False)),
+    **numbered(("Unbind",), Parts(slices=True)),
+    **numbered(("Cat",), Joined(slices=False)),
+    **numbered(("Stack",), Joined(slices=True)),
+    **numbered(("Softmax", "SafeSoftmax", "LogSoftmax", "Cumsum", "Cumprod", "Logcumsumexp", "Glu"), Along(_named)),
+    **numbered(("SoftmaxBackwardData", "LogSoftmaxBackwardData", "LinalgCross"), Along(_named, edges=2)),
+    **numbered(("Flip", "Roll"), Along(_all_named)),
+    **numbered(("Sort", "Topk", "Gather", "IndexSelect", "Cummax", "Cummin"), Along(_named)),
+    **numbered([f"{name}Pad{dims}D" for name in ("Reflection", "Replication") for dims in (1, 2, 3)], Along(_padded)),
+    **numbered(("ConstantPadNd",), Along(_padded)),
+    **numbered(("Tril", "Triu"), Along(_last(2))),
+    **numbered(("Mean", "Sum", "Amax", "Amin", "Max", "Min", "Logsumexp", "Var", "Std", "LinalgVectorNorm"), Reduced()),
+    **{
+        node: rule
+        for dims in (1, 2, 3)
+        for node, rule in numbered(
+            [f"{name}{dims}D" for name in POOLING] + [f"MaxPool{dims}DWithIndices"], Along(_last(dims))
+        ).items()
+    },
+    **numbered(("UpsampleLinear1D",), Along(_last(1))),
+    **numbered(("UpsampleBilinear2D", "UpsampleBicubic2D"), Along(_last(2))),
+    **numbered(("UpsampleTrilinear3D", "PixelShuffle", "PixelUnshuffle"), Along(_last(3))),
+}
+"""Rules by the name of the node."""
