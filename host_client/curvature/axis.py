@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -37,9 +36,9 @@ class Axis:
         """Whether there is one sample only."""
         return self.count == 1
 
-    def at(self, dim: int) -> Self:
+    def at(self, dim: int) -> Axis:
         """Return the same samples along another dimension."""
-        return replace(self, dim=dim)
+        return self if dim == self.dim else Axis(dim, self.inner, self.start, self.count)
 
     def in_view(self, shape: Sequence[int], viewed: Sequence[int]) -> Axis | None:
         """Return the axis in a tensor of shape `viewed` with the same entries in the same order; None if there is none.
@@ -55,7 +54,7 @@ class Axis:
                 inner = stride // behind
                 if stride % behind or viewed[dim] % (inner * self.count):
                     return None
-                return replace(self, dim=dim, inner=inner)
+                return Axis(dim, inner, self.start, self.count)
             behind *= viewed[dim]
         return None
 

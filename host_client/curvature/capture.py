@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import torch
 import torch.distributed
@@ -86,14 +86,14 @@ class Capture:
         grad_scaler: GradScaler | None = None,
         parameters: Iterable[nn.Parameter] | None = None,
     ) -> None:
+        if curvature not in get_args(Kind):
+            raise ValueError(f"Invalid curvature: {curvature!r}; it must be 'exact', 'mc' or 'empirical'")
         criteria = _listed(criterion)
         for one in criteria:
             check_criterion(one, curvature)
-        if curvature not in ("exact", "mc", "empirical"):
-            raise ValueError(f"Invalid curvature: {curvature!r}; it must be 'exact', 'mc' or 'empirical'")
         if samples < 1:
             raise ValueError(f"Invalid samples: {samples}; at least one label must be drawn")
-        if check not in ("first", "always", "never"):
+        if check not in get_args(Check):
             raise ValueError(f"Invalid check: {check!r}; it must be 'first', 'always' or 'never'")
         check_processes()
         self.model, self.criterion = model, criterion
@@ -141,9 +141,9 @@ class Capture:
         """
         if self._operator is None:
             raise RuntimeError(
-                "no loss of the model has been captured: with the model in training mode (model.train()) and gradients "
-                "enabled, call the criterion that the optimizer was given on what the model has computed, after the "
-                "optimizer has been made"
+                "no training forward pass with a loss has been captured: with the model in training mode "
+                "(model.train()) and gradients enabled, call the criterion that the optimizer was given on what the "
+                "model has computed, after the optimizer has been made"
             )
         return self._operator
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -24,17 +24,36 @@ class GradScaler(Protocol):
         ...
 
 
+class Note:
+    """A hook on a loss that holds what belongs to the loss, as long as its graph lives and no step has used it.
+
+    Args:
+        hook: called with the note and the factor when the loss is differentiated.
+        curvature: what belongs to the loss.
+
+    Attributes:
+        curvature: the same; None once a step has used it.
+    """
+
+    def __init__(self, hook: WeakHook, curvature: Any) -> None:
+        self._hook, self.curvature = hook, curvature
+
+    def __call__(self, factor: Tensor) -> None:
+        """Report the factor, and leave the gradient as it is."""
+        self._hook(self, factor)
+
+
 class Differentiated(NamedTuple):
     """A backward pass through a loss.
 
     Attributes:
-        number: of the loss.
-        curvature: what belongs to the loss; None if it has been released.
+        note: of the loss.
+        curvature: what belongs to the loss; None if a step has used it before.
         factor: by which the loss was multiplied before it was differentiated.
         run: number of the engine's run.
     """
 
-    number: int
+    note: Note
     curvature: Any
     factor: Tensor
     run: int
@@ -53,8 +72,7 @@ class Gradients:
 
     def __init__(self, parameters: Sequence[nn.Parameter], grad_scaler: GradScaler | None) -> None:
         self._parameters, self._grad_scaler = list(parameters), grad_scaler
-        self._losses: dict[int, Any] = {}  # what belongs to losses that may yet be differentiated, by number
-        self._number = 0
+        self._notes: weakref.WeakSet[Note] = weakref.WeakSet()
         self._passes: list[Differentiated] = []
         self._accumulated: set[int] = set()  # runs that have added to gradients
         # What the gradients were when a backward pass last added to them: index of the parameter, version, address.
@@ -66,11 +84,15 @@ class Gradients:
         ]
 
     def follow(self, loss: Tensor, curvature: Any) -> None:
-        """Note when a loss is differentiated. The loss keeps nothing of its curvature alive."""
-        number = self._number = self._number + 1
-        self._losses[number] = curvature
-        weakref.finalize(loss, _drop, weakref.ref(self), number)
-        loss.register_hook(_Note(WeakHook(self._note), number))
+        """Note when a loss is differentiated.
+
+        Args:
+            loss: with its graph.
+            curvature: what belongs to it.
+        """
+        note = Note(WeakHook(self._differentiate), curvature)
+        self._notes.add(note)
+        loss.register_hook(note)
 
     def passes(self) -> list[Differentiated]:
         """Return the backward passes whose gradients the parameters hold.
@@ -111,7 +133,7 @@ class Gradients:
         """Start over: the gradients have been used, or dropped. Losses yet to be differentiated stay known."""
         for one in self._passes:
             if one.run in self._accumulated:
-                self._losses.pop(one.number, None)
+                one.note.curvature = None
         self._passes.clear()
         self._accumulated.clear()
         self._known.clear()
@@ -120,15 +142,16 @@ class Gradients:
         """Remove the hooks, and release everything."""
         for handle in self._handles:
             handle.remove()
+        for note in self._notes:
+            note.curvature = None
         self.forget()
-        self._losses.clear()
 
-    def _note(self, number: int, factor: Tensor) -> None:
+    def _differentiate(self, note: Note, factor: Tensor) -> None:
         """Hook on a loss: its gradients are on their way."""
         run: int = torch._C._current_graph_task_id()
         if not any(one.run == run for one in self._passes):
             self._forget_dropped()
-        self._passes.append(Differentiated(number, self._losses.get(number), factor.detach(), run))
+        self._passes.append(Differentiated(note, note.curvature, factor.detach(), run))
 
     def _accumulate(self, parameter: Tensor) -> None:
         """Hook on the parameters: a gradient has been added to theirs."""
@@ -153,21 +176,5 @@ class Gradients:
         return not bool(gradient.coalesce().values().any() if gradient.is_sparse else gradient.any())
 
 
-class _Note:
-    """A hook on a loss, with the loss's number; a copy of the loss has none."""
-
-    def __init__(self, hook: Callable[..., None], number: int) -> None:
-        self._hook, self._number = hook, number
-
-    def __call__(self, factor: Tensor) -> None:
-        self._hook(self._number, factor)
-
-
 def _state(gradient: Tensor) -> tuple[int, int]:
     return gradient._version, 0 if gradient.is_sparse else gradient.data_ptr()
-
-
-def _drop(owner: weakref.ref[Gradients], number: int) -> None:
-    gradients = owner()
-    if gradients is not None:
-        gradients._losses.pop(number, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
@@ -224,16 +225,19 @@ class Linearise:
         )
 
     def _announce(self, way: Plan) -> None:
-        """Say once of a parameter that it costs more, and once of a function that its derivative is approximate."""
-        for index, function in way.unpacked.items():
-            if self._new(self._paths[index]):
+        """Warn once of a layer that it costs more, and once of a function whose derivative is approximate."""
+        layers: dict[str, str] = {}
+        for index, function in sorted(way.unpacked.items()):
+            layers.setdefault(self._paths[index].rpartition(".")[0] or self._paths[index], function)
+        for layer, function in layers.items():
+            if self._new(layer):
                 warnings.warn(
                     CurvatureFallback(
-                        f"parameter {self._paths[index]!r} is used by {function}, through which samples are not "
-                        "followed: its rows cost a backward pass for each column and sample, at each step; to avoid "
-                        "that, freeze it or leave it to Adam by a parameter group"
+                        f"{layer!r}: samples are not followed through {function.removesuffix('Backward0')}, so the "
+                        "rows of this layer's parameters cost a backward pass for each column and sample at each step; "
+                        "to avoid that, freeze it or leave it to Adam by a parameter group"
                     ),
-                    stacklevel=2,
+                    stacklevel=of_the_user(),
                 )
         for call, left_out in way.approximations():
             if self._new(call.name):
@@ -242,13 +246,21 @@ class Linearise:
                         f"F leaves out {left_out} in {call.name.removesuffix('Backward0')}: no sample has rows of its "
                         "own; use GroupNorm, or put the layer in eval mode, for an exact F"
                     ),
-                    stacklevel=2,
+                    stacklevel=of_the_user(),
                 )
 
     def _new(self, subject: str) -> bool:
         known = subject in self._announced
         self._announced.add(subject)
         return not known
+
+
+def of_the_user() -> int:
+    """Return the stack level, for a warning of the caller, of the line that runs neither here nor in torch."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("host_client", "torch"):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _weighted(columns: Tensor, axis: Axis, weights: Tensor) -> Tensor:

@@ -192,6 +192,8 @@ def many(function: Callable[..., tuple[Tensor, ...]], tensors: Sequence[Tensor])
             except RuntimeError:
                 pass  # what vmap cannot follow, such as numpy in a function of one's own, may do without it below
     found = [function(*entries) for entries in zip(*tensors, strict=True)]
+    if len(found) == 1:
+        return tuple(part[None] for part in found[0])
     return tuple(torch.stack(parts) for parts in zip(*found, strict=True))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from host_client.curvature.errors import UnsupportedCriterion
 
 Function = Callable[..., Tensor]
+
+_signature = functools.cache(inspect.signature)
 
 LEGACY = ("size_average", "reduce")
 
@@ -25,9 +28,9 @@ def bind(criterion: Any, function: Function, module: type[nn.Module], args: Any,
     """
     if isinstance(criterion, nn.Module):
         # In order, for modules name their inputs differently.
-        args = inspect.signature(module.forward).bind(criterion, *args, **kwargs).args[1:]
+        args = _signature(module.forward).bind(criterion, *args, **kwargs).args[1:]
         kwargs = options(criterion, function, module)
-    bound = inspect.signature(function).bind(*args, **kwargs)
+    bound = _signature(function).bind(*args, **kwargs)
     bound.apply_defaults()
     arguments = bound.arguments
     for name in LEGACY:
@@ -41,7 +44,7 @@ def bind(criterion: Any, function: Function, module: type[nn.Module], args: Any,
 
 def options(criterion: nn.Module, function: Function, module: type[nn.Module]) -> dict[str, Any]:
     """Return the options that torch's module passes to its function, by the function's names for them."""
-    taken = set(inspect.signature(module.__init__).parameters) & set(inspect.signature(function).parameters)
+    taken = set(_signature(module.__init__).parameters) & set(_signature(function).parameters)
     return {name: getattr(criterion, name) for name in sorted(taken - set(LEGACY))}
 
 

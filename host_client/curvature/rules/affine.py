@@ -13,7 +13,7 @@ from host_client.curvature.axis import Axis
 from host_client.curvature.graph import Call, fit
 from host_client.curvature.rules.base import Axes, Operation, Rule, ToRows, with_one
 from host_client.curvature.rules.elementwise import Elementwise
-from host_client.curvature.rules.shapes import Expand
+from host_client.curvature.rules.shapes import Expand, Moving, repeated
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,35 @@ class Expanded(Expand):
     def operation(self, call: Call) -> Operation | None:
         """The argument, at each place it is repeated to."""
         return linear_in(call, {0: Term(aligned(call.argument(0), len(call.outputs[0])))})
+
+
+@dataclass
+class Repetition(Operation):
+    """A vector of n elements that is repeated, such as the weight of an instance norm."""
+
+    roles: dict[int, str]
+    shape: torch.Size
+    n: int
+
+    def rows(self, role: str, axis: Axis, dtype: torch.dtype) -> ToRows:
+        """The cotangents, summed over the repetitions that a sample has."""
+        return lambda cotangents: axis.by_sample(cotangents, 1).reshape(len(cotangents), axis.count, -1, self.n).sum(2)
+
+
+class Repeat(Moving):
+    """`Tensor.repeat`."""
+
+    def operation(self, call: Call) -> Operation | None:
+        """A vector, repeated in its own dimension."""
+        shape = call.argument(0)
+        return Repetition({0: "vector"}, call.outputs[0], shape[0]) if len(shape) == len(call.outputs[0]) == 1 else None
+
+    def follow(self, call: Call, axes: Axes) -> Axes | None:
+        """As `Moving`; a vector repeated for each sample has none."""
+        axis = with_one(axes)
+        if axis is not None and len(call.outputs[0]) == 1 and axis.inner % call.argument(0)[0] == 0:
+            return [None]
+        return super().follow(call, axes)
 
 
 class Norm(Rule):
@@ -288,6 +317,7 @@ RULES: dict[str, Rule] = {
     "SubBackward0": Sum(-1.0),
     "MulBackward0": Times(),
     "ExpandBackward0": Expanded(),
+    "RepeatBackward0": Repeat(repeated),
     "NativeLayerNormBackward0": LayerNorm(),
     "NativeGroupNormBackward0": GroupNorm(),
     "NativeBatchNormBackward0": BatchNorm(),

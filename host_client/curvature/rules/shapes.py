@@ -223,7 +223,8 @@ def _unfolded(call: Call, dim: int) -> int | None:
     return dim if dim < dims and dim != dimension(call, "dimension", dims) else None
 
 
-def _repeated(call: Call, dim: int) -> int | None:
+def repeated(call: Call, dim: int) -> int | None:
+    """Return the dimension of the argument of a repetition, counted from the last."""
     before = dim - len(call.outputs[0]) + len(call.argument(0))
     return before if before >= 0 else None
 
@@ -264,7 +265,6 @@ RULES: dict[str, Rule] = {
     **numbered(("Select",), Moving(_selected)),
     **numbered(("Slice",), Moving(_sliced)),
     **numbered(("Unfold",), Moving(_unfolded)),
-    **numbered(("Repeat",), Moving(_repeated)),
     **numbered(("Diagonal",), Moving(_on_diagonal)),
     **numbered(("Im2Col", "Col2Im"), Moving(lambda call, dim: 0 if dim == 0 and len(call.outputs[0]) > 2 else None)),
     **numbered(("Split", "SplitWithSizes", "UnsafeSplit", "UnsafeSplitWithSizes"), Parts(slices=False)),

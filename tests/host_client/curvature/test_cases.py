@@ -60,8 +60,8 @@ def test_batches_of_other_sizes_are_captured_alike(case: Case, batch: int) -> No
 
 
 def test_passes_of_one_column_at_a_time_give_the_same(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("host_client.curvature.cotangents.PASS_ELEMENTS", 1)
-    monkeypatch.setattr("host_client.curvature.fallback.CHUNK_BYTES", 1)
+    monkeypatch.setattr("host_client.curvature.linearise.PASS_ELEMENTS", 1)
+    monkeypatch.setattr("host_client.curvature.walk.CHUNK_BYTES", 1)
     problem = case.problem()
     capture = Capture(problem.model, problem.criterion)
     outputs = problem.outputs()

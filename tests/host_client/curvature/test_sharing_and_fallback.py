@@ -103,7 +103,7 @@ def test_a_function_that_torch_does_not_dispatch_is_noticed_in_the_graph() -> No
 
 
 def test_rows_by_autograd_come_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("host_client.curvature.fallback.CHUNK_BYTES", 8 * 24 * 3)
+    monkeypatch.setattr("host_client.curvature.walk.CHUNK_BYTES", 8 * 24 * 3)
     model = Model(lambda m, x: F.linear(F.linear(x, m.w) * m.s.exp(), m.v))
     capture = Capture(model, nn.CrossEntropyLoss())
     logits = model(X)
