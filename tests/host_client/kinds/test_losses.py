@@ -1,0 +1,191 @@
+"""Kind I: torch's losses as modules and functions, alone, weighted and several together."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from host_client import NGD, TNGD, NGDWoodbury, Session
+from host_client.curvature import Capture, UnsupportedCriterion
+from tests.host_client.kinds.named_losses import NEW, OUTPUTS, PLAIN, SAMPLES, Loss
+from tests.host_client.kinds.reference import (
+    assert_same,
+    captured,
+    classes,
+    double,
+    empirical,
+    fisher,
+    gauss_newton,
+)
+
+EVERY = {**PLAIN, **NEW}
+
+
+def _network(outputs: int = OUTPUTS) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, outputs)).double()
+
+
+def _exact(loss: Loss, twin: nn.Module, x: Tensor) -> Tensor:
+    smooth = loss.smooth or loss.function
+    return gauss_newton([(twin(x), lambda z: smooth(z, loss.targets))], list(twin.parameters()))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_function_has_the_curvature_of_its_loss(name: str) -> None:
+    loss, model, x = EVERY[name], _network(), double(SAMPLES, 4)
+    twin = copy.deepcopy(model)
+    capture = Capture(model, loss.recognised)  # type: ignore[arg-type]
+    found = captured(capture, loss.function(loss.given(model(x)), loss.targets))
+    assert_same(found, _exact(loss, twin, x), model)
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_a_module_has_the_curvature_of_its_loss(name: str) -> None:
+    loss, model, x = NEW[name], _network(), double(SAMPLES, 4)
+    twin = copy.deepcopy(model)
+    capture = Capture(model, loss.module)
+    found = captured(capture, loss.module(loss.given(model(x)), loss.targets))
+    assert_same(found, _exact(loss, twin, x), model)
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_gradients_of_each_sample(name: str) -> None:
+    loss, model, x = NEW[name], _network(), double(SAMPLES, 4)
+    twin = copy.deepcopy(model)
+    capture = Capture(model, loss.module, curvature="empirical")
+    found = captured(capture, loss.module(loss.given(model(x)), loss.targets))
+    losses = loss.elements(loss.given(twin(x)), loss.targets)
+    assert_same(found, empirical(losses, list(twin.parameters()), loss.divisor), model)
+
+
+@pytest.mark.parametrize("name", ["cross entropy", "negative log-likelihood", "binary cross entropy", "Poisson"])
+def test_draws_have_the_curvature_in_expectation(name: str) -> None:
+    loss, model, x = EVERY[name], _network(), double(SAMPLES, 4)
+    twin = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(0)
+    capture = Capture(model, loss.recognised, curvature="mc", samples=4000, generator=generator)  # type: ignore[arg-type]
+    found = captured(capture, loss.function(loss.given(model(x)), loss.targets))
+    expected = _exact(loss, twin, x)
+    assert (found - expected).norm() <= 0.05 * expected.norm()
+
+
+@pytest.mark.parametrize("function", [False, True], ids=["module", "function"])
+def test_absolute_error(function: bool) -> None:
+    """Its Hessian says nothing: it has the Fisher matrix of a Laplace distribution, or is refused with a way out."""
+    model, x, t = _network(), double(SAMPLES, 4), double(SAMPLES, OUTPUTS, seed=3)
+    twin, criterion = copy.deepcopy(model), nn.L1Loss()
+    try:
+        capture = Capture(model, F.l1_loss if function else criterion)  # type: ignore[arg-type]
+        found = captured(capture, F.l1_loss(model(x), t) if function else criterion(model(x), t))
+    except UnsupportedCriterion as refused:
+        assert "SmoothL1" in str(refused) or "Huber" in str(refused)  # noqa: PT017 - either is well
+        return
+    hessian = torch.eye(SAMPLES * OUTPUTS, dtype=torch.float64) / (SAMPLES * OUTPUTS)
+    assert_same(found, fisher(twin(x), hessian, list(twin.parameters())), model)
+
+
+@pytest.mark.parametrize("function", [False, True], ids=["module", "function"])
+def test_gaussian_with_a_variance_of_its_own(function: bool) -> None:
+    """The Fisher matrix of mean and variance: 1/v and 1/(2v²)."""
+    model, x, t = _network(2), double(SAMPLES, 4), double(SAMPLES, seed=3)
+    twin, criterion = copy.deepcopy(model), nn.GaussianNLLLoss()
+    capture = Capture(model, F.gaussian_nll_loss if function else criterion)  # type: ignore[arg-type]
+    loss = F.gaussian_nll_loss if function else criterion
+    mean, spread = model(x).unbind(1)
+    found = captured(capture, loss(mean, t, F.softplus(spread) + 0.1))
+    mean, spread = twin(x).unbind(1)
+    variance = F.softplus(spread) + 0.1
+    v = variance.detach()
+    information = torch.cat([1 / v, 1 / (2 * v.square())]) / SAMPLES
+    expected = fisher(torch.cat([mean, variance]), information.diag(), list(twin.parameters()))
+    assert_same(found, expected, model)
+
+
+def test_several_criteria_each_with_its_weight() -> None:
+    model, x, y, t = _network(4), double(SAMPLES, 4), classes(SAMPLES), double(SAMPLES, 1, seed=3)
+    twin = copy.deepcopy(model)
+    labels, values = nn.CrossEntropyLoss(), nn.MSELoss()
+    capture = Capture(model, [labels, values])  # type: ignore[arg-type]
+    z = model(x)
+    found = captured(capture, labels(z[:, :3], y) + 0.5 * values(z[:, 3:], t))
+    z = twin(x)
+    expected = gauss_newton(
+        [(z[:, :3], lambda z: F.cross_entropy(z, y)), (z[:, 3:], lambda z: 0.5 * F.mse_loss(z, t))],
+        list(twin.parameters()),
+    )
+    assert_same(found, expected, model)
+
+
+def test_several_functions_on_a_list_of_outputs() -> None:
+    class Heads(nn.Module):
+        """Classes, a value and bits of one body."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Linear(4, 5)
+            self.heads = nn.ModuleList(nn.Linear(5, d) for d in (3, 1, 2))
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            """A list of outputs."""
+            h = self.body(x).tanh()
+            return [head(h) for head in self.heads]
+
+    model, x, y = Heads().double(), double(SAMPLES, 4), classes(SAMPLES)
+    t, bits = double(SAMPLES, 1, seed=3), (double(SAMPLES, 2, seed=4) > 0).double()
+    twin = copy.deepcopy(model)
+    capture = Capture(model, (F.cross_entropy, F.mse_loss, F.binary_cross_entropy_with_logits))  # type: ignore[arg-type]
+    a, b, c = model(x)
+    loss = F.cross_entropy(a, y) + 0.1 * F.mse_loss(b, t) + 2 * F.binary_cross_entropy_with_logits(c, bits)
+    found = captured(capture, loss)
+    a, b, c = twin(x)
+    terms = [
+        (a, lambda z: F.cross_entropy(z, y)),
+        (b, lambda z: 0.1 * F.mse_loss(z, t)),
+        (c, lambda z: 2 * F.binary_cross_entropy_with_logits(z, bits)),
+    ]
+    assert_same(found, gauss_newton(terms, list(twin.parameters())), model)
+
+
+@pytest.mark.parametrize("optimizer", [NGD, NGDWoodbury])
+@pytest.mark.parametrize("name", ["cross entropy", "Huber", "negative log-likelihood"])
+def test_a_step_with_a_function_is_the_dense_one(name: str, optimizer: type[NGD | NGDWoodbury]) -> None:
+    loss, model, x = EVERY[name], _network(), double(SAMPLES, 4)
+    twin = copy.deepcopy(model)
+    stepped = optimizer(model, loss.recognised, lr=0.5, damping=0.1)  # type: ignore[arg-type]
+    loss.function(loss.given(model(x)), loss.targets).backward()
+    stepped.step()
+    f, value = _exact(loss, twin, x), loss.function(loss.given(twin(x)), loss.targets)
+    drive = torch.cat([g.flatten() for g in torch.autograd.grad(value, list(twin.parameters()))])
+    step = torch.linalg.solve(f + 0.1 * torch.eye(len(f), dtype=f.dtype), drive)
+    before, after = nn.utils.parameters_to_vector(twin.parameters()), nn.utils.parameters_to_vector(model.parameters())
+    torch.testing.assert_close(after, before - 0.5 * step, rtol=1e-9, atol=1e-12)
+
+
+def test_a_device_takes_the_curvature_of_a_function(session: Session) -> None:
+    model, x, y = _network().float(), double(SAMPLES, 4).float(), classes(SAMPLES)
+    optimizer = TNGD(model, F.cross_entropy, session, lr=1.0, damping=0.1, analog_time=50.0)  # type: ignore[arg-type]
+    losses = []
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+def test_a_loss_of_ones_own_is_refused_with_the_way_to_write_it() -> None:
+    class Own(nn.Module):
+        """A loss as users write them."""
+
+        def forward(self, z: Tensor, t: Tensor) -> Tensor:
+            """The mean of the fourth power."""
+            return (z - t).pow(4).mean()
+
+    model, own = _network(), Own()
+    with pytest.raises(UnsupportedCriterion, match="PerSampleLoss"):
+        Capture(model, own, curvature="empirical")
