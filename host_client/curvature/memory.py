@@ -60,8 +60,9 @@ class Estimate:
             accelerator, pinned copies of the operands and the drive, and the reading.
         accelerator: in the accelerator's memory: operands, cotangents and drive; zero for a model on the CPU.
         link: operands, in the precision they are sent in, and drive.
-        device: operands, three m × m matrices (Gram matrix, eigenvectors, workspace) and ten vectors of length N in
-            float64, as the emulator works. Of devices smaller than the problem: of the largest program.
+        device: operands, three s × s matrices, s = min(m, N) (Gram matrix AAᵀ or AᵀA, eigenvectors, workspace) and ten
+            vectors of length N in float64, as the emulator works. Of devices smaller than the problem: of the largest
+            program.
     """
 
     host: int
@@ -129,7 +130,8 @@ class Demand:
             sent = max(s.nbytes(self.columns) // s.itemsize * (self.link_itemsize or s.itemsize) for s in self.sizes)
             operands = max(size.nbytes(self.columns) for size in self.sizes)
             vector = self.cells * itemsize
-        return Estimate(host, accelerator, sent + vector, operands + 8 * (3 * rows * rows + 10 * self.cells))
+        small = min(rows, self.cells)
+        return Estimate(host, accelerator, sent + vector, operands + 8 * (3 * small * small + 10 * self.cells))
 
     def with_samples(self, samples: int) -> Demand:
         """The same from a smaller batch."""

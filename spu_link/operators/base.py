@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self, TypeAlias
 
 import torch
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spu_link.errors import InvalidProgram
-from spu_link.operators.gram import mirror
+from spu_link.operators.gram import gram_of, mirror, strips
 from tngd.spu.v1 import spu_pb2 as pb
 
 ArrayLike: TypeAlias = Tensor | NDArray[Any]
@@ -27,7 +27,7 @@ Shapes: TypeAlias = Mapping[Role, tuple[int, ...]]
 """Shapes of one block's tensors by role."""
 
 CHUNK_ELEMENTS = 1 << 22
-"""Most elements of explicit rows that a Gram matrix is accumulated from at a time (32 MiB in float64)."""
+"""Max elements of explicit rows that AAᵀ or AᵀA is accumulated from at a time (32 MiB in float64)."""
 
 FLOATS = (torch.float32, torch.float64)
 INTEGERS = (torch.int32, torch.int64)
@@ -68,6 +68,10 @@ class Operator(ABC):
     @abstractmethod
     def dense(self) -> Tensor:
         """This matrix in full, of `shape`. For tests and small problems."""
+
+    def curvature_matrix(self) -> Tensor:
+        """Return F in full, shape (N, N), float64; it may share memory with an operand."""
+        return self.dense().to(torch.float64)
 
     @abstractmethod
     def wire(self) -> list[WireBlock]:
@@ -112,6 +116,30 @@ class FactorOperator(Operator):
     def add_gram(self, total: Tensor) -> None:
         """Add the lower triangle of A Aᵀ to `total`, shape (m, m), float64; what lies above it counts for nothing."""
 
+    def curvature_matrix(self) -> Tensor:
+        """Return AᵀA, shape (N, N), float64, on the CPU, accumulated from chunks of rows: A is never whole in memory.
+
+        It is the smaller of the two products where m ≥ N. Operands are converted to float64 before rows are made of
+        them, so that float32 operands lose nothing: the rounding of rows in float32 would move eigenvalues by 1e-7 ‖F‖.
+        """
+        return gram_of((rows.T for rows in self.dense_chunks()), self.parameters)
+
+    def dense_chunks(self, elements: int = CHUNK_ELEMENTS) -> Iterator[Tensor]:
+        """Yield A in full, float64, in chunks (k, N) of consecutive rows, each of at most `elements` or of one row."""
+        m, n = self.shape
+        return (self.dense_rows(rows) for rows in strips(m, max(1, elements // n)))
+
+    @abstractmethod
+    def dense_rows(self, rows: slice) -> Tensor:
+        """Return consecutive rows of A in full, float64.
+
+        Args:
+            rows: k of the m rows, with start and stop in 0 … m, and without a step.
+
+        Returns:
+            Shape (k, N), on the device of the operands.
+        """
+
 
 class BlockFactor(FactorOperator):
     """A factor that is one block on the wire."""
@@ -148,6 +176,28 @@ class BlockFactor(FactorOperator):
     def dense(self) -> Tensor:
         """A in full, shape (m, N)."""
         return self.to_rows()
+
+    def dense_rows(self, rows: slice) -> Tensor:
+        """Return consecutive rows of A in full, float64, from the operands of their samples alone."""
+        block, tensors = self.wire()[0]
+        cotangents = tensors.get(pb.ROLE_COTANGENT)
+        samples = self.shape[0] if cotangents is None else cotangents.shape[1]
+        parts = []
+        for columns, some in _rectangles(rows, samples):
+            operands = {role: t[columns, some] if role == pb.ROLE_COTANGENT else t[some] for role, t in tensors.items()}
+            parts.append(self.from_wire(block, operands).map(lambda operand: operand.double()).to_rows())
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _rectangles(rows: slice, samples: int) -> Iterator[tuple[slice, slice]]:
+    """Cut consecutive rows (c, i), i < `samples`, into (columns, samples): whole columns, or a part of one."""
+    start = rows.start
+    while start < rows.stop:
+        column, first = divmod(start, samples)
+        columns = 1 if first else max(1, (rows.stop - start) // samples)
+        stop = min((column + columns) * samples, rows.stop)
+        yield slice(column, column + columns), slice(first, samples if columns > 1 else first + stop - start)
+        start = stop
 
 
 def as_operand(value: ArrayLike, *, field: str, dimensions: int | tuple[int, ...]) -> Tensor:

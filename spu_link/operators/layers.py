@@ -65,6 +65,10 @@ class LayerRows(FactorOperator):
         """A in full."""
         return torch.cat([layer.dense() for layer in self.layers], dim=1)
 
+    def dense_rows(self, rows: slice) -> Tensor:
+        """Return consecutive rows of A in full, float64."""
+        return torch.cat([layer.dense_rows(rows) for layer in self.layers], dim=1)
+
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """The same layers after `function`."""
         return type(self)([layer.map(function) for layer in self.layers])

@@ -208,7 +208,9 @@ def drift_of(
     """The motion under BᵀA + λI, with the promotions of `spu_server.dynamics.transition_of`; in full where m ≥ N."""
     m, n = forward.shape
     if m >= n:
-        matrix = backward.dense().to(torch.float64).T @ forward.dense().to(torch.float64)
+        matrix = torch.zeros(n, n, dtype=torch.float64)
+        for b, a in zip(backward.dense_chunks(), forward.dense_chunks(), strict=True):
+            matrix.addmm_(b.T, a)
         return DenseDrift(matrix, drive.to(torch.float64, copy=True), damping=damping, noise=noise)
     dtype = torch.float64 if m * n <= SMALL_PROBLEM else None
     forward, backward = (o.map(lambda t: t.to(device=compute, dtype=dtype)) for o in (forward, backward))

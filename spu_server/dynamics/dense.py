@@ -10,16 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spu_link.operators import FactorOperator, Operator
-from spu_link.operators.gram import gram_of
+from spu_link.operators import Operator
 from spu_server.dynamics.eigen import Table
 from spu_server.dynamics.functions import ScalarFunction, Vector, at, response
 from spu_server.dynamics.lanczos import Target, euclidean
 from spu_server.dynamics.routes import Routes
 from spu_server.dynamics.transition import Progress, Transition
-
-STRETCH = 4096
-"""Rows of a factor that AᵀA is accumulated from at a time."""
 
 
 class DenseTransition(Transition):
@@ -29,7 +25,7 @@ class DenseTransition(Transition):
         self, operator: Operator, drive: Tensor, *, damping: float, noise: float, routes: Routes | None = None
     ) -> None:
         super().__init__(operator, drive, damping=damping, noise=noise)
-        self._routes = routes or Routes(self._curvature, euclidean)
+        self._routes = routes or Routes(operator.curvature_matrix, euclidean)
 
     def under(self, drive: Tensor, *, damping: float, noise: float) -> DenseTransition:
         """The motion with the same F under another drive."""
@@ -54,13 +50,6 @@ class DenseTransition(Transition):
     def adopt(self, other: Self) -> None:
         """Take over the routes."""
         self._routes.adopt(other._routes)
-
-    def _curvature(self) -> Tensor:
-        held = self.operator.dense()
-        if isinstance(self.operator, FactorOperator):
-            stretches = (rows.T.to(torch.float64) for rows in held.split(STRETCH))
-            return gram_of(stretches, self.operator.parameters)
-        return held.to(torch.float64)
 
     def prepare(self) -> None:
         """Make F, and decompose a small one."""

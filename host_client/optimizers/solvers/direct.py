@@ -10,7 +10,7 @@ from spu_link.operators import FactorOperator, Operator
 
 
 def solve_direct(operator: Operator, drive: Tensor, damping: float) -> Tensor:
-    """Solution x = (F + λI)⁻¹ b, in sample space where the operator is a factor with fewer rows than columns.
+    """Solution x = (F + λI)⁻¹ b: of a factor by `solve_woodbury`, in sample space only where m < N; else of F in full.
 
     Args:
         operator: F, or a factor A of F = AᵀA; N columns.
@@ -23,6 +23,6 @@ def solve_direct(operator: Operator, drive: Tensor, damping: float) -> Tensor:
     Raises:
         ValueError: when λ is not positive, or when the matrix would be too large.
     """
-    if isinstance(operator, FactorOperator) and operator.shape[0] < operator.parameters:
+    if isinstance(operator, FactorOperator):
         return solve_woodbury(operator, drive, damping)
     return solve_dense(operator, drive, damping)

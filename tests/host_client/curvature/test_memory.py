@@ -135,10 +135,17 @@ def test_the_accelerators_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_device_on_the_same_machine_takes_from_the_same_memory() -> None:
     # A thousand bytes of operands, and 2 GiB for each m × m matrix.
-    device = Capacity(1 << 60, 1 << 60, here=True)
-    options: dict[str, Any] = {"sizes": [Size("a", 0, 1, 4, 1)], "samples": 128, "parameters": 1, "device": device}
+    device, n = Capacity(1 << 60, 1 << 60, here=True), 1 << 20
+    options: dict[str, Any] = {"sizes": [Size("a", 0, 1, 4, n)], "samples": 128, "parameters": n, "device": device}
     check_memory(columns=128, **options)
     assert "9 GiB to spare, for itself and for the device emulated here" in str(_refusal(columns=256, **options))
+
+
+def test_with_more_rows_than_parameters_the_device_needs_matrices_of_the_parameters() -> None:
+    n = 257
+    sizes = [Size("a", 0, 256, 4, n)]
+    few, many = (check_memory(sizes, 1, samples=m, parameters=n) for m in (n, 4 * n))
+    assert few.device == many.device == 4 * 256 + 8 * (3 * n * n + 10 * n)
 
 
 def test_both_together_where_neither_is_enough() -> None:

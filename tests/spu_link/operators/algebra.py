@@ -33,6 +33,18 @@ def assert_agrees_with(operator: Operator, matrix: Tensor) -> None:
     gram = operator.gram()
     close(gram, matrix @ matrix.T)
     assert torch.equal(gram, gram.T)
+    close(operator.curvature_matrix(), f)
+    if isinstance(operator, FactorOperator):
+        assert_chunks_are_the_matrix(operator, matrix)
+
+
+def assert_chunks_are_the_matrix(operator: FactorOperator, matrix: Tensor) -> None:
+    """Chunks of every number of rows, from one to all, make up the matrix and are of the size asked for."""
+    rows, columns = matrix.shape
+    for number in range(1, rows + 1):
+        chunks = list(operator.dense_chunks(number * columns))
+        assert [len(chunk) for chunk in chunks] == [len(chunk) for chunk in matrix.split(number)]
+        close(torch.cat(chunks), matrix)
 
 
 def assert_dtypes(operator: Operator) -> None:
@@ -41,7 +53,7 @@ def assert_dtypes(operator: Operator) -> None:
     for held in (torch.float32, torch.float64):
         mapped = operator.map(lambda t, dtype=held: t.to(dtype))
         assert mapped.dtype == held
-        assert mapped.gram().dtype == torch.float64
+        assert mapped.gram().dtype == mapped.curvature_matrix().dtype == torch.float64
         for dtype in (torch.float32, torch.float64):
             assert mapped.apply(torch.ones(columns, dtype=dtype)).dtype == dtype
             assert mapped.adjoint(torch.ones(rows, dtype=dtype)).dtype == dtype
@@ -50,6 +62,8 @@ def assert_dtypes(operator: Operator) -> None:
     for half_as_wide, operand in zip(_values(half), _values(full), strict=True):
         assert half_as_wide.nbytes * 2 == operand.nbytes
     close(half.apply(random(columns)), full.apply(random(columns)), 1e-4)
+    if isinstance(half, FactorOperator):  # float32 operands are values like any other, and rows of them are not rounded
+        assert torch.equal(half.curvature_matrix(), half.map(Tensor.double).curvature_matrix())
 
 
 def _values(operator: Operator) -> list[Tensor]:

@@ -31,6 +31,12 @@ def large(g: torch.Generator) -> Operator:
     return LayerRows([Rows(a) for a in rows])
 
 
+def more_rows(g: torch.Generator) -> Operator:
+    """Rows in float32 of a factor that is moved under as F, by the Lanczos route and then its eigenvectors."""
+    inputs, cotangents = torch.randn(500, 16, generator=g), torch.randn(2, 500, 17, generator=g) / 100
+    return LayerRows([LinearRows(inputs, cotangents, bias=True)])
+
+
 def dense(g: torch.Generator) -> Operator:
     a = torch.randn(30, 40, generator=g)
     return Dense(a.T @ a / 40)
@@ -41,7 +47,7 @@ def large_dense(g: torch.Generator) -> Operator:
     return Dense(a.T @ a / 100)
 
 
-OPERATORS = [few_rows, many_rows, large, dense, large_dense]
+OPERATORS = [few_rows, many_rows, large, more_rows, dense, large_dense]
 
 
 @cache
