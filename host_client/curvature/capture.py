@@ -14,13 +14,14 @@ from torch.utils.hooks import RemovableHandle
 from host_client.curvature.errors import UnsupportedProcessGroup
 from host_client.curvature.gradients import Gradients, GradScaler
 from host_client.curvature.hooks import WeakHook
-from host_client.curvature.linearise import Check, Linearise
+from host_client.curvature.linearise import Check, Curvature, Linearise
 from host_client.curvature.losses import Kind, check_criterion, loss_call
 from host_client.curvature.losses.registry import FUNCTIONS
 from host_client.curvature.trained import trained_parameters
 from host_client.curvature.watch import Watch
 from host_client.links.base import Capacity
 from spu_link.operators import LayerRows, stack
+from spu_link.operators.zeros import without
 
 Criterion: TypeAlias = nn.Module | Callable[..., Any]
 """A loss: a module, or one of torch's loss functions."""
@@ -101,9 +102,7 @@ class Capture:
         self.paused = False
         self._parameters = trained_parameters(model, parameters)
         self._gradients = Gradients([parameter for _, parameter in self._parameters], grad_scaler)
-        self._linearise = Linearise(
-            self._parameters, kind=curvature, draws=samples, generator=generator, check=check
-        )
+        self._linearise = Linearise(self._parameters, kind=curvature, draws=samples, generator=generator, check=check)
         self._operator: LayerRows | None = None
         functions = FUNCTIONS if criterion is None else [one for one in criteria if not isinstance(one, nn.Module)]
         watch = Watch(functions, WeakHook(self._function_called))
@@ -113,9 +112,9 @@ class Capture:
             if isinstance(one, nn.Module)
         ]
         if functions:
-            inside = criterion is None
-            handles.append(model.register_forward_pre_hook(_Switch(watch, on=inside)))
-            handles.append(model.register_forward_hook(_Switch(watch, on=not inside), always_call=inside))
+            handles.append(model.register_forward_pre_hook(_Switch(watch, on=True)))
+        if criterion is None:
+            handles.append(model.register_forward_hook(_Switch(watch, on=False), always_call=True))
         self._watch = watch
         self._remove_hooks = weakref.finalize(self, _remove, handles, watch, self._gradients)
 
@@ -157,22 +156,29 @@ class Capture:
             UnsupportedProcessGroup: when several processes train together.
         """
         check_processes()
-        passes = self._gradients.passes()
-        if not passes:
+        held = self._gradients.held()
+        if not held:
             self.operator  # noqa: B018 - raises if there was no loss either
             raise RuntimeError(
                 "no backward pass through a captured loss since the last step: call loss.backward() before step(), "
                 "with a loss of the criterion that the optimizer was given"
             )
-        weights = self._gradients.weights(passes)
-        operators = [operator for operator, _ in (one.curvature for one in passes)]
+        weights = self._gradients.weights(held)
+        operators = [self._in(one.curvature, one.parameters) for one in held]
         if weights == [1.0]:
             return operators[0]
-        return stack(operators, weights, [columns for _, columns in (one.curvature for one in passes)])
+        return stack(operators, weights, [one.curvature.columns for one in held])
+
+    def _in(self, curvature: Curvature, parameters: frozenset[int]) -> LayerRows:
+        """The curvature in some parameters: those that a backward pass has left out (``inputs=``) do not move."""
+        if curvature.used <= parameters:
+            return curvature.operator
+        sizes = [parameter.numel() for _, parameter in self._parameters]
+        return without(curvature.operator, curvature.columns, sizes, curvature.used - parameters)
 
     def differentiated(self) -> list[LayerRows]:
         """The curvature of each loss whose gradients the parameters hold, in the order of the backward passes."""
-        return [one.curvature[0] for one in self._gradients.passes()]
+        return [one.curvature.operator for one in self._gradients.held()]
 
     def forget_gradients(self) -> None:
         """Start over: the parameters' gradients have been used, or set to zero."""
@@ -207,10 +213,10 @@ class Capture:
             found = self._linearise(call)
         if found is None:
             return
-        self._operator = found[0]
+        self._operator = found.operator
         self._gradients.follow(loss, found)
         if self._on_operator is not None:
-            self._on_operator(found[0])
+            self._on_operator(found.operator)
 
 
 class _Switch:
@@ -251,7 +257,9 @@ def check_processes() -> None:
 def _listed(criterion: Criterion | Sequence[Criterion] | None) -> list[Criterion]:
     if criterion is None:
         return []
-    return list(criterion) if isinstance(criterion, (list, tuple, nn.ModuleList)) else [criterion]
+    if isinstance(criterion, (list, tuple, nn.ModuleList)):
+        return list(criterion)
+    return [criterion]  # type: ignore[list-item]  # a sequence of another kind is refused by `check_criterion`
 
 
 def _remove(handles: list[RemovableHandle], watch: Watch, gradients: Gradients) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Size, Tensor
 
 from host_client.curvature.axis import WHOLE, Axis
-from host_client.curvature.graph import Call, Graph
+from host_client.curvature.graph import Graph
 from host_client.curvature.losses import LossCall
 
 VIEWS = ("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0")
@@ -30,7 +30,10 @@ def ways_to_group(loss: LossCall, graph: Graph) -> list[list[Axis]]:
         return [[Axis(WHOLE, 1, 0, 1) for _ in loss.outputs]]
     ways = [Axis(0, 1, 0, shape[0]), *_joined(graph, shape[0])]
     ways += [Axis(dim, 1, 0, extent) for dim, extent in enumerate(shape) if dim > 0]
-    return [[_of_output(way, dims, z.dim()) for z, dims in zip(loss.outputs, loss.element_dims, strict=True)] for way in ways]
+    return [
+        [_of_output(way, dims, z.dim()) for z, dims in zip(loss.outputs, loss.element_dims, strict=True)]
+        for way in ways
+    ]
 
 
 def _joined(graph: Graph, rows: int) -> list[Axis]:

@@ -101,7 +101,9 @@ def linear_swapped(claim: Claim, batch: Batch) -> Block:
     )
 
 
-def convolution(claims: Sequence[Claim], operations: Sequence[Convolution], batch: Batch, *, bias: bool) -> Block | None:
+def convolution(
+    claims: Sequence[Claim], operations: Sequence[Convolution], batch: Batch, *, bias: bool
+) -> Block | None:
     """Inputs and cotangents of the uses of a kernel in one or two dimensions; None if a sample has several images."""
     geometry, axes = operations[0].geometry, [claim.axis for claim in claims]
     images = [images_of(one.inputs, axis, 0) for one, axis in zip(operations, axes, strict=True)]

@@ -59,6 +59,20 @@ class Differentiated(NamedTuple):
     run: int
 
 
+class Held(NamedTuple):
+    """A loss whose gradients some parameters hold.
+
+    Attributes:
+        curvature: what belongs to the loss.
+        factor: by which the loss was multiplied.
+        parameters: indices of the parameters.
+    """
+
+    curvature: Any
+    factor: Tensor
+    parameters: frozenset[int]
+
+
 class Gradients:
     """The losses whose gradients the parameters hold, one entry for each backward pass that has added to them.
 
@@ -74,7 +88,7 @@ class Gradients:
         self._parameters, self._grad_scaler = list(parameters), grad_scaler
         self._notes: weakref.WeakSet[Note] = weakref.WeakSet()
         self._passes: list[Differentiated] = []
-        self._accumulated: set[int] = set()  # runs that have added to gradients
+        self._accumulated: dict[int, set[int]] = {}  # by run, the parameters to whose gradients it has added
         # What the gradients were when a backward pass last added to them: index of the parameter, version, address.
         self._known: dict[int, tuple[int, int]] = {}
         self._places = {id(parameter): index for index, parameter in enumerate(self._parameters)}
@@ -94,22 +108,34 @@ class Gradients:
         self._notes.add(note)
         loss.register_hook(note)
 
-    def passes(self) -> list[Differentiated]:
-        """Return the backward passes whose gradients the parameters hold.
+    def held(self) -> list[Held]:
+        """Return the losses whose gradients the parameters hold, one entry for each backward pass.
+
+        Passes through one loss for some parameters each (``inputs=``) are one.
 
         Raises:
             RuntimeError: when a loss of an earlier step has been differentiated once more.
         """
         self._forget_dropped()
-        passes = [one for one in self._passes if one.run in self._accumulated]
-        if any(one.curvature is None for one in passes):
-            raise RuntimeError(
-                "a loss from before the last step was differentiated again, and its curvature has been released: "
-                "compute the loss anew before backward()"
-            )
-        return passes
+        found: list[tuple[Note, Held]] = []
+        for one in self._passes:
+            if one.run not in self._accumulated:
+                continue
+            if one.curvature is None:
+                raise RuntimeError(
+                    "a loss from before the last step was differentiated again, and its curvature has been released: "
+                    "compute the loss anew before backward()"
+                )
+            held = Held(one.curvature, one.factor, frozenset(self._accumulated[one.run]))
+            for i, (note, before) in enumerate(found):
+                if note is one.note and not before.parameters & held.parameters and bool(before.factor == held.factor):
+                    found[i] = note, before._replace(parameters=before.parameters | held.parameters)
+                    break
+            else:
+                found.append((one.note, held))
+        return [held for _, held in found]
 
-    def weights(self, passes: Sequence[Differentiated]) -> list[float]:
+    def weights(self, passes: Sequence[Held]) -> list[float]:
         """Return the factors of losses in the gradients, without that of the gradient scaler.
 
         Raises:
@@ -156,9 +182,10 @@ class Gradients:
     def _accumulate(self, parameter: Tensor) -> None:
         """Hook on the parameters: a gradient has been added to theirs."""
         gradient = parameter.grad
-        self._accumulated.add(torch._C._current_graph_task_id())
+        index = self._places[id(parameter)]
+        self._accumulated.setdefault(torch._C._current_graph_task_id(), set()).add(index)
         if gradient is not None:
-            self._known[self._places[id(parameter)]] = _state(gradient)
+            self._known[index] = _state(gradient)
 
     def _forget_dropped(self) -> None:
         """Forget passes whose gradients are gone: all of them, since those of some may be dropped on purpose."""
@@ -166,7 +193,7 @@ class Gradients:
             self._passes = [one for one in self._passes if one.run not in self._accumulated]
             self._accumulated.clear()
             self._known.clear()
-    
+
     def _is_dropped(self, index: int, state: tuple[int, int]) -> bool:
         gradient = self._parameters[index].grad
         if gradient is None:

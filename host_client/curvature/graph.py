@@ -10,8 +10,6 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
-from host_client.curvature.errors import UnsupportedLayer
-
 LEAF = "torch::autograd::AccumulateGrad"
 """Name of the node of a leaf."""
 
@@ -35,7 +33,7 @@ class Call:
     __slots__ = ("dtypes", "edges", "name", "node", "outputs", "parameter")
 
     def __init__(self, node: Node, name: str) -> None:
-        metadata = node._input_metadata  # type: ignore[attr-defined]
+        metadata = node._input_metadata
         self.node, self.name = node, name
         self.outputs = [torch.Size(m.shape) for m in metadata]
         self.dtypes: list[torch.dtype] = [m.dtype for m in metadata]
@@ -75,7 +73,9 @@ class Call:
         else:
             found = _tuple(node(*cotangents))  # type: ignore[operator]
         return [
-            None if place is None or value is None else fit(value, place[0].outputs[place[1]], place[0].dtypes[place[1]])
+            None
+            if place is None or value is None
+            else fit(value, place[0].outputs[place[1]], place[0].dtypes[place[1]])
             for place, value in zip(self.edges, found, strict=True)
         ]
 
@@ -108,14 +108,13 @@ class Graph:
         calls: each call after those that have used its outputs.
         roots: where the cotangents of `roots` arrive.
         used: indices of the trained parameters that are reached.
-
-    Raises:
-        UnsupportedLayer: for a reentrant checkpoint, whose parameters do not show in the graph.
+        reentrant: whether a reentrant checkpoint hides parameters: they get gradients, and do not show in the graph.
     """
 
     def __init__(self, roots: Sequence[Tensor], parameters: Mapping[int, int]) -> None:
         calls: dict[Node, Call | None] = {}  # None: no trained parameter lies behind it
         order: list[Call] = []
+        self.reentrant = False
         for root in roots:
             if root.grad_fn is not None:
                 self._visit(root.grad_fn, parameters, calls, order)
@@ -152,14 +151,15 @@ class Graph:
                     call.parameter = index
                     order.append(call)
                 continue
-            if name == REENTRANT:
-                raise UnsupportedLayer(
-                    "",
-                    "has a reentrant checkpoint, inside which no parameter shows; call torch.utils.checkpoint with "
-                    "use_reentrant=False",
-                )
+            self.reentrant |= name == REENTRANT
             todo.append((node, True))
             todo += [(argument, False) for argument, _ in node.next_functions if argument is not None]
+
+
+def fit_at(place: Place, cotangent: Tensor) -> Tensor:
+    """Give a cotangent the shape and dtype of the argument that it belongs to."""
+    call, number = place
+    return fit(cotangent, call.outputs[number], call.dtypes[number])
 
 
 def fit(cotangent: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
@@ -174,4 +174,4 @@ def fit(cotangent: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
 
 
 def _tuple(value: object) -> tuple[Tensor | None, ...]:
-    return value if isinstance(value, tuple) else (value,)  # type: ignore[return-value]
+    return value if isinstance(value, tuple) else (value,)

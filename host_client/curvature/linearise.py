@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from host_client.curvature.errors import (
     CurvatureFallback,
     CurvatureMismatch,
     UnsupportedCriterion,
+    UnsupportedLayer,
 )
 from host_client.curvature.forms import Batch, Block
 from host_client.curvature.graph import Graph
@@ -42,6 +43,20 @@ overhead of a call is paid once.
 
 MOST_GRAPHS = 1 << 12
 """Graphs that are remembered as verified; a model that takes another path each time would fill the memory with them."""
+
+
+class Curvature(NamedTuple):
+    """The curvature of one loss.
+
+    Attributes:
+        operator: the factor A = SᵀJ of the trained parameters, with rows in the order (column, sample).
+        columns: c.
+        used: indices of the parameters that the loss uses; the others have zero columns.
+    """
+
+    operator: LayerRows
+    columns: int
+    used: frozenset[int]
 
 
 class Linearise:
@@ -78,14 +93,11 @@ class Linearise:
         self.device: Capacity | None = None
         self.link_itemsize: int | None = None
 
-    def __call__(self, loss: LossCall) -> tuple[LayerRows, int] | None:
-        """Return the factor A = SᵀJ of the trained parameters, and the number c of its columns.
+    def __call__(self, loss: LossCall) -> Curvature | None:
+        """Return the curvature of a loss; None if it uses no trained parameter.
 
         Args:
             loss: the call of the loss, with the graph of its outputs.
-
-        Returns:
-            The factor, with rows in the order (column, sample), and c; None if the loss uses no trained parameter.
 
         Raises:
             UnsupportedLayer: for a reentrant checkpoint.
@@ -94,6 +106,8 @@ class Linearise:
             CurvatureMismatch: for a factor that is not that of the graph.
         """
         graph = Graph(loss.outputs, self._index)
+        if graph.reentrant:
+            self._refuse_reentrant(graph)
         if not graph.used:
             return None
         if not all(z.numel() for z in loss.outputs):
@@ -110,7 +124,7 @@ class Linearise:
         operator = self._factor(way, blocks, batch, made, z.device)
         if self._due(graph):
             self._verify(operator, graph, made, axes, way.samples)
-        return operator, columns.number
+        return Curvature(operator, columns.number, frozenset(graph.used))
 
     def _plan(self, loss: LossCall, graph: Graph) -> tuple[Plan, list[Axis]]:
         """The grouping into samples of which the least has to be unpacked, the usual one if there are several."""
@@ -127,7 +141,7 @@ class Linearise:
     def _factor(
         self, way: Plan, blocks: Sequence[Block | int], batch: Batch, columns: Sequence[Tensor], place: torch.device
     ) -> LayerRows:
-        taking = [block for block in blocks if isinstance(block, Block)]
+        taking: list[Block] = [block for block in blocks if isinstance(block, Block)]
         widest = max((shape.numel() for step in way.steps for shape in step.call.outputs), default=1)
         several = max(1, PASS_ELEMENTS // max(1, widest))
         unpacked = Unpacked(way, self._sizes, self._dtype) if way.spills else None
@@ -135,8 +149,8 @@ class Linearise:
         rows: dict[int, list[Tensor]] = {index: [] for index in way.unpacked}
         for start in range(0, batch.columns, several):
             arrived = carry(way, [one[start : start + several] for one in columns])
-            for parts, block in zip(kept, taking, strict=True):
-                parts.append(block.keep([_first(arrived[call]) for call in block.calls]))
+            for parts, taker in zip(kept, taking, strict=True):
+                parts.append(taker.keep([_first(arrived[call]) for call in taker.calls]))
             if unpacked is not None:
                 for index, part in unpacked.rows(arrived).items():
                     rows[index].append(part.to(self._dtype))
@@ -217,11 +231,19 @@ class Linearise:
         if not bool((worst <= 0).all()):  # NaN is not
             self._mismatch(int(worst.nan_to_num(torch.inf).argmax()))
 
+    def _refuse_reentrant(self, graph: Graph) -> None:
+        hidden = [path for index, path in enumerate(self._paths) if index not in graph.used]
+        raise UnsupportedLayer(
+            hidden[0].rpartition(".")[0] if hidden else "",
+            f"may be inside a reentrant checkpoint, where no parameter shows (missing: {', '.join(hidden)}); call "
+            "torch.utils.checkpoint.checkpoint with use_reentrant=False",
+        )
+
     def _mismatch(self, index: int) -> None:
         raise CurvatureMismatch(
             self._paths[index],
-            "has rows that are not those of the recorded graph; F would be wrong. This is a fault of the rules for the "
-            "functions that use it: please report the model. Until then leave the parameter to Adam by a parameter group",
+            "has rows that are not those of the recorded graph: F would be wrong. A rule for one of the functions that "
+            "use it is at fault: please report the model, and until then leave the parameter to Adam by a group",
         )
 
     def _announce(self, way: Plan) -> None:
@@ -258,7 +280,10 @@ class Linearise:
 def of_the_user() -> int:
     """Return the stack level, for a warning of the caller, of the line that runs neither here nor in torch."""
     frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("host_client", "torch"):
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in (
+        "host_client",
+        "torch",
+    ):
         frame, level = frame.f_back, level + 1
     return level
 

@@ -153,31 +153,26 @@ def _follow(call: Call, there: dict[Call, list[Axis | None]], result: Plan) -> S
     if any(shape.numel() == 0 for shape in call.outputs):
         return step  # such as that of an expert without tokens: nothing comes down
     known = {axis for axis in axes if axis is not None}
-    one = known.copy().pop() if len(known) == 1 else None
-    alone = one is not None and one.single
+    one = known.pop() if len(known) == 1 else None
+    alone = one is not None and one.single  # one sample: whatever the function is, all of it is that sample's
     followed = [one] * len(call.edges) if alone else rule.follow(call, axes)
-    found: Sequence[Axis | None] = [None] * len(call.edges) if followed is None else followed
-    operation = rule.operation(call) if one is not None and (alone or followed is not None) and _has_rows(call, found, alone) else None
+    found = [None] * len(call.edges) if followed is None else followed
+    lost = [place is not None and axis is None for place, axis in zip(call.edges, found, strict=True)]
+    operation = rule.operation(call) if followed is not None and (alone or any(lost)) else None
     for edge, (place, axis) in enumerate(zip(call.edges, found, strict=True)):
         if place is None or not place[0].outputs[place[1]].numel():
             continue
-        form = operation if operation is not None and edge in operation.roles else None
-        claim = None
-        if form is not None and one is not None and (axis is None or alone):
-            claim = _claim(call, edge, one, form)
+        form = operation if operation is not None and edge in operation.roles and (alone or axis is None) else None
+        claim = None if form is None or one is None else _claim(call, edge, one, form)
         if claim is not None:
             result.claims.append(claim)
-            step.kept = True
         elif axis is not None and place[0].parameter is None and _arrive(there, place, _whole(axis)):
             step.wanted[edge] = True
+            continue
         else:
             result.spills.append(Spill(call, edge, tuple(axes), form if axis is None else None))
-            step.kept = True
+        step.kept = True
     return step
-
-
-def _has_rows(call: Call, found: Sequence[Axis | None], alone: bool) -> bool:
-    return alone or any(place is not None and axis is None for place, axis in zip(call.edges, found, strict=True))
 
 
 def _whole(axis: Axis) -> Axis:

@@ -23,8 +23,8 @@ def trained_parameters(model: nn.Module, among: Iterable[nn.Parameter] | None = 
     for path, parameter in found:
         if parameter.is_complex():
             raise ValueError(
-                f"parameter {path!r} is complex, and F is known for real ones: hold it as a real parameter with a last "
-                "dimension of 2, and use torch.view_as_complex(parameter) in the model"
+                f"parameter {path!r} is complex, and F is known for real ones: hold torch.view_as_real(parameter) as "
+                "the parameter, and use torch.view_as_complex of it in the model"
             )
     if among is None:
         return found

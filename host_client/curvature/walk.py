@@ -81,7 +81,8 @@ class Unpacked:
         for spill in plan.spills:
             if spill.operation is None:
                 self._calls.setdefault(spill.call, []).append(spill)
-        widest = max((shape.numel() for call in [*self._calls, *_first(plan.below)] for shape in call.outputs), default=1)
+        calls = [*self._calls, *(call for call, _ in plan.below)]
+        widest = max((shape.numel() for call in calls for shape in call.outputs), default=1)
         each = 8 * max(widest, sum(sizes[index] for index in self._parameters), 1)
         self._most = max(1, CHUNK_BYTES // each)
 
@@ -188,7 +189,7 @@ def many(function: Callable[..., tuple[Tensor, ...]], tensors: Sequence[Tensor])
             # Where an operation has no batching rule, torch goes through the columns one by one, as it would without.
             warnings.filterwarnings("ignore", message="There is a performance drop")
             try:
-                return torch.func.vmap(function, randomness="same")(*tensors)  # type: ignore[no-any-return]
+                return torch.func.vmap(function, randomness="same")(*tensors)
             except RuntimeError:
                 pass  # what vmap cannot follow, such as numpy in a function of one's own, may do without it below
     found = [function(*entries) for entries in zip(*tensors, strict=True)]
@@ -206,7 +207,3 @@ def _add(there: Arrived, place: Place, value: Tensor) -> None:
 
 def _used(values: Sequence[Tensor | None]) -> list[Tensor]:
     return [value for value in values if value is not None]
-
-
-def _first(pairs: Iterable[tuple[Call, Rule]]) -> list[Call]:
-    return [call for call, _ in pairs]

@@ -13,7 +13,7 @@ from torch import Tensor
 from spu_link.operators.base import BlockFactor, Role, mismatch
 from spu_link.operators.layers import LayerRows
 from spu_link.operators.rows import Rows
-from spu_link.operators.zeros import ZeroRows
+from spu_link.operators.zeros import ZeroRows, place_of
 from tngd.spu.v1 import spu_pb2 as pb
 
 SAMPLES: Mapping[Role, int] = {pb.ROLE_INPUT: 0, pb.ROLE_INDICES: 0, pb.ROLE_COTANGENT: 1, pb.ROLE_ROWS: 1}
@@ -50,9 +50,7 @@ def stack(operators: Sequence[LayerRows], weights: Sequence[float], columns: Seq
         if operator.parameters != operators[0].parameters:
             raise mismatch("operators", "of different parameters", "the same parameters in every pass")
     roots = [math.sqrt(weight) for weight in weights]
-    return LayerRows(
-        [_one_layer(passes, roots, columns) for passes in zip(*_alike(operators, columns), strict=True)]
-    )
+    return LayerRows([_one_layer(passes, roots, columns) for passes in zip(*_alike(operators, columns), strict=True)])
 
 
 def _alike(operators: Sequence[LayerRows], columns: Sequence[int]) -> list[list[BlockFactor]]:
@@ -80,7 +78,7 @@ def _between(operator: LayerRows, ends: Sequence[int], start: int, end: int, col
     used = [layer for layer in parts if not isinstance(layer, ZeroRows)]
     if not used:
         samples = operator.shape[0] // columns
-        return ZeroRows(columns, samples, end - start, dtype=operator.dtype, device=parts[0].cotangents.device)  # type: ignore[attr-defined]
+        return ZeroRows(columns, samples, end - start, dtype=operator.dtype, device=place_of(parts[0]))
     if len(parts) == 1:
         return parts[0]
     return Rows(torch.cat([layer.to_rows() for layer in parts], 1))
@@ -92,10 +90,8 @@ def _one_layer(passes: Sequence[BlockFactor], roots: Sequence[float], columns: S
     used = [part for part in parts if part is not None]
     if not used:
         zeros = passes[0]
-        assert isinstance(zeros, ZeroRows)
         samples = sum(factor.shape[0] // c for factor, c in zip(passes, columns, strict=True))
-        place = zeros.cotangents.device
-        return ZeroRows(max(columns), samples, zeros.parameters, dtype=zeros.dtype, device=place)
+        return ZeroRows(max(columns), samples, zeros.parameters, dtype=zeros.dtype, device=place_of(zeros))
     block, tensors = used[0]
     if any(other != block or _features(one) != _features(tensors) for other, one in used):
         rows = [factor if isinstance(factor, ZeroRows) else Rows(factor.to_rows()) for factor in passes]

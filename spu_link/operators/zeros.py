@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
+from spu_link.operators.base import BlockFactor
 from spu_link.operators.embedding import EmbeddingRows
+from spu_link.operators.layers import LayerRows
+from spu_link.operators.rows import Rows
 
 
 class ZeroRows(EmbeddingRows):
@@ -36,3 +40,38 @@ class ZeroRows(EmbeddingRows):
         """The block on the wire, with the zeros after `function`."""
         cotangents = function(self.cotangents)
         return EmbeddingRows(self.indices.to(cotangents.device), cotangents, embeddings=self.embeddings)
+
+
+def without(operator: LayerRows, columns: int, sizes: Sequence[int], dropped: Collection[int]) -> LayerRows:
+    """Return a factor whose columns for some parameters are zero.
+
+    Args:
+        operator: the factor.
+        columns: c.
+        sizes: elements of each parameter, in the order of the columns.
+        dropped: indices of the parameters.
+    """
+    ends = list(accumulate(sizes))
+    ranges = [range(ends[index] - sizes[index], ends[index]) for index in sorted(dropped)]
+    layers: list[BlockFactor] = []
+    end = 0
+    for layer in operator.layers:
+        start, end = end, end + layer.parameters
+        inside = [range(max(r.start, start) - start, min(r.stop, end) - start) for r in ranges]
+        gone = sum(len(r) for r in inside)
+        if gone == layer.parameters:
+            samples = operator.shape[0] // columns
+            layers.append(ZeroRows(columns, samples, gone, dtype=layer.dtype, device=place_of(layer)))
+        elif gone:
+            rows = layer.to_rows().clone()
+            for r in inside:
+                rows[:, r.start : max(r.start, r.stop)] = 0.0
+            layers.append(Rows(rows))
+        else:
+            layers.append(layer)
+    return LayerRows(layers)
+
+
+def place_of(layer: BlockFactor) -> torch.device:
+    """Return where the operands of a block are."""
+    return next(iter(layer.wire()[0][1].values())).device

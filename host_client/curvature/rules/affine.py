@@ -166,9 +166,7 @@ class Norm(Rule):
             terms[self.weight + 1] = Term(shape)
         return linear_in(call, terms)
 
-    def carry(
-        self, call: Call, cotangents: Sequence[Tensor | None], wanted: Sequence[bool]
-    ) -> Sequence[Tensor | None]:
+    def carry(self, call: Call, cotangents: Sequence[Tensor | None], wanted: Sequence[bool]) -> Sequence[Tensor | None]:
         """The cotangents of the input without those of weight and bias."""
         cotangent = cotangents[0]
         if cotangent is None or any(wanted[1:]) or call.edges[0] is None:
@@ -207,6 +205,7 @@ class LayerNorm(Norm):
 
     def _input(self, call: Call, cotangent: Tensor) -> Tensor:
         node: Any = call.node
+        found: Tensor
         found, _, _ = torch.ops.aten.native_layer_norm_backward(
             cotangent, node._saved_input, node._saved_normalized_shape, node._saved_result1, node._saved_result2,
             node._saved_weight, node._saved_bias, [True, False, False],
@@ -234,10 +233,12 @@ class GroupNorm(Channels):
         x, groups = call.saved_tensor("input").to(dtype), call.saved("group")
         mean, scale = (call.saved_tensor(name).to(dtype)[..., None] for name in ("result1", "result2"))
         grouped = x.reshape(len(x), groups, -1)  # type: ignore[call-overload]
-        return ((grouped - mean) * scale).view_as(x)
+        normalised: Tensor = ((grouped - mean) * scale).view_as(x)
+        return normalised
 
     def _input(self, call: Call, cotangent: Tensor) -> Tensor:
         node: Any = call.node
+        found: Tensor
         found, _, _ = torch.ops.aten.native_group_norm_backward(
             cotangent.contiguous(), node._saved_input, node._saved_result1, node._saved_result2, node._saved_weight,
             node._saved_N, node._saved_C, node._saved_HxW, node._saved_group, [True, False, False],
@@ -284,9 +285,7 @@ class BatchNorm(Channels):
             for edge, (place, one) in enumerate(zip(call.edges, found, strict=True))
         ]
 
-    def carry(
-        self, call: Call, cotangents: Sequence[Tensor | None], wanted: Sequence[bool]
-    ) -> Sequence[Tensor | None]:
+    def carry(self, call: Call, cotangents: Sequence[Tensor | None], wanted: Sequence[bool]) -> Sequence[Tensor | None]:
         """The cotangents of the input, and where they have samples of weight and bias."""
         if any(wanted[1:]) or not self.constant(call):
             return self.differentiate(call, cotangents)
@@ -309,7 +308,8 @@ class BatchNorm(Channels):
     def _input(self, call: Call, cotangent: Tensor) -> Tensor:
         _, scale = self._statistics(call, cotangent.dtype)
         weight: Any = call.saved("weight")
-        return cotangent * (scale if weight is None else scale * weight.detach().view(scale.shape))
+        factor: Tensor = scale if weight is None else scale * weight.detach().view(scale.shape)
+        return cotangent * factor
 
 
 RULES: dict[str, Rule] = {

@@ -68,9 +68,7 @@ class Rule:
         """Return what `differentiate` leaves out of the derivative, in words; None where it is exact."""
         return None
 
-    def carry(
-        self, call: Call, cotangents: Sequence[Tensor | None], wanted: Sequence[bool]
-    ) -> Sequence[Tensor | None]:
+    def carry(self, call: Call, cotangents: Sequence[Tensor | None], wanted: Sequence[bool]) -> Sequence[Tensor | None]:
         """Return the cotangents of some arguments, as `Call.differentiate`; those not wanted may be None."""
         return self.differentiate(call, cotangents)
 

@@ -73,7 +73,9 @@ class TransposedConvolution(_OverImages):
         # As for the convolution that has the cotangents for its inputs, and the inputs for its cotangents.
         groups = self.geometry.groups
         inputs = images_of(self.inputs, axis, 0).to(dtype)  # (b, r, in, *space)
-        inputs = inputs.flatten(3).unflatten(2, (groups, -1)).movedim(1, 3).flatten(3)  # (b, groups, in / g, r · places)
+        inputs = (
+            inputs.flatten(3).unflatten(2, (groups, -1)).movedim(1, 3).flatten(3)
+        )  # (b, groups, in / g, r · places)
         places = self.inputs[0, 0].numel()
 
         def weight(cotangents: Tensor) -> Tensor:
@@ -125,18 +127,16 @@ class Convolve(Rule):
             return None
         roles = {edge: role for edge, role in ((1, "weight"), (2, "bias")) if call.edges[edge] is not None}
         weight = call.saved_tensor("weight")
-        geometry = Geometry(
-            tuple(weight.shape[2:]),
-            *(_numbers(call, name, weight.dim() - 2) for name in ("stride", "padding", "dilation")),
-            groups=int(call.saved("groups")),  # type: ignore[call-overload]
+        stride, padding, dilation = (
+            _numbers(call, name, weight.dim() - 2) for name in ("stride", "padding", "dilation")
         )
+        groups: Any = call.saved("groups")
+        geometry = Geometry(tuple(weight.shape[2:]), stride, padding, dilation, groups)
         kind = TransposedConvolution if call.saved("transposed") else Convolution
         inputs = call.saved_tensor("input") if 1 in roles else torch.empty(0)
         return kind(inputs, roles, call.outputs[0], geometry)
 
-    def carry(
-        self, call: Call, cotangents: Sequence[Tensor | None], wanted: Sequence[bool]
-    ) -> Sequence[Tensor | None]:
+    def carry(self, call: Call, cotangents: Sequence[Tensor | None], wanted: Sequence[bool]) -> Sequence[Tensor | None]:
         """The cotangents of the inputs without those of weight and bias."""
         (cotangent,) = cotangents
         if cotangent is None or any(wanted[1:]) or call.edges[0] is None:

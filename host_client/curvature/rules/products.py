@@ -75,9 +75,7 @@ class Mm(Rule):
             return None
         return Product(call.saved_tensor(self.names[0]), {self.second: "weight"}, call.outputs[0])
 
-    def carry(
-        self, call: Call, cotangents: Sequence[Tensor | None], wanted: Sequence[bool]
-    ) -> Sequence[Tensor | None]:
+    def carry(self, call: Call, cotangents: Sequence[Tensor | None], wanted: Sequence[bool]) -> Sequence[Tensor | None]:
         """One product where the cotangents of the first matrix alone are wanted, and two otherwise."""
         (cotangent,) = cotangents
         if cotangent is None or sum(wanted) != 1 or not wanted[self.first] or call.dtypes[0].is_complex:
@@ -112,9 +110,7 @@ class Addmm(Mm):
             roles[2], inputs = "weight", call.saved_tensor("mat1")
         return Product(inputs, roles, call.outputs[0])
 
-    def carry(
-        self, call: Call, cotangents: Sequence[Tensor | None], wanted: Sequence[bool]
-    ) -> Sequence[Tensor | None]:
+    def carry(self, call: Call, cotangents: Sequence[Tensor | None], wanted: Sequence[bool]) -> Sequence[Tensor | None]:
         """As a product, where that has no factor."""
         return call.differentiate(cotangents) if call.saved("alpha") != 1 else super().carry(call, cotangents, wanted)
 
@@ -134,7 +130,12 @@ class Bmm(Rule):
     def operation(self, call: Call) -> Operation | None:
         """One product alone, as of `torch.einsum`, with its second matrix."""
         edge = len(call.edges) - 1
-        if call.outputs[0][0] != 1 or call.edges[edge] is None or call.name != "BmmBackward0" or call.dtypes[0].is_complex:
+        if (
+            call.outputs[0][0] != 1
+            or call.edges[edge] is None
+            or call.name != "BmmBackward0"
+            or call.dtypes[0].is_complex
+        ):
             return None
         return Product(call.saved_tensor("self"), {edge: "weight"}, call.outputs[0])
 
@@ -156,7 +157,10 @@ class Attention(Rule):
         axis = with_one(axes)
         if axis is None or axis.dim > 1:
             return None
-        there = [place is not None and call.argument(i)[axis.dim] == call.outputs[0][axis.dim] for i, place in enumerate(call.edges)]
+        there = [
+            place is not None and call.argument(i)[axis.dim] == call.outputs[0][axis.dim]
+            for i, place in enumerate(call.edges)
+        ]
         return [axis if same and i < 3 else None for i, same in enumerate(there)]
 
 

@@ -10,7 +10,6 @@ from host_client.curvature.graph import Call
 from host_client.curvature.rules.base import Axes, Rule, with_one
 from host_client.curvature.rules.elementwise import broadcast, numbered
 
-
 WITHOUT = ("MeanBackward0", "SumBackward0", "MaxBackward1", "MinBackward1", "StdBackward1", "VarBackward1")
 """Reductions of all dimensions, which save none."""
 

@@ -188,4 +188,4 @@ def test_a_loss_of_ones_own_is_refused_with_the_way_to_write_it() -> None:
 
     model, own = _network(), Own()
     with pytest.raises(UnsupportedCriterion, match="PerSampleLoss"):
-        Capture(model, own, curvature="empirical")
+        Capture(model, own)
