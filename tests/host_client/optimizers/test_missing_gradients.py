@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from host_client import NGD, NGDCG, TNGD, LevenbergMarquardt, NGDWoodbury, Session
+from host_client import KFAC, NGD, NGDCG, TNGD, LevenbergMarquardt, NGDWoodbury, Session
 from spu_link.operators import Rows
 from tests.cases import Problem
 from tests.host_client.optimizers.training import flat, train
@@ -107,6 +108,36 @@ def test_damping_is_adapted_without_them(small: Problem) -> None:
 
     optimizer.step(closure)
     assert optimizer.hyperparameters["damping"] == 0.5
+
+
+class Skipping(nn.Module):
+    """A model that leaves out its middle layer when told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(5, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.skips = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The logits."""
+        x = self.first(x).tanh()
+        logits: Tensor = self.last(x if self.skips else self.middle(x))
+        return logits
+
+
+def test_kfac_makes_factors_of_the_layers_that_were_used(small: Problem) -> None:
+    whole, without = (replace(small, model=Skipping(), criterion=nn.CrossEntropyLoss()) for _ in range(2))
+    without.model.load_state_dict(whole.model.state_dict())
+    optimizer = KFAC(whole.model, whole.criterion, lr=0.1, damping=0.1, momentum=0.9, trust_region=1.0)
+    groups = [{"params": without.model.middle.parameters(), "adam": True}]
+    other = KFAC(without.model, without.criterion, lr=0.1, damping=0.1, momentum=0.9, trust_region=1.0, groups=groups)
+    whole.model.skips = without.model.skips = True
+    train(whole, optimizer, 2)
+    train(without, other, 2)
+    torch.testing.assert_close(flat(whole.model), flat(without.model), rtol=0, atol=0)
+    whole.model.skips = False
+    train(whole, optimizer, 1)
+    assert not torch.equal(whole.model.middle.weight, without.model.middle.weight)
 
 
 def embedded(*, sparse: bool) -> Problem:
