@@ -271,8 +271,8 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
             with torch.enable_grad():
                 loss = closure()
         with self._attempt():
-            directions = self._solve()
             plain = self._plain()
+            directions = self._solve()
             change = Change([*self._used(), *plain], self.state)
             try:
                 self._move(change, directions, plain)
@@ -427,10 +427,7 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         fraction = 1.0 if self.line_search is None else trial.search(self.line_search)
         if self.adapt_damping is not None and self._adapts():
             assert self._operator is not None
-            before, success = self.hyperparameters["damping"], trial.ratio(self._operator, self._parameters)
-            self.hyperparameters["damping"] = after = self.adapt_damping.adapt(before, success)
-            if after != before:
-                self.counts["damping grown" if after > before else "damping shrunk"] += 1
+            trial.adapt(self.adapt_damping, self.hyperparameters, self._operator, self._parameters)
         return fraction
 
     def _adapts(self) -> bool:
@@ -458,11 +455,11 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         """Return the gradients of the parameters left to Adam, of those that have one.
 
         Raises:
-            Diverged: for one that is not finite.
+            Diverged: for one on the CPU that is not finite.
         """
         plain: dict[Tensor, Tensor] = {p: dense_gradient(p) for _, p in self._left if p.grad is not None}
         for path, p in self._left:
-            if p in plain:
+            if p in plain and p.device.type == "cpu":
                 check_finite(self.steps + 1, "gradient", plain[p].flatten(), [(path, p)])
         return plain
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from host_client.optimizers.change import Change
-from host_client.optimizers.levenberg_marquardt import predicted_decrease, ratio
+from host_client.optimizers.levenberg_marquardt import LevenbergMarquardt, predicted_decrease, ratio
 from host_client.optimizers.line_search import LineSearch
 from host_client.optimizers.replay import Reevaluation
 from host_client.optimizers.trust_region import Curved
@@ -36,7 +37,7 @@ class Trial:
         again: evaluates the loss.
         before: ℓ(θ), the loss before the update.
         parameters: all parameters that the closure computes gradients of.
-        counts: where ``"loss evaluations"`` and ``"no decrease"`` are counted.
+        counts: where ``"loss evaluations"``, ``"no decrease"`` and changes of the damping are counted.
     """
 
     def __init__(
@@ -59,10 +60,18 @@ class Trial:
         self._counts["no decrease"] += fraction == 0.0
         return fraction
 
-    def ratio(self, operator: Curved, natural: Sequence[tuple[str, nn.Parameter]]) -> float:
-        """Return ρ of the whole update, actual over predicted decrease of the loss.
+    def adapt(
+        self,
+        rule: LevenbergMarquardt,
+        group: MutableMapping[str, Any],
+        operator: Curved,
+        natural: Sequence[tuple[str, nn.Parameter]],
+    ) -> None:
+        """Adapt the damping to how well the decrease of the loss by the whole update was predicted.
 
         Args:
+            rule: how.
+            group: where the damping is.
             operator: F of the parameters with a natural gradient; the others are taken to have no curvature.
             natural: which these are, with their paths, in the order of F.
         """
@@ -70,7 +79,10 @@ class Trial:
         linear = sum(float((dense_gradient(p) * self._whole[p]).sum()) for p in self._whole.keys() - set(order))
         gradient = gradient_of(natural)
         predicted = predicted_decrease(operator, gradient, vector_of(self._whole, order).to(gradient)) - linear
-        return ratio(self._before, self._loss_after(1.0), predicted)
+        damping = group["damping"]
+        group["damping"] = rule.adapt(damping, ratio(self._before, self._loss_after(1.0), predicted))
+        if group["damping"] != damping:
+            self._counts["damping grown" if group["damping"] > damping else "damping shrunk"] += 1
 
     def _loss_after(self, fraction: float) -> float:
         """Return ℓ(θ + fraction · Δ). The whole update is the first to be asked for, while it is in place."""
