@@ -20,7 +20,7 @@ from host_client.optimizers.groups import check_fits, check_frozen, make_groups,
 from host_client.optimizers.levenberg_marquardt import LevenbergMarquardt
 from host_client.optimizers.line_search import LineSearch
 from host_client.optimizers.options import Curvature
-from host_client.optimizers.ranges import COMMON, Ranges, at_least_one, check_together
+from host_client.optimizers.ranges import COMMON, Ranges, at_least_one, check_one_momentum, check_together
 from host_client.optimizers.replay import Reevaluation, number
 from host_client.optimizers.rules import update
 from host_client.optimizers.saved import restored_operator, saved_operator
@@ -351,6 +351,7 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         """Return the directions of this step, each of shape (N,), all finite."""
         check_frozen(self._frozen)
         self._schedules.apply(self.param_groups, self.steps, self.ranges)
+        check_one_momentum(self.param_groups)
         gradient, new = gradient_of(self._parameters), None
         if gradient.device.type == "cpu":  # elsewhere that would be waited for, and the copy that is sent is checked
             self._check_finite("gradient", gradient)

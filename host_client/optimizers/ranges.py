@@ -134,10 +134,20 @@ def check_together(
                 raise ValueError(f"Invalid {name}: {value}; with betas it must be None, steps do not go along g̃")
         if spring != 0.0:
             raise ValueError(f"Invalid spring: {spring}; with betas it must be 0, Adam's rule has its own momentum")
-    if spring != 0.0:
-        for group in natural:
-            if group.get("momentum", 0.0) != 0.0:
-                raise ValueError(
-                    f"Invalid momentum: {group['momentum']}; with spring it must be 0 in every group, spring is a "
-                    "momentum of its own"
-                )
+    check_one_momentum(groups)
+
+
+def check_one_momentum(groups: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse momentum of the update in addition to that of the drive, `spring`; a scheduler may have set it.
+
+    Raises:
+        ValueError: naming the value.
+    """
+    if groups[0]["spring"] == 0.0:
+        return
+    for group in groups:
+        if not group["adam"] and group.get("momentum", 0.0) != 0.0:
+            raise ValueError(
+                f"Invalid momentum: {group['momentum']}; with spring it must be 0 in every group, spring is a momentum "
+                "of its own (OneCycleLR: cycle_momentum=False)"
+            )

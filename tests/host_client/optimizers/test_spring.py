@@ -181,3 +181,12 @@ def test_a_second_momentum_is_refused(softmax: Problem, options: dict[str, Any],
     groups = [{"params": [softmax.model[0].bias], "momentum": 0.5}]
     with pytest.raises(ValueError, match="in every group"):
         NGDWoodbury(softmax.model, softmax.criterion, lr=LR, damping=DAMPING, spring=MU, groups=groups)
+
+
+def test_a_scheduler_that_sets_momentum_beside_it_is_refused(softmax: Problem) -> None:
+    optimizer = digital(NGDWoodbury)(softmax, None)  # type: ignore[arg-type]
+    torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.5, total_steps=5)
+    before = flat(softmax.model)
+    with pytest.raises(ValueError, match="cycle_momentum=False"):
+        train(softmax, optimizer, 1)
+    assert torch.equal(flat(softmax.model), before)
