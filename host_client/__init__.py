@@ -10,14 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from host_client.blocking import Session, Spu, connect
-    from host_client.optimizers import KFAC, NGD, NGDCG, TNGD, LevenbergMarquardt, NGDWoodbury, make_optimizer
+    from host_client.optimizers import (
+        KFAC,
+        NGD,
+        NGDCG,
+        TNGD,
+        Diverged,
+        LevenbergMarquardt,
+        LineSearch,
+        NGDWoodbury,
+        make_optimizer,
+    )
 
 __all__ = [
     "KFAC",
     "NGD",
     "NGDCG",
     "TNGD",
+    "Diverged",
     "LevenbergMarquardt",
+    "LineSearch",
     "NGDWoodbury",
     "Session",
     "Spu",

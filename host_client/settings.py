@@ -74,7 +74,7 @@ class Settings(BaseModel):
     curvature: Kind = Field(default="exact", description="which curvature is captured")
     curvature_every: PositiveInt = Field(default=1, description="iterations from one curvature to the next, k")
     trust_region: PositiveFloat | None = Field(
-        default=None, description="radius δ of a step, as a divergence of the predictions; None for no bound"
+        default=None, description="bound δ on a step, momentum included, as a divergence; None for no bound"
     )
     seed: int = Field(default=0, ge=0, description="seed of the network's start and of the batches")
 

@@ -129,7 +129,7 @@ def train(
     trust_region: Annotated[
         float | None,
         typer.Option(
-            help="Radius δ of a step, as a divergence of the predictions; makes large learning rates safe.",
+            help="Bound δ on a step, momentum included, as a divergence of the predictions.",
             show_default="no bound",
         ),
     ] = None,

@@ -1,7 +1,9 @@
 """Natural-gradient optimizers for the ordinary PyTorch loop: by a device (`TNGD`) and by digital baselines."""
 
+from host_client.optimizers.diverged import Diverged
 from host_client.optimizers.kfac import KFAC
 from host_client.optimizers.levenberg_marquardt import LevenbergMarquardt
+from host_client.optimizers.line_search import LineSearch
 from host_client.optimizers.named import OptimizerName, hyperparameters_of, make_optimizer
 from host_client.optimizers.ngd import NGD
 from host_client.optimizers.ngd_cg import NGDCG
@@ -13,7 +15,9 @@ __all__ = [
     "NGD",
     "NGDCG",
     "TNGD",
+    "Diverged",
     "LevenbergMarquardt",
+    "LineSearch",
     "NGDWoodbury",
     "OptimizerName",
     "hyperparameters_of",

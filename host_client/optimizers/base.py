@@ -11,18 +11,27 @@ from weakref import WeakMethod
 
 import torch
 from torch import Tensor, nn
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from host_client.curvature import Capture, GradScaler, Kind, trained_parameters
+from host_client.optimizers.change import Change
+from host_client.optimizers.diverged import Diverged, check_finite
 from host_client.optimizers.groups import check_fits, check_frozen, make_groups, shapes_of
-from host_client.optimizers.levenberg_marquardt import LevenbergMarquardt, Trial
+from host_client.optimizers.levenberg_marquardt import LevenbergMarquardt
+from host_client.optimizers.line_search import LineSearch
 from host_client.optimizers.options import Curvature
-from host_client.optimizers.ranges import COMMON, Ranges, at_least_one, check_together
+from host_client.optimizers.ranges import COMMON, Ranges, at_least_one, check_one_momentum, check_together
+from host_client.optimizers.replay import Reevaluation, number
 from host_client.optimizers.rules import update
 from host_client.optimizers.saved import restored_operator, saved_operator
 from host_client.optimizers.schedules import Scheduled, Schedules
+from host_client.optimizers.spring import keep_direction, spring_drive
+from host_client.optimizers.trial import Trial, check_closure
 from host_client.optimizers.trust_region import scale
-from host_client.optimizers.vectors import check_dense, gradient_of, parts_of, rates_of
+from host_client.optimizers.vectors import dense_gradient, gradient_of, parts_of, rates_of, vector_of
+from spu_link.errors import InvalidProgram
 from spu_link.operators import Operator
+from spu_link.values import all_finite
 
 
 class NaturalGradient(torch.optim.Optimizer, ABC):
@@ -40,7 +49,8 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         model: what is trained: its parameters that require grad when the optimizer is made. Those that are frozen stay
             so; to train them, make a new optimizer.
         criterion: the loss.
-        lr: learning rate η ≥ 0.
+        lr: learning rate η ≥ 0; there is no default, no value suits all problems. With a line search or F exact and a
+            small λ, 1 is the full step.
         damping: λ ≥ 0, with F the curvature of the mean (or sum) loss over the batch.
         momentum: β in [0, 1), as in `torch.optim.SGD`, applied to g̃: u ← β u + g̃, θ ← θ − η u.
         betas: (β₁, β₂), each in [0, 1), for Adam's rule on g̃ in the place of momentum; (0, 0) is TNGD-Adam of arXiv
@@ -59,10 +69,16 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         curvature_every: k ≥ 1: each k-th step has a new F, the first one too; the steps between use the last one, and
             their forward passes are not captured.
         grad_scaler: the scaler of the losses, if the gradients of several backward passes are added up under one.
-        trust_region: δ > 0: each g̃ is shortened where −η g̃ would be longer than ½ ΔᵀFΔ = δ, see `scale`; None for no
-            bound. Momentum and weight decay come on top. Not with betas: Adam's rule does not go along g̃.
+        trust_region: δ > 0: the whole update Δ of the parameters with a natural gradient, momentum and weight decay
+            included, is shortened to ½ Δᵀ(F + λI)Δ ≤ δ where it is longer, see `scale`, and the momentum with it; None
+            for no bound. Not with betas: Adam's rule does not step along g̃.
         adapt_damping: how λ follows the success of the quadratic model, from `damping` on; None for not at all. Each
             step then needs a closure, which with the same random numbers has to give the same loss.
+        spring: μ in [0, 1), the momentum of SPRING (arXiv 2401.10190): g̃ₖ solves (F + λI) g̃ₖ = ∇ℓ + λ μ g̃ₖ₋₁. Only the
+            drive changes; where F has no curvature, g̃ is an average of the directions before. Not together with
+            momentum or betas.
+        line_search: how each update is shortened until it lowers the loss, see `LineSearch`; None for not at all.
+            Needs a closure as `adapt_damping` does, and shares its evaluation. Not with betas.
         hyperparameters: further ones of the subclass, for the first group.
 
     Raises:
@@ -84,8 +100,8 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         model: nn.Module,
         criterion: nn.Module,
         *,
+        lr: Scheduled,
         damping: Scheduled,
-        lr: Scheduled = 1.0,
         momentum: Scheduled = 0.0,
         betas: tuple[float, float] | None = None,
         eps: float = 1e-8,
@@ -97,17 +113,20 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         grad_scaler: GradScaler | None = None,
         trust_region: Scheduled | None = None,
         adapt_damping: LevenbergMarquardt | None = None,
+        spring: Scheduled = 0.0,
+        line_search: LineSearch | None = None,
         **hyperparameters: Any,
     ) -> None:
         for name in hyperparameters.keys() - self.ranges.keys():
             raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {name!r}")
         at_least_one("curvature_every", curvature_every)
-        check_together(betas, momentum=momentum, trust_region=trust_region)
         if adapt_damping is not None and callable(damping):
             raise ValueError("Invalid damping: a schedule; with adapt_damping it must be a number, to start from")
         rule = {"momentum": momentum} if betas is None else {"betas": betas, "eps": eps}
         shared = {"lr": lr, "weight_decay": weight_decay, **rule}
-        made = make_groups(model, groups, shared, {"damping": damping, "trust_region": trust_region, **hyperparameters})
+        own = {"damping": damping, "trust_region": trust_region, "spring": spring, **hyperparameters}
+        made = make_groups(model, groups, shared, own)
+        check_together(made, momentum=momentum, trust_region=trust_region, spring=spring, line_search=line_search)
         self._schedules = Schedules(made)
         self._schedules.apply(made, 0, self.ranges)
         natural = [p for group in made if not group["adam"] for p in group["params"]]
@@ -127,8 +146,9 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
             "samples": samples,
             "curvature_every": curvature_every,
             "adapt_damping": adapt_damping,
+            "line_search": line_search,
         }
-        self.adapt_damping = adapt_damping
+        self.adapt_damping, self.line_search = adapt_damping, line_search
         self._model = model
         self._operator: Operator | None = None
         self.capture: Capture | None = None
@@ -229,70 +249,65 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One step along the natural gradient.
 
+        Parameters whose gradient is None stay as they are, and so do their momentum and moments; the direction of the
+        others is as if that gradient were 0.
+
         Args:
             closure: evaluates the model, computes gradients and returns the loss; without one, that has been done.
 
         Returns:
-            The closure's loss.
+            The closure's loss, at the parameters before the step. Gradients are those of this loss.
 
         Raises:
             RuntimeError: when there was no training forward pass with a loss and a backward pass through it since the
-                last step, when a parameter has no gradient, or when one has been unfrozen; without a closure, when
-                `adapt_damping` needs one.
+                last step, when no parameter has a gradient, or when one has been unfrozen; without a closure, when
+                `adapt_damping` or `line_search` needs one.
             ValueError: when a hyperparameter has left its range.
-            FloatingPointError: when no trust region can bound the step, see `scale`.
-
-        What the closure raises when `adapt_damping` calls it once more comes after the step has been taken.
+            Diverged: when a gradient, a direction or the curvature is not finite.
         """
-        trial = None if self.adapt_damping is None else self.adapt_damping.trial(self.steps, self._model, closure)
+        again = self._reevaluation(closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        directions = self._solved()
-        plain = self._plain()
-        if trial is not None:
-            trial.before(self.param_groups)
-        for group in self.param_groups:
-            for along in [plain] if group["adam"] else directions:
-                update(group, along, self.state)
-        if trial is not None:
-            assert self._operator is not None
-            trial.after(self._operator, [parameter for _, parameter in self._parameters])
-        self._taken()
-        self.counts["updates"] += len(directions)
-        if trial is not None:
-            self._adapt(trial, loss)
+        with self._attempt():
+            plain = self._plain()
+            directions = self._solve()
+            change = Change([*self._used(), *plain], self.state)
+            try:
+                self._move(change, directions, plain)
+                fraction = 1.0 if again is None else self._judge(change, again, number(loss))
+            except BaseException:
+                change.undo()
+                raise
+        if fraction > 0.0:
+            self.counts["updates"] += len(directions)
+        self._taken(directions[-1] if fraction > 0.0 else None)
         return loss
-
-    def _adapt(self, trial: Trial, loss: float | None) -> None:
-        assert self.adapt_damping is not None
-        assert loss is not None
-        with _paused(self.capture):
-            found = trial.ratio(loss)
-        before = self.hyperparameters["damping"]
-        self.hyperparameters["damping"] = after = self.adapt_damping.adapt(before, found)
-        if after != before:
-            self.counts["damping grown" if after > before else "damping shrunk"] += 1
 
     @torch.no_grad()
     def precondition(self) -> None:
         """Put g̃ in the place of the gradients, and leave the update to another optimizer of the same parameters.
 
-        It stands where `step` would: schedules, `curvature_every` and the device go on by one step. Momentum, weight
-        decay and groups left to Adam have no part in it, the learning rate only where a `trust_region` bounds the step.
-        Where the method gives several directions it is the last one.
+        It stands where `step` would: schedules, `curvature_every`, `spring` and the device go on by one step. Momentum,
+        weight decay and groups left to Adam have no part in it. A `trust_region` bounds −η g̃ with the η given here, so
+        the other optimizer's update only if it is that; momentum that it adds is not bounded. Where the method gives
+        several directions it is the last one. Sparse gradients become dense.
 
         Raises:
-            RuntimeError, ValueError, FloatingPointError: as `step`.
-            RuntimeError: also with `adapt_damping`, which has to see the steps.
+            RuntimeError, ValueError, Diverged: as `step`.
+            RuntimeError: also with `adapt_damping` or `line_search`, which have to see the steps.
         """
-        if self.adapt_damping is not None:
-            raise RuntimeError("adapt_damping has to see the steps: call step(closure) instead of precondition()")
-        for parameter, direction in self._solved()[-1].items():
-            assert parameter.grad is not None
-            parameter.grad.copy_(direction)
-        self._taken()
+        for name in ("adapt_damping", "line_search"):
+            if getattr(self, name) is not None:
+                raise RuntimeError(f"{name} has to see the steps: call step(closure) instead of precondition()")
+        with self._attempt():
+            direction = self._solve()[-1]
+            rates = rates_of(self.param_groups, [parameter for _, parameter in self._parameters])
+            bounded = direction * self._fraction_within(direction * rates.to(direction))
+        for parameter, part in self._parts(bounded).items():
+            parameter.grad = part if parameter.grad.is_sparse else parameter.grad.copy_(part)  # type: ignore[union-attr]
+        self._taken(direction)
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to go on, for ``torch.save``: hyperparameters, momentum or moments, the steps.
@@ -322,33 +337,106 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         self._operator = None if operator is None else restored_operator(operator, parameters)
         self._pace()
 
-    def _solved(self) -> list[dict[Tensor, Tensor]]:
-        """The directions of this step, by parameter; nothing that a later attempt would miss has changed."""
-        check_frozen(self._frozen)
-        self._schedules.apply(self.param_groups, self.steps, self.ranges)
-        last, new = self._operator, None
-        if self._curvature_due():
-            new = self._given() if self.capture is None else self.capture.operator_of_gradients()
-        drive = gradient_of(self._parameters)
-        self._operator = last if new is None else new
+    @contextmanager
+    def _attempt(self) -> Iterator[None]:
+        """Keep the last curvature if what is done within fails."""
+        last = self._operator
         try:
-            return [self._parts(self._bounded(direction)) for direction in self._directions(new, drive)]
+            yield
         except BaseException:
             self._operator = last
             raise
 
-    def _bounded(self, direction: Tensor) -> Tensor:
+    def _solve(self) -> list[Tensor]:
+        """Return the directions of this step, each of shape (N,), all finite."""
+        check_frozen(self._frozen)
+        self._schedules.apply(self.param_groups, self.steps, self.ranges)
+        check_one_momentum(self.param_groups)
+        gradient, new = gradient_of(self._parameters), None
+        if gradient.device.type == "cpu":  # elsewhere that would be waited for, and the copy that is sent is checked
+            self._check_finite("gradient", gradient)
+        if self._curvature_due():
+            new = self._given() if self.capture is None else self.capture.operator_of_gradients()
+            self._operator = new
+        if not self._used():
+            raise RuntimeError("no parameter has a gradient: call loss.backward() before step()")
+        assert self._operator is not None
+        group = self.hyperparameters
+        drive = spring_drive(gradient, group["damping"] * group["spring"], self._parameters, self.state)
+        try:
+            directions = list(self._directions(new, drive))
+            for direction in directions:
+                self._check_finite("direction", direction)
+        except (InvalidProgram, FloatingPointError, LinAlgError) as error:
+            self._diagnose(gradient, error)
+            raise
+        return directions
+
+    def _diagnose(self, gradient: Tensor, error: Exception) -> None:
+        """Raise `Diverged` from an error that comes of a gradient or a curvature that is not finite."""
+        try:
+            self._check_finite("gradient", gradient)
+        except Diverged as first:
+            raise first from error
+        assert self._operator is not None
+        if not all_finite(self._operator.curvature(torch.ones_like(gradient))):
+            raise Diverged(self.steps + 1, "curvature") from error
+
+    def _move(self, change: Change, directions: Sequence[Tensor], plain: Mapping[Tensor, Tensor]) -> None:
+        """Update the parameters along the directions, within the trust region, and those left to Adam."""
+        natural = [group for group in self.param_groups if not group["adam"]]
+        for direction in directions:
+            parts = self._parts(direction)
+            for group in natural:
+                update(group, parts, self.state)
+        if self.hyperparameters["trust_region"] is not None:
+            difference = change.difference()
+            fraction = self._fraction_within(vector_of(difference, [p for _, p in self._parameters]))
+            if fraction < 1.0:
+                change.shorten(difference, fraction)
+                change.shorten_momentum(fraction)
+        for group in self.param_groups:
+            if group["adam"]:
+                update(group, plain, self.state)
+
+    def _fraction_within(self, change: Tensor) -> float:
+        """Return the part of a change, shape (N,), that is within the trust region."""
         radius = self.hyperparameters["trust_region"]
         if radius is None:
-            return direction
+            return 1.0
         assert self._operator is not None
-        rates = rates_of(self.param_groups, [parameter for _, parameter in self._parameters])
-        factor = scale(self._operator, direction, rates.to(direction), radius)
-        self.counts["trust region"] += factor < 1.0
-        return direction * factor
+        try:
+            fraction = scale(self._operator, change, self.hyperparameters["damping"], radius)
+        except FloatingPointError as error:
+            raise Diverged(self.steps + 1, "length of the update") from error
+        self.counts["trust region"] += fraction < 1.0
+        return fraction
 
-    def _taken(self) -> None:
-        """A step has been taken."""
+    def _reevaluation(self, closure: Callable[[], float] | None) -> Reevaluation | None:
+        """Return what evaluates the loss after this step, if anything asks for it."""
+        for name in ("adapt_damping", "line_search"):
+            if getattr(self, name) is not None:
+                check_closure(name, closure)
+        if closure is None or not (self._adapts() or self.line_search is not None):
+            return None
+        return Reevaluation(self._model, closure, self.capture)
+
+    def _judge(self, change: Change, again: Reevaluation, before: float) -> float:
+        """Shorten the update by the line search, and adapt the damping; return the fraction of the update left."""
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        trial = Trial(change, again, before, parameters, self.counts)
+        fraction = 1.0 if self.line_search is None else trial.search(self.line_search)
+        if self.adapt_damping is not None and self._adapts():
+            assert self._operator is not None
+            trial.adapt(self.adapt_damping, self.hyperparameters, self._operator, self._parameters)
+        return fraction
+
+    def _adapts(self) -> bool:
+        return self.adapt_damping is not None and self.adapt_damping.due(self.steps)
+
+    def _taken(self, direction: Tensor | None) -> None:
+        """Finish a step along this direction; None if it was not taken."""
+        keep_direction(direction if self.hyperparameters["spring"] else None, self._parameters, self.state)
         self.steps += 1
         if self.capture is not None:
             self.capture.forget_gradients()
@@ -360,31 +448,32 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         if self.capture is not None:
             self.capture.paused = not self._curvature_due()
 
+    def _used(self) -> list[Tensor]:
+        """Return the parameters with a natural gradient that the losses have used: those that have a gradient."""
+        return [p for _, p in self._parameters if p.grad is not None]
+
     def _plain(self) -> dict[Tensor, Tensor]:
-        """The gradients of the parameters that are left to Adam; as with Adam, not all need to have one."""
-        for path, parameter in self._left:
-            check_dense(path, parameter)
-        return {parameter: parameter.grad for _, parameter in self._left if parameter.grad is not None}
+        """Return the gradients of the parameters left to Adam, of those that have one.
+
+        Raises:
+            Diverged: for one on the CPU that is not finite.
+        """
+        plain: dict[Tensor, Tensor] = {p: dense_gradient(p) for _, p in self._left if p.grad is not None}
+        for path, p in self._left:
+            if p in plain and p.device.type == "cpu":
+                check_finite(self.steps + 1, "gradient", plain[p].flatten(), [(path, p)])
+        return plain
 
     def _parts(self, direction: Tensor) -> dict[Tensor, Tensor]:
-        """A direction of shape (N,) as directions of the parameters."""
-        return parts_of(direction, [parameter for _, parameter in self._parameters])
+        """Return a direction of shape (N,) as directions of the parameters that have a gradient."""
+        parts = parts_of(direction, [parameter for _, parameter in self._parameters])
+        return {p: part for p, part in parts.items() if p.grad is not None}
+
+    def _check_finite(self, name: str, vector: Tensor) -> None:
+        check_finite(self.steps + 1, name, vector, self._parameters)
 
 
 def _tell(method: WeakMethod[Any], operator: Operator) -> None:
     called = method()
     if called is not None:
         called(operator)
-
-
-@contextmanager
-def _paused(capture: Capture | None) -> Iterator[None]:
-    """Forward passes inside are not captured."""
-    before = capture is not None and capture.paused
-    if capture is not None:
-        capture.paused = True
-    try:
-        yield
-    finally:
-        if capture is not None:
-            capture.paused = before

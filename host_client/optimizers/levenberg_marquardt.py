@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from host_client.optimizers.replay import RandomState, replay
 from host_client.optimizers.trust_region import Curved, quadratic
 
 
@@ -19,7 +15,8 @@ class LevenbergMarquardt:
     """The Levenberg–Marquardt rule: λ shrinks when ρ > a and grows when ρ < 1 − a, ρ = actual / predicted decrease.
 
     The predicted decrease is that of the undamped model of the loss, the actual one is measured on the same batch, with
-    the same random numbers, so it costs one more evaluation of the closure every `every` steps.
+    the same random numbers, so it costs one more evaluation of the closure every `every` steps. With a line search both
+    are those of the whole step, before any halving, and cost no evaluation more.
 
     Attributes:
         every: steps from one adaptation to the next, at least 1; the step of number `every` − 1 is the first.
@@ -58,19 +55,6 @@ class LevenbergMarquardt:
         """Whether λ is adapted after the step of this number, from 0."""
         return step % self.every == self.every - 1
 
-    def trial(self, step: int, model: nn.Module, closure: Callable[[], float] | None) -> Trial | None:
-        """What judges the step of this number, from 0, if λ is adapted after it; made before the closure is called.
-
-        Raises:
-            RuntimeError: when there is no closure, whether λ is adapted after this step or not.
-        """
-        if closure is None:
-            raise RuntimeError(
-                "adapt_damping compares the losses before and after a step: give step(closure), with a closure that "
-                "evaluates the model, computes gradients and returns the loss"
-            )
-        return Trial(model, closure) if self.due(step) else None
-
     def adapt(self, damping: float, ratio: float) -> float:
         """λ for the next steps, within [least, most].
 
@@ -107,62 +91,3 @@ def ratio(before: float, after: float, predicted: float) -> float:
     if not (predicted > 0.0 and math.isfinite(after)):
         return -math.inf
     return (before - after) / predicted
-
-
-class Trial:
-    """One step of an optimizer, judged by the loss on the same batch with the same random numbers.
-
-    It is made before the closure is called, told what is there `before` and `after` the update, and asked for the
-    ratio when the step has been taken.
-
-    Args:
-        model: what is trained; its buffers stay what they are.
-        closure: evaluates the model, computes gradients and returns the loss.
-    """
-
-    def __init__(self, model: nn.Module, closure: Callable[[], float]) -> None:
-        self._model, self._closure = model, closure
-        self._random = RandomState.now()
-        self._gradients: dict[Tensor, Tensor | None] = {}
-        self._before: dict[Tensor, Tensor] = {}
-        self._predicted = math.nan
-
-    def before(self, groups: Sequence[Mapping[str, Any]]) -> None:
-        """The gradients are there, the update still to come."""
-        parameters = [p for group in groups for p in group["params"]]
-        self._gradients = {p: p.grad for p in parameters}
-        self._before = {p: p.detach().clone() for p in parameters if p.grad is not None}
-
-    def after(self, operator: Curved, natural: Sequence[Tensor]) -> None:
-        """The update has been made.
-
-        Args:
-            operator: F of the parameters with a natural gradient; the others are taken to have no curvature.
-            natural: which these are, in the order of F.
-        """
-        changes = {p: p.detach() - before for p, before in self._before.items()}
-        gradients = {p: grad for p, grad in self._gradients.items() if grad is not None}
-        others = changes.keys() - set(natural)
-        flat = [torch.cat([of[p].flatten() for p in natural]) for of in (gradients, changes)]
-        linear = sum(float((gradients[p] * changes[p]).sum()) for p in others)
-        self._predicted = predicted_decrease(operator, *flat) - linear
-
-    def ratio(self, loss: float | Tensor) -> float:
-        """ρ, by calling the closure again; parameters, gradients, buffers and random numbers are left as they are.
-
-        Args:
-            loss: what the closure returned before the update.
-        """
-        for p in self._gradients:
-            p.grad = None
-        try:
-            with replay(self._model, self._random), torch.enable_grad():
-                after = self._closure()
-        finally:
-            for p, gradient in self._gradients.items():
-                p.grad = gradient
-        return ratio(_number(loss), _number(after), self._predicted)
-
-
-def _number(loss: float | Tensor) -> float:
-    return float(loss.detach() if isinstance(loss, Tensor) else loss)

@@ -7,6 +7,7 @@ from typing import Any, Required, TypeAlias, TypedDict
 
 from host_client.curvature import GradScaler, Kind
 from host_client.optimizers.levenberg_marquardt import LevenbergMarquardt
+from host_client.optimizers.line_search import LineSearch
 from host_client.optimizers.schedules import Scheduled
 from spu_link.operators import Operator
 
@@ -17,8 +18,8 @@ Curvature: TypeAlias = Kind | Callable[[], Operator]
 class NaturalGradientOptions(TypedDict, total=False):
     """Keyword arguments of `NaturalGradient`, for its subclasses: ``**options: Unpack[NaturalGradientOptions]``."""
 
+    lr: Required[Scheduled]
     damping: Required[Scheduled]
-    lr: Scheduled
     momentum: Scheduled
     betas: tuple[float, float] | None
     eps: float
@@ -30,3 +31,5 @@ class NaturalGradientOptions(TypedDict, total=False):
     grad_scaler: GradScaler | None
     trust_region: Scheduled | None
     adapt_damping: LevenbergMarquardt | None
+    spring: Scheduled
+    line_search: LineSearch | None

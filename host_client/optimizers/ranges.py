@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 Check: TypeAlias = Callable[[str, Any], None]
@@ -90,6 +90,7 @@ COMMON: Ranges = {
     "eps": above_zero,
     "weight_decay": at_least_zero,
     "trust_region": none_or_above_zero,
+    "spring": share,
 }
 """Of the hyperparameters that every natural-gradient optimizer has."""
 
@@ -110,17 +111,43 @@ def check(group: Mapping[str, Any], ranges: Ranges, number: int) -> None:
             one(shown, group[name])
 
 
-def check_together(betas: object, *, momentum: object, trust_region: object) -> None:
-    """Refuse hyperparameters of SGD's rule beside those of Adam's.
+def check_together(
+    groups: Sequence[Mapping[str, Any]], *, momentum: object, trust_region: object, spring: object, line_search: object
+) -> None:
+    """Refuse hyperparameters that have no meaning together.
+
+    Args:
+        groups: the parameter groups, with numbers or schedules.
+        momentum, trust_region, spring, line_search: what the optimizer is made with.
 
     Raises:
-        ValueError: naming what does not go with betas.
+        ValueError: naming what does not go with betas, or with spring.
     """
-    if betas is None:
+    natural = [group for group in groups if not group["adam"]]
+    if "betas" in natural[0]:
+        if callable(natural[0]["betas"]):
+            raise ValueError("Invalid betas: a function; they must be two numbers, and only numbers can be scheduled")
+        if momentum != 0.0:
+            raise ValueError(f"Invalid momentum: {momentum}; with betas it must be 0, Adam's rule has its own")
+        for name, value in (("trust_region", trust_region), ("line_search", line_search)):
+            if value is not None:
+                raise ValueError(f"Invalid {name}: {value}; with betas it must be None, steps do not go along g̃")
+        if spring != 0.0:
+            raise ValueError(f"Invalid spring: {spring}; with betas it must be 0, Adam's rule has its own momentum")
+    check_one_momentum(groups)
+
+
+def check_one_momentum(groups: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse momentum of the update in addition to that of the drive, `spring`; a scheduler may have set it.
+
+    Raises:
+        ValueError: naming the value.
+    """
+    if groups[0]["spring"] == 0.0:
         return
-    if callable(betas):
-        raise ValueError("Invalid betas: a function; they must be two numbers, and only numbers can be scheduled")
-    if momentum != 0.0:
-        raise ValueError(f"Invalid momentum: {momentum}; with betas it must be 0, Adam's rule has its own")
-    if trust_region is not None:
-        raise ValueError(f"Invalid trust_region: {trust_region}; with betas it must be None, steps do not go along g̃")
+    for group in groups:
+        if not group["adam"] and group.get("momentum", 0.0) != 0.0:
+            raise ValueError(
+                f"Invalid momentum: {group['momentum']}; with spring it must be 0 in every group, spring is a momentum "
+                "of its own (OneCycleLR: cycle_momentum=False)"
+            )

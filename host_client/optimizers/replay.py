@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -44,3 +44,65 @@ def replay(model: nn.Module, state: RandomState) -> Iterator[None]:
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)
+
+
+class Paused(Protocol):
+    """A capture of curvature, which sees no forward pass while it is paused."""
+
+    paused: bool
+
+
+class Reevaluation:
+    """A closure called again, after the parameters have changed: the same batch with the same random numbers.
+
+    Made before the closure is called for the first time.
+
+    Args:
+        model: what is trained; its buffers stay what they are.
+        closure: evaluates the model, computes gradients and returns the loss.
+        capture: what is paused meanwhile; None where nothing is captured.
+    """
+
+    def __init__(self, model: nn.Module, closure: Callable[[], float | Tensor], capture: Paused | None) -> None:
+        self._model, self._closure, self._capture = model, closure, capture
+        self._random = RandomState.now()
+
+    def loss(self, parameters: Iterable[Tensor]) -> float:
+        """Return the loss at the present parameters; gradients, buffers and random numbers are left as they are.
+
+        Args:
+            parameters: those whose gradients the closure computes.
+        """
+        gradients = {p: p.grad for p in parameters}
+        for p in gradients:
+            p.grad = None
+        try:
+            with _paused(self._capture), replay(self._model, self._random), torch.enable_grad():
+                return number(self._closure())
+        finally:
+            for p, gradient in gradients.items():
+                p.grad = gradient
+
+
+def number(loss: Any) -> float:
+    """Return what a closure returned as a number: a loss, or a tensor of one.
+
+    Raises:
+        TypeError: for anything else, such as None.
+    """
+    if loss is None:
+        raise TypeError("the closure returned None; it must return the loss, a number or a tensor of one")
+    return float(loss.detach() if isinstance(loss, Tensor) else loss)
+
+
+@contextmanager
+def _paused(capture: Paused | None) -> Iterator[None]:
+    """Capture no forward pass within."""
+    before = capture is not None and capture.paused
+    if capture is not None:
+        capture.paused = True
+    try:
+        yield
+    finally:
+        if capture is not None:
+            capture.paused = before

@@ -12,6 +12,9 @@ from torch.optim.adam import adam
 State = MutableMapping[Tensor, dict[str, Any]]
 """What is kept of each parameter from step to step, as in `torch.optim.Optimizer.state`."""
 
+RULE_STATE = frozenset({"momentum_buffer", "step", "exp_avg", "exp_avg_sq"})
+"""The names of what the rules here keep."""
+
 
 def update(group: Mapping[str, Any], directions: Mapping[Tensor, Tensor], state: State) -> None:
     """Change the parameters of one group, with decoupled weight decay: first θ ← θ − η·wd·θ.

@@ -21,6 +21,7 @@ from host_client.optimizers.ranges import COMMON, Ranges, at_least_zero, one_of
 from host_client.optimizers.schedules import Scheduled
 from host_client.optimizers.solvers.direct import solve_direct
 from host_client.optimizers.solvers.kronecker_capture import KroneckerCapture
+from host_client.optimizers.vectors import gradient_of, parts_of
 from host_client.record.events import Differentiated, Event, Source, Updated
 from spu_link.errors import SpuError
 from spu_link.operators import Operator
@@ -273,9 +274,11 @@ class TNGD(NaturalGradient):
             self.counts[self._on_loss] += 1
             if self._on_loss == "gradient":
                 self._updates.append(("gradient", (), None))
-                return [drive]
+                return [gradient_of(self._parameters)]
             self._updates.append(("digital", (), None))
             return [self._solved_here(operator, drive)]
+        for one in arrived:
+            self._check_finite("reading", one.reading.value)
         self._keep(arrived[-1].reading)
         if self._combine == "average":
             arrived = [one for one in arrived if one.program == arrived[-1].program]
@@ -328,7 +331,7 @@ class TNGD(NaturalGradient):
 
     def _keep(self, reading: Reading) -> None:
         self.last_reading = reading
-        for parameter, part in self._parts(reading.value).items():
+        for parameter, part in parts_of(reading.value, [parameter for _, parameter in self._parameters]).items():
             self.state[parameter]["reading"] = part
 
     def _last_value(self) -> Tensor | None:
@@ -346,12 +349,12 @@ class TNGD(NaturalGradient):
         if self._differentiating is None and module.training and torch.is_grad_enabled():
             self._differentiating = time.monotonic()
 
-    def _taken(self) -> None:
+    def _taken(self, direction: Tensor | None) -> None:
         if self._record is not None:
             ended = time.monotonic()
             for source, readings, staleness in self._updates:
                 self._record(Updated(self.steps, self._solved_at, ended, readings, staleness, source))
-        super()._taken()
+        super()._taken(direction)
 
 
 def _call(method: WeakMethod[Any], *arguments: Any) -> None:

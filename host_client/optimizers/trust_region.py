@@ -26,26 +26,25 @@ def quadratic(operator: Curved, v: Tensor) -> float:
     return float(v @ operator.curvature(v))
 
 
-def scale(operator: Curved, direction: Tensor, lr: float | Tensor, radius: float) -> float:
-    """The factor in (0, 1] that keeps the step Δ = −η x within ½ ΔᵀFΔ ≤ δ: min(1, √(2δ / (η² xᵀFx))).
+def scale(operator: Curved, change: Tensor, damping: float, radius: float) -> float:
+    """Return the factor in (0, 1] that keeps a change Δ within ½ Δᵀ(F + λI)Δ ≤ δ: min(1, √(2δ / Δᵀ(F + λI)Δ)).
 
     Where F is the Fisher matrix of the mean log-likelihood, ½ ΔᵀFΔ is to leading order in Δ the Kullback–Leibler
-    divergence of the model's predictions after the step from those before it, averaged over the batch.
+    divergence of the model's predictions after the step from those before it, averaged over the batch; so δ bounds it.
+    The term λ ‖Δ‖² bounds what F of one batch does not see: F has no more rows than the batch has outputs, and
+    momentum of earlier batches, weight decay and the noise of a device lie outside of its range. Without them, with
+    Δ = −η (F + λI)⁻¹∇ℓ, the left side is ½ η² g̃ᵀ∇ℓ, the norm that K-FAC clips (kfac-jax, arXiv 1503.05671).
 
     Args:
         operator: F, N columns, without damping.
-        direction: x, shape (N,).
-        lr: η ≥ 0, or one for each parameter, shape (N,).
+        change: Δ, shape (N,).
+        damping: λ ≥ 0.
         radius: δ > 0.
 
     Raises:
-        FloatingPointError: when a value of the direction is not finite, or so large that its square is not; no factor
-            makes a step of it.
+        FloatingPointError: when a value of the change is not finite, or so large that its square is not.
     """
-    square = quadratic(operator, direction * lr)
+    square = quadratic(operator, change) + damping * float(change @ change)
     if not math.isfinite(square):
-        raise FloatingPointError(
-            f"the step has a squared curvature norm of {square}, so no trust region can bound it; the direction holds "
-            "values that are not finite or far too large: raise the damping"
-        )
+        raise FloatingPointError(f"the change has a squared norm of {square}, so no trust region can bound it")
     return 1.0 if square <= 2.0 * radius else math.sqrt(2.0 * radius / square)

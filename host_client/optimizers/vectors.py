@@ -10,29 +10,26 @@ from torch import Tensor, nn
 
 
 def gradient_of(parameters: Iterable[tuple[str, nn.Parameter]]) -> Tensor:
-    """The gradients of parameters, given with their paths, as a new vector of shape (N,), in float32 at least.
+    """Return the gradients of parameters as a new vector of shape (N,), in float32 at least; 0 where there is none.
 
-    Raises:
-        RuntimeError: when one has none, or a sparse one.
+    Args:
+        parameters: with their paths.
     """
-    gradients = []
-    for path, parameter in parameters:
-        if parameter.grad is None:
-            raise RuntimeError(f"parameter {path!r} has no gradient: call loss.backward() before step()")
-        check_dense(path, parameter)
-        gradients.append(parameter.grad.flatten())
+    gradients = [p.new_zeros(p.numel()) if p.grad is None else dense_gradient(p).flatten() for _, p in parameters]
     joined = torch.cat(gradients)
     return joined.to(torch.promote_types(joined.dtype, torch.float32))
 
 
-def check_dense(path: str, parameter: Tensor) -> None:
-    """Refuse a sparse gradient.
+def dense_gradient(parameter: Tensor) -> Tensor:
+    """Return the gradient of a parameter that has one, as a dense tensor."""
+    assert parameter.grad is not None
+    return parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
 
-    Raises:
-        RuntimeError: naming the parameter.
-    """
-    if parameter.grad is not None and parameter.grad.is_sparse:
-        raise RuntimeError(f"parameter {path!r} has a sparse gradient: make its embedding with sparse=False")
+
+def vector_of(pieces: Mapping[Tensor, Tensor], parameters: Sequence[Tensor]) -> Tensor:
+    """Return pieces of parameters as a vector of shape (N,), in float32 at least; 0 where there is none."""
+    joined = torch.cat([pieces[p].flatten() if p in pieces else p.new_zeros(p.numel()) for p in parameters])
+    return joined.to(torch.promote_types(joined.dtype, torch.float32))
 
 
 def parts_of(vector: Tensor, parameters: Sequence[Tensor]) -> dict[Tensor, Tensor]:

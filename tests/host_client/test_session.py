@@ -87,7 +87,7 @@ model, criterion = nn.Linear(4, 3), nn.CrossEntropyLoss()
 examples = [(torch.randn(4), number % 3) for number in range(24)]
 loader = DataLoader(examples, 8, num_workers=1, multiprocessing_context="fork")
 with connect({stepped.address!r}, timeout=20.0) as spu, spu.session() as session:
-    optimizer = TNGD(model, criterion, session, damping=0.1, analog_time=5.0)
+    optimizer = TNGD(model, criterion, session, lr=1.0, damping=0.1, analog_time=5.0)
     for epoch in range(2):
         for inputs, targets in loader:
             criterion(model(inputs), targets).backward()

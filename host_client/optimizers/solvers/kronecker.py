@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -48,7 +48,7 @@ class Kronecker(Operator):
     """F as the blocks of its layers. A device takes it in parts alone, by ``connect(…, embedding="kronecker")``.
 
     Args:
-        blocks: of all layers.
+        blocks: of all layers; parameters without a block have no curvature.
         sizes: elements of each of the N parameters, in their order.
     """
 
@@ -75,7 +75,7 @@ class Kronecker(Operator):
 
     def curvature(self, v: Tensor) -> Tensor:
         """F v for `v` of shape (N,)."""
-        return self._each(v, Block.product)
+        return self.vector([block.product(part) for block, part in self._pairs(v)], torch.zeros_like(v))
 
     def apply(self, v: Tensor) -> Tensor:
         """F v."""
@@ -119,7 +119,7 @@ class Kronecker(Operator):
             drive: b, shape (N,).
             damping: λ > 0.
         """
-        return self._each(drive, lambda block, part: block.solve(part, damping))
+        return self.vector([block.solve(part, damping) for block, part in self._pairs(drive)], drive / damping)
 
     def matrices(self, v: Tensor) -> list[Tensor]:
         """The parts of `v`, shape (N,), as the blocks' matrices of shape (d_out, n)."""
@@ -130,7 +130,12 @@ class Kronecker(Operator):
         ]
 
     def vector(self, matrices: Sequence[Tensor], like: Tensor) -> Tensor:
-        """Matrices of the blocks as one vector of shape (N,), in the dtype of `like`: the inverse of `matrices`."""
+        """Return matrices of the blocks as one vector of shape (N,): the inverse of `matrices`.
+
+        Args:
+            matrices: one for each block.
+            like: shape (N,); gives the dtype, and the values of parameters that have no block.
+        """
         parts = list(like.split(self._sizes))
         for block, matrix in zip(self.blocks, matrices, strict=True):
             widths = [self._sizes[position] // len(block.cotangents) for position in block.positions]
@@ -138,8 +143,8 @@ class Kronecker(Operator):
                 parts[position] = part.flatten().to(like)
         return torch.cat(parts)
 
-    def _each(self, v: Tensor, function: Callable[[Block, Tensor], Tensor]) -> Tensor:
-        return self.vector([function(*pair) for pair in zip(self.blocks, self.matrices(v), strict=True)], v)
+    def _pairs(self, v: Tensor) -> Iterator[tuple[Block, Tensor]]:
+        return zip(self.blocks, self.matrices(v), strict=True)
 
     def saved(self) -> list[dict[str, Any]]:
         """The blocks as ``torch.save`` keeps them and ``torch.load`` trusts them."""

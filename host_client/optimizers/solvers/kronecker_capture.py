@@ -120,9 +120,15 @@ class KroneckerCapture:
         paused, self.paused = self.paused, True
         try:
             with replay(self._model, self._differentiated[0].random):
-                model, criterion, parameters = self._model, self._criterion, self._parameters
                 return kronecker(
-                    model, criterion, parameters, self._differentiated, kind=self._kind, draws=self._draws, seed=seed
+                    self._model,
+                    self._criterion,
+                    self._parameters,
+                    self._differentiated,
+                    kind=self._kind,
+                    draws=self._draws,
+                    seed=seed,
+                    unused=[parameter for parameter in self._parameters if parameter.grad is None],
                 )
         finally:
             self.paused = paused

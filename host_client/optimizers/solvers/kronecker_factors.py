@@ -41,6 +41,7 @@ def kronecker(
     kind: Kind,
     draws: int = 1,
     seed: int = 0,
+    unused: Sequence[nn.Parameter] = (),
 ) -> Kronecker:
     """K-FAC's approximation of the curvature of some losses; it runs the model over the batches once more.
 
@@ -52,6 +53,7 @@ def kronecker(
         batches: what the losses were computed from, of equal weight for each sample.
         kind, draws, seed: ``"exact"``; ``"mc"`` with so many labels drawn for each sample by a generator of its own
             with this seed; or ``"empirical"``.
+        unused: those of the parameters that the losses did not use; they get no block.
 
     Raises:
         UnsupportedLayer: for a layer that was not called as a module, such as the projection inside of attention.
@@ -63,10 +65,11 @@ def kronecker(
     samples = sum(len(batch.inputs) for batch in batches)
     over_classes = isinstance(criterion, nn.CrossEntropyLoss)
     terms = sum((y if over_classes else y[..., 0]).numel() for _, y, _ in batches)
+    left_out = {id(parameter) for parameter in unused}
     operator = library().KFACLinearOperator(
         model,
         criterion,
-        list(parameters),
+        [parameter for parameter in parameters if id(parameter) not in left_out],
         _Replayed(batches),
         fisher_type=_FISHER[kind],
         mc_samples=draws if kind == "mc" else 1,
@@ -80,7 +83,7 @@ def kronecker(
         operator.compute_kronecker_factors()
     state = operator.state_dict()
     inputs, cotangents = state["input_covariances"], state["gradient_covariances"]
-    places = {id(parameter): place for place, parameter in enumerate(parameters)}
+    places = {id(parameter): place for place, parameter in enumerate(parameters) if id(parameter) not in left_out}
     blocks = []
     for path, layer in model.named_modules():
         if not isinstance(layer, LAYERS):

@@ -184,7 +184,7 @@ def test_parameters_left_to_adam_count_with_their_gradient() -> None:
 
 def test_without_a_closure_it_says_what_it_needs() -> None:
     problem = least_squares()
-    optimizer = NGDWoodbury(problem.model, problem.criterion, damping=0.8, adapt_damping=EVERY)
+    optimizer = NGDWoodbury(problem.model, problem.criterion, lr=1.0, damping=0.8, adapt_damping=EVERY)
     problem.criterion(problem.model(problem.inputs), problem.targets).backward()
     before = flat(problem.model)
     with pytest.raises(RuntimeError, match=r"give step\(closure\)"):
@@ -197,4 +197,4 @@ def test_without_a_closure_it_says_what_it_needs() -> None:
 def test_a_schedule_beside_it_is_refused() -> None:
     problem = least_squares()
     with pytest.raises(ValueError, match="with adapt_damping it must be a number"):
-        NGDWoodbury(problem.model, problem.criterion, damping=lambda step: 0.1, adapt_damping=EVERY)
+        NGDWoodbury(problem.model, problem.criterion, lr=1.0, damping=lambda step: 0.1, adapt_damping=EVERY)

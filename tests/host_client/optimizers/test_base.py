@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from host_client import NGDWoodbury
+from host_client import KFAC, NGD, NGDCG, NGDWoodbury
 from host_client.optimizers.solvers import solve_woodbury
 from spu_link.operators import Rows
 from tests.cases import Problem
@@ -134,14 +134,22 @@ def test_a_step_needs_a_backward_pass(problem: Problem) -> None:
         optimizer.step()
 
 
-def test_a_step_needs_every_gradient(problem: Problem) -> None:
+def test_a_step_needs_a_gradient(problem: Problem) -> None:
     optimizer = _optimizer(problem)
     before = flat(problem.model)
     _backward(problem)
-    problem.model.get_parameter("6.weight").grad = None
-    with pytest.raises(RuntimeError, match=r"parameter '6\.weight' has no gradient"):
+    for parameter in problem.model.parameters():
+        parameter.grad = None
+    with pytest.raises(RuntimeError, match=r"no parameter has a gradient: call loss\.backward\(\) before step\(\)"):
         optimizer.step()
     torch.testing.assert_close(flat(problem.model), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("optimizer", [NGD, NGDCG, NGDWoodbury, KFAC])
+def test_a_learning_rate_has_to_be_given(problem: Problem, optimizer: Any) -> None:
+    with pytest.raises(TypeError, match="'lr'"):
+        optimizer(problem.model, problem.criterion, damping=0.1)
+    assert not problem.model._forward_hooks
 
 
 def test_gradients_of_two_batches_have_the_curvature_of_both(problem: Problem) -> None:

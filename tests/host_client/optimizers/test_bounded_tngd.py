@@ -56,7 +56,7 @@ def test_readings_are_bounded_however_noisy_they_are(softmax: Problem, session: 
         with torch.no_grad():
             after = log_softmax(softmax.model(softmax.inputs), 1)
         moved = float(kl_div(after, before, reduction="batchmean", log_target=True))
-        assert moved == pytest.approx(1e-4, rel=0.1)
+        assert 0.0 < moved <= 1e-4 * 1.1
     assert optimizer.counts["trust region"] == 3
 
 

@@ -133,6 +133,7 @@ def test_a_curvature_that_cannot_be_saved_is_made_anew() -> None:
     noted: list[tuple[int, bool]] = []
     problem = Problem(nn.Linear(3, 2), nn.CrossEntropyLoss(), torch.randn(4, 3), torch.randint(2, (4,)))
     options: dict[str, Any] = {
+        "lr": 1.0,
         "damping": 0.1,
         "curvature_every": 3,
         "curvature": lambda: Damped(Dense(torch.eye(8)), 1.0),
@@ -184,7 +185,7 @@ def _no_natural_gradient(problem: Problem) -> dict[str, Any]:
 
 def _another_model(problem: Problem) -> dict[str, Any]:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
-    return NGDWoodbury(model, nn.CrossEntropyLoss(), damping=0.1).state_dict()
+    return NGDWoodbury(model, nn.CrossEntropyLoss(), lr=1.0, damping=0.1).state_dict()
 
 
 def _more_groups(problem: Problem) -> dict[str, Any]:

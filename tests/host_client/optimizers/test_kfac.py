@@ -126,7 +126,7 @@ def test_between_two_curvatures_a_checkpoint_holds_the_factors(tmp_path: Path) -
 
 def test_outputs_of_one_dimension_are_refused() -> None:
     model, criterion = nn.Sequential(nn.Linear(4, 1), nn.Flatten(0)), nn.BCEWithLogitsLoss()
-    optimizer = KFAC(model, criterion, damping=0.1)
+    optimizer = KFAC(model, criterion, lr=1.0, damping=0.1)
     with pytest.raises(UnsupportedCriterion, match=r"outputs of shape \(6,\); K-FAC needs \(b, d\)"):
         criterion(model(torch.randn(6, 4)), torch.rand(6).round())
     optimizer.zero_grad()
@@ -148,7 +148,7 @@ def test_other_parameters_may_be_left_to_adam() -> None:
     model = nn.Sequential(nn.Linear(5, 6), nn.LayerNorm(6), nn.Linear(6, 3))
     criterion = nn.CrossEntropyLoss()
     with pytest.raises(UnsupportedLayer, match=r"'1\.weight' belongs to LayerNorm.*leave it to Adam by a group"):
-        KFAC(model, criterion, damping=0.1)
+        KFAC(model, criterion, lr=1.0, damping=0.1)
     assert not model._forward_hooks
     optimizer = KFAC(
         model, criterion, lr=0.2, damping=0.1, groups=[{"params": model[1].parameters(), "adam": True, "lr": 0.01}]
@@ -162,7 +162,7 @@ def test_shared_layers_are_refused() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
     model[2].weight = model[0].weight
     with pytest.raises(UnsupportedLayer, match="is shared by several layers"):
-        KFAC(model, nn.CrossEntropyLoss(), damping=0.1)
+        KFAC(model, nn.CrossEntropyLoss(), lr=1.0, damping=0.1)
 
 
 def test_a_layer_that_is_not_called_is_named() -> None:
@@ -177,7 +177,7 @@ def test_a_layer_that_is_not_called_is_named() -> None:
     model = Model()
     problem = Problem(model, nn.CrossEntropyLoss(), torch.randn(6, 4), torch.randint(3, (6,)))
     with pytest.raises(UnsupportedLayer, match="'other' was not called as a module"):
-        train(problem, KFAC(model, problem.criterion, damping=0.1), 1)
+        train(problem, KFAC(model, problem.criterion, lr=1.0, damping=0.1), 1)
 
 
 @pytest.mark.parametrize(
@@ -191,12 +191,12 @@ def test_a_layer_that_is_not_called_is_named() -> None:
 )
 def test_losses_that_it_would_get_wrong_are_refused(criterion: nn.Module, message: str) -> None:
     with pytest.raises(UnsupportedCriterion, match=message):
-        KFAC(nn.Linear(4, 3), criterion, damping=0.1)
+        KFAC(nn.Linear(4, 3), criterion, lr=1.0, damping=0.1)
 
 
 def test_a_loss_of_something_else_than_the_output_is_refused() -> None:
     model, criterion = nn.Linear(4, 3), nn.CrossEntropyLoss()
-    optimizer = KFAC(model, criterion, damping=0.1)
+    optimizer = KFAC(model, criterion, lr=1.0, damping=0.1)
     with pytest.raises(UnsupportedCriterion, match="something else than the model's last output"):
         criterion(2 * model(torch.randn(6, 4)), torch.randint(3, (6,)))
     optimizer.capture.close()  # type: ignore[union-attr]
@@ -207,17 +207,17 @@ def test_targets_left_out_are_refused() -> None:
     problem = network()
     problem.targets[0] = -100
     with pytest.raises(UnsupportedCriterion, match="leaves out targets"):
-        train(problem, KFAC(problem.model, problem.criterion, damping=0.1), 1)
+        train(problem, KFAC(problem.model, problem.criterion, lr=1.0, damping=0.1), 1)
 
 
 def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "curvlinops", None)
     model = nn.Linear(4, 3)
     with pytest.raises(ImportError, match=r"pip install 'tngd-spu\[kfac\]'"):
-        KFAC(model, nn.CrossEntropyLoss(), damping=0.1)
+        KFAC(model, nn.CrossEntropyLoss(), lr=1.0, damping=0.1)
     assert not model._forward_hooks
 
 
 def test_a_curvature_of_ones_own_is_refused() -> None:
     with pytest.raises(ValueError, match="K-FAC makes its own"):
-        KFAC(nn.Linear(4, 3), nn.CrossEntropyLoss(), damping=0.1, curvature=lambda: None)  # type: ignore[arg-type,return-value]
+        KFAC(nn.Linear(4, 3), nn.CrossEntropyLoss(), lr=1.0, damping=0.1, curvature=lambda: None)  # type: ignore[arg-type,return-value]

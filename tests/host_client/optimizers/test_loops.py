@@ -202,7 +202,7 @@ def test_a_curvature_that_is_given_is_asked_for_when_it_is_due(problem: Problem)
 def test_between_two_curvatures_a_step_still_needs_gradients(problem: Problem) -> None:
     optimizer = _optimizer(problem, curvature_every=2)
     train(problem, optimizer, 1)
-    with pytest.raises(RuntimeError, match=r"has no gradient: call loss\.backward\(\) before step\(\)"):
+    with pytest.raises(RuntimeError, match=r"no parameter has a gradient: call loss\.backward\(\) before step\(\)"):
         optimizer.step()
     assert optimizer.steps == 1
 

@@ -53,4 +53,4 @@ def test_a_warm_start_goes_on_from_the_last_solution_also_after_a_checkpoint(pro
 @pytest.mark.parametrize(("name", "value"), [("iterations", 0), ("iterations", 1.5), ("tolerance", 0.0)])
 def test_a_hyperparameter_out_of_its_range_is_named(problem: Problem, name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"Invalid {name}: {value}"):
-        NGDCG(problem.model, problem.criterion, damping=0.1, **{name: value})  # type: ignore[arg-type]
+        NGDCG(problem.model, problem.criterion, lr=1.0, damping=0.1, **{name: value})  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from host_client import TNGD, Session, connect
 from host_client.loop import NoOlderThan
-from host_client.optimizers import LevenbergMarquardt
+from host_client.optimizers import LevenbergMarquardt, LineSearch
 from tests.daemon import Daemon
 from tests.host_client.optimizers.training import flat
 
@@ -87,6 +87,8 @@ def twice_as_many(device: Callable[[int], AbstractContextManager[Any]], **option
         {"readings": 3, "spacing": 0.7, "combine": "each"},
         {"readings": 2, "spacing": 0.7, "trust_region": 1e-4, "momentum": 0.9},
         {"adapt_damping": LevenbergMarquardt(every=2), "curvature_every": 2},
+        {"spring": 0.9, "curvature_every": 2},
+        {"line_search": LineSearch(), "momentum": 0.9, "lr": 3.0},
         {"period": 2.0},
         {"precision": "int16", "damping": lambda step: 0.1 / (1 + step)},
         {"freshness": NoOlderThan(programs=1)},

@@ -101,14 +101,14 @@ def test_a_preconditioner_before_sgd_is_natural_gradient_descent(problem: Proble
 def test_a_session_that_has_not_been_entered_is_told_apart(problem: Problem, session: Session) -> None:
     not_entered: Any = session.spu.session()
     with pytest.raises(TypeError, match=r"write `with spu\.session\(\) as session:`"):
-        TNGD(problem.model, problem.criterion, not_entered, damping=0.1, analog_time=1.0)
+        TNGD(problem.model, problem.criterion, not_entered, lr=0.1, damping=0.1, analog_time=1.0)
 
 
 def test_a_device_preconditions_too(problem: Problem, session: Session) -> None:
     other = copy.deepcopy(problem)
     options: Any = {"damping": 0.1, "curvature_every": 2, "start": "drive"}
     train(problem, TNGD(problem.model, problem.criterion, session, lr=0.1, analog_time=2.0, **options), 4)
-    preconditioner = TNGD(other.model, other.criterion, session, analog_time=2.0, **options)
+    preconditioner = TNGD(other.model, other.criterion, session, lr=0.1, analog_time=2.0, **options)
     sgd = torch.optim.SGD(other.model.parameters(), lr=0.1)
     sgd.register_step_pre_hook(lambda *_: preconditioner.precondition())
     train(other, sgd, 4)
