@@ -21,6 +21,8 @@ from tests.host_client.curvature.exploration.programs import Batch, Head, Progra
 from tests.host_client.curvature.exploration.tally import Tally
 from tests.host_client.curvature.exploration.trials import Trial, trials
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch's about what is unusual here
+
 TALLY = Tally()
 """Of all trials in this process."""
 

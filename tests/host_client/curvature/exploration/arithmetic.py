@@ -43,7 +43,7 @@ def noise(at: Place, h: Tensor) -> Tensor:
 
 @operation("torch.mul(data)", axis=ANY)
 def weigh_by_data(at: Place, h: Tensor, axis: int) -> Tensor:
-    weights = at.normal(h.shape[axis])
+    weights = at.data.normal(h.shape[axis])
     return (h.movedim(axis, -1) * weights).movedim(-1, axis)
 
 
@@ -177,14 +177,14 @@ def self_attention(at: Place, h: Tensor, axes: tuple[int, int], causal: bool) ->
 def masked_attention(at: Place, h: Tensor, axes: tuple[int, int]) -> Tensor:
     folded, back = fold(h, *axes)
     extent = folded.shape[1]
-    mask = at.mask(extent, extent) | torch.eye(extent, dtype=torch.bool)
+    mask = at.data.mask(extent, extent) | torch.eye(extent, dtype=torch.bool)
     return back(F.scaled_dot_product_attention(folded, folded, folded.sin(), attn_mask=mask))
 
 
 @operation("torch.cdist", axes=Axes(("any", "any")))
 def squared_distances(at: Place, h: Tensor, axes: tuple[int, int]) -> Tensor:
     folded, back = fold(h, *axes)
-    others = at.normal(2, folded.shape[2]) + 3
+    others = at.data.normal(2, folded.shape[2]) + 3
     return back(torch.cdist(folded.tanh(), others.expand(len(folded), 2, -1)))
 
 

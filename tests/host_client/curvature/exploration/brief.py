@@ -16,6 +16,10 @@ class Brief:
         shown = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if not _is_default(self, f)]  # type: ignore[arg-type]
         return f"{type(self).__name__}({', '.join(shown)})"
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """Print the same in a report of hypothesis."""
+        printer.text(repr(self))
+
 
 def _is_default(described: Brief, field: Any) -> bool:
     value = getattr(described, field.name)

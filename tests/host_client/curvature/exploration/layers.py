@@ -123,7 +123,7 @@ def rows_of_a_parameter(at: Place, h: Tensor, axis: int) -> Tensor:
 
 @operation("torch.index_select(parameter)", dims=(1, 5))
 def rows_of_a_parameter_by_index(at: Place, h: Tensor) -> Tensor:
-    return h * at.parameter("table", 4)[at.integers(4, *h.shape)]
+    return h * at.parameter("table", 4)[at.data.integers(4, *h.shape)]
 
 
 # Elementwise
@@ -239,23 +239,23 @@ def conv3d(at: Place, h: Tensor, axes: tuple[int, int, int]) -> Tensor:
 def embedding(at: Place, h: Tensor, axis: int, padding: int | None) -> Tensor:
     layer = at.module("layer", lambda: nn.Embedding(4, h.shape[axis], padding_idx=padding))
     moved = h.movedim(axis, -1)
-    return (moved + layer(at.integers(4, *moved.shape[:-1]))).movedim(-1, axis)
+    return (moved + layer(at.data.integers(4, *moved.shape[:-1]))).movedim(-1, axis)
 
 
 @operation("F.embedding", "F.linear", axis=FIXED, dims=(2, 5))
 def tied_embedding(at: Place, h: Tensor, axis: int) -> Tensor:
     layer = at.module("layer", lambda: nn.Embedding(3, h.shape[axis]))
     moved = h.movedim(axis, -1)
-    return F.linear(moved * layer(at.integers(3, *moved.shape[:-1])), layer.weight).movedim(-1, axis)
+    return F.linear(moved * layer(at.data.integers(3, *moved.shape[:-1])), layer.weight).movedim(-1, axis)
 
 
 @operation("F.embedding_bag", axis=FIXED, mode=one_of("sum", "mean", "max"), weighted=one_of(True, False))
 def embedding_bag(at: Place, h: Tensor, axis: int, mode: str, weighted: bool) -> Tensor:
     folded, back = fold(h, axis)
     layer = at.module("layer", lambda: nn.EmbeddingBag(4, h.shape[axis], mode=mode))
-    lengths = 1 + at.integers(2, len(folded))
-    indices = at.integers(4, int(lengths.sum()))
-    weights = at.normal(len(indices)) if weighted and mode == "sum" else None
+    lengths = 1 + at.data.integers(2, len(folded))
+    indices = at.data.integers(4, int(lengths.sum()))
+    weights = at.data.normal(len(indices)) if weighted and mode == "sum" else None
     return back(folded + layer(indices, lengths.cumsum(0) - lengths, per_sample_weights=weights))
 
 
@@ -332,7 +332,7 @@ def packed_recurrent(at: Place, h: Tensor, axes: tuple[int, int], kind: str, las
     folded, back = fold(h, *axes)
     samples, tokens, features = folded.shape
     layer = at.module("layer", lambda: getattr(nn, kind)(features, 1, batch_first=True))
-    lengths = 1 + at.integers(tokens, samples)
+    lengths = 1 + at.data.integers(tokens, samples)
     states, final = layer(pack_padded_sequence(folded, lengths, batch_first=True, enforce_sorted=False))
     if last:
         final = final[0] if kind == "LSTM" else final
@@ -360,7 +360,7 @@ def multihead_attention(at: Place, h: Tensor, axes: tuple[int, int], batch_first
     tokens = folded if batch_first else folded.transpose(0, 1)
     padding = None
     if padded:
-        padding = at.mask(*folded.shape[:2])
+        padding = at.data.mask(*folded.shape[:2])
         padding[:, 0] = False
     result = layer(tokens, tokens, tokens, key_padding_mask=padding, need_weights=False)[0]
     return back(result if batch_first else result.transpose(0, 1))
@@ -399,7 +399,7 @@ def experts(at: Place, h: Tensor, axis: int) -> Tensor:
     """Two experts, one of which may get nothing."""
     folded, back = fold(h, axis)
     scales = at.parameter("first", h.shape[axis]), at.parameter("second", h.shape[axis])
-    expert = at.integers(2, len(folded)) * int(at.integers(2, 1))
+    expert = at.data.integers(2, len(folded)) * int(at.data.integers(2, 1))
     result = torch.zeros_like(folded)
     for number, expert_scale in enumerate(scales):
         chosen = expert == number
@@ -411,7 +411,7 @@ def experts(at: Place, h: Tensor, axis: int) -> Tensor:
 @operation("torch.mul(parameter)")
 def parameters_by_turns(at: Place, h: Tensor) -> Tensor:
     scales = at.parameter("first", 1), at.parameter("second", 1)
-    return h * scales[int(at.integers(2, 1))]
+    return h * scales[int(at.data.integers(2, 1))]
 
 
 @operation("torch.mul(parameter, detached)")

@@ -187,7 +187,7 @@ def loops(draw: st.DrawFn, *, plain: bool) -> Loop:
     Args:
         plain: one backward pass a round and no more.
     """
-    sizes = (draw(_SAMPLES), draw(_TOKENS)) if rarely(draw, 4) else None
+    sizes = (draw(_SAMPLES), draw(_TOKENS)) if draw(_EQUAL) else None
     rounds = []
     for _ in range(draw(_ROUNDS if plain else _LONG_ROUNDS)):
         actions = [] if plain else [_action(draw, sizes) for _ in range(draw(_ACTIONS))]
@@ -198,6 +198,7 @@ def loops(draw: st.DrawFn, *, plain: bool) -> Loop:
 # Strategies are made once: that takes longer than to draw from them.
 _ROUNDS, _LONG_ROUNDS, _ACTIONS = st.integers(1, 4), st.integers(1, 2), st.integers(0, 2)
 _SAMPLES, _TOKENS, _SEEDS = st.sampled_from((3, 2, 4, 1, 5, 6)), st.sampled_from((2, 3, 1)), st.integers(0, 50)
+_EQUAL, _REGULAR = st.booleans(), st.booleans()
 _HEADS = st.sampled_from(((0,), (0, 1), (1,)))
 _KINDS = st.sampled_from((Backward, Drop, Forward, Differentiate, Backward))
 _MODES = st.sampled_from(("train", "loss", "eval", "eval with grad", "no_grad"))
@@ -211,7 +212,7 @@ _DIFFERENTIATED = st.sampled_from(("", "", "", "loss", "sum"))
 def _batch(draw: st.DrawFn, sizes: tuple[int, int] | None) -> Batch:
     """Draw a batch of these samples and tokens, or of any."""
     samples, tokens = sizes or (draw(_SAMPLES), draw(_TOKENS))
-    return Batch(samples, tokens, draw(_SEEDS))
+    return Batch(samples, tokens, draw(_SEEDS), draw(_REGULAR))
 
 
 def _action(draw: st.DrawFn, sizes: tuple[int, int] | None) -> Action:

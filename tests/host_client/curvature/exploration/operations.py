@@ -16,17 +16,68 @@ Shapes: TypeAlias = Sequence[Shape]
 """The shape of one tensor of the model in each pass: extents that depend on the data differ from pass to pass."""
 
 
-class Place(nn.Module):
-    """The parameters and the random data of one operation in a model.
+class Data:
+    """Random data of one operation in one pass: index tensors, masks, lengths; the same ones if the pass is repeated.
 
-    Parameters and modules are created when the operation runs for the first time; data such as index tensors, masks and
-    lengths are drawn anew in each pass, the same ones whenever the pass is repeated.
+    Args:
+        seed: of the random numbers.
+        regular: groups are contiguous and of one size, orders leave everything in place, masks are true throughout:
+            what is learnt from such a pass need not hold in others.
+    """
+
+    def __init__(self, seed: int, *, regular: bool) -> None:
+        self._seed, self._regular = seed, regular
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def restart(self) -> Data:
+        """Return the same data from the beginning."""
+        return Data(self._seed, regular=self._regular)
+
+    def integers(self, below: int, *shape: int) -> Tensor:
+        """Draw integers from 0 to below − 1."""
+        if self._regular and len(shape) == 1:
+            return torch.arange(shape[0]) * below // shape[0]
+        if self._regular:
+            return torch.arange(torch.Size(shape).numel()).view(shape) % below
+        return torch.randint(below, shape, generator=self._generator)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Draw normal numbers."""
+        return torch.randn(shape, generator=self._generator, dtype=torch.float64)
+
+    def mask(self, *shape: int) -> Tensor:
+        """Draw truth values."""
+        return torch.ones(shape, dtype=torch.bool) if self._regular else self.integers(2, *shape).bool()
+
+    def order(self, axis: int, *shape: int) -> Tensor:
+        """Draw an order of the positions along an axis, for each line along it another."""
+        order = self.normal(*shape).argsort(axis)
+        return order.sort(axis).values if self._regular else order
+
+    def permutation(self, extent: int) -> Tensor:
+        """Draw an order of so many."""
+        return self.order(0, extent)
+
+    def lengths(self, total: int, parts: int) -> Tensor:
+        """Draw lengths of at least one that sum up to a total, of at most so many parts."""
+        if self._regular and total % parts == 0:
+            return torch.full((parts,), total // parts)
+        cuts = self.permutation(total - 1)[: parts - 1].sort().values + 1
+        return torch.tensor([0, *cuts.tolist(), total]).diff()
+
+
+class Place(nn.Module):
+    """The parameters of one operation in a model, created when it runs for the first time.
+
+    Attributes:
+        data: of the present pass.
+        complete: whether the first pass is over.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.complete = False
-        self.generator = torch.Generator()
+        self.data = Data(0, regular=False)
 
     def module(self, name: str, create: Callable[[], nn.Module]) -> Any:
         """Return the submodule of this name, in float64."""
@@ -43,28 +94,6 @@ class Place(nn.Module):
             self.register_parameter(name, nn.Parameter(initial))
         found: nn.Parameter = getattr(self, name)
         return found
-
-    def integers(self, below: int, *shape: int) -> Tensor:
-        """Draw integers from 0 to below − 1."""
-        return torch.randint(below, shape, generator=self.generator)
-
-    def normal(self, *shape: int) -> Tensor:
-        """Draw normal numbers."""
-        return torch.randn(shape, generator=self.generator, dtype=torch.float64)
-
-    def mask(self, *shape: int) -> Tensor:
-        """Draw truth values."""
-        return self.integers(2, *shape).bool()
-
-    def permutation(self, extent: int) -> Tensor:
-        """Draw an order of so many."""
-        return torch.randperm(extent, generator=self.generator)
-
-    def lengths(self, total: int, parts: int) -> Tensor:
-        """Draw lengths of at least one that sum up to a total, of at most so many parts."""
-        cuts = self.permutation(total - 1)[: parts - 1].sort().values + 1
-        ends = torch.tensor([0, *cuts.tolist(), total])
-        return ends.diff()
 
     def _check_incomplete(self, name: str) -> None:
         assert not self.complete, f"parameter {name!r} must be created in the first pass, whatever the data"
@@ -115,6 +144,7 @@ class Operation:
         run: from its place in the model, the operand and the choices to the result.
         dims: the least and the greatest number of dimensions of the operand.
         precision: relative error of F that its arithmetic causes.
+        recomputable: whether a checkpoint can run it again.
     """
 
     functions: tuple[str, ...]
@@ -122,6 +152,7 @@ class Operation:
     run: Callable[..., Tensor]
     dims: tuple[int, int]
     precision: float
+    recomputable: bool
 
     def applies(self, shapes: Shapes) -> bool:
         """Return whether it can be applied to an operand of these shapes."""
@@ -144,13 +175,17 @@ OPERATIONS: dict[str, Operation] = {}
 
 
 def operation(
-    *functions: str, dims: tuple[int, int] = (1, 6), precision: float = 1e-9, **choices: Choice
+    *functions: str,
+    dims: tuple[int, int] = (1, 6),
+    precision: float = 1e-9,
+    recomputable: bool = True,
+    **choices: Choice,
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Enter a function of a `Place`, an operand and the choices into the table, by its name."""
 
     def enter(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
         assert run.__name__ not in OPERATIONS
-        OPERATIONS[run.__name__] = Operation(functions, choices, run, dims, precision)
+        OPERATIONS[run.__name__] = Operation(functions, choices, run, dims, precision, recomputable)
         return run
 
     return enter

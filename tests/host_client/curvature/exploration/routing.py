@@ -20,12 +20,12 @@ GROUPS = one_of(1, 2, 3)
 def gather(at: Place, h: Tensor, axis: int, count: int) -> Tensor:
     shape = list(h.shape)
     shape[axis] = count
-    return h.gather(axis, at.integers(h.shape[axis], *shape))
+    return h.gather(axis, at.data.integers(h.shape[axis], *shape))
 
 
 @operation("torch.scatter", axis=ANY)
 def scatter(at: Place, h: Tensor, axis: int) -> Tensor:
-    order = at.normal(*h.shape).argsort(axis)
+    order = at.data.order(axis, *h.shape)
     return torch.zeros_like(h).scatter(axis, order, h)
 
 
@@ -33,17 +33,17 @@ def scatter(at: Place, h: Tensor, axis: int) -> Tensor:
 def scatter_add(at: Place, h: Tensor, axis: int, count: int) -> Tensor:
     shape = list(h.shape)
     shape[axis] = count
-    return h.new_zeros(shape).scatter_add(axis, at.integers(count, *h.shape), h)
+    return h.new_zeros(shape).scatter_add(axis, at.data.integers(count, *h.shape), h)
 
 
 @operation("torch.scatter_reduce", axis=ANY, reduce=one_of("sum", "mean", "amax"))
 def scatter_reduce(at: Place, h: Tensor, axis: int, reduce: str) -> Tensor:
-    return torch.zeros_like(h).scatter_reduce(axis, at.integers(h.shape[axis], *h.shape), h, reduce)
+    return torch.zeros_like(h).scatter_reduce(axis, at.data.integers(h.shape[axis], *h.shape), h, reduce)
 
 
 @operation("torch.index_select", axis=ANY, count=GROUPS)
 def index_select(at: Place, h: Tensor, axis: int, count: int) -> Tensor:
-    return h.index_select(axis, at.integers(h.shape[axis], count))
+    return h.index_select(axis, at.data.integers(h.shape[axis], count))
 
 
 @operation("torch.index_add", axis=ANY, groups=GROUPS)
@@ -51,72 +51,81 @@ def pool_by_index_add(at: Place, h: Tensor, axis: int, groups: int) -> Tensor:
     """Graphs pooled by the number of the graph of each node."""
     shape = list(h.shape)
     shape[axis] = groups
-    return h.new_zeros(shape).index_add(axis, at.integers(groups, h.shape[axis]), h)
+    return h.new_zeros(shape).index_add(axis, at.data.integers(groups, h.shape[axis]), h)
+
+
+@operation("torch.index_add", axis=ANY, groups=GROUPS)
+def pool_contiguous_graphs(at: Place, h: Tensor, axis: int, groups: int) -> Tensor:
+    """As above, with the nodes of a graph one after the other, as loaders of graphs have them."""
+    shape = list(h.shape)
+    shape[axis] = groups
+    numbers = at.data.integers(groups, h.shape[axis]).sort().values
+    return h.new_zeros(shape).index_add(axis, numbers, h)
 
 
 @operation("torch.index_copy", axis=ANY)
 def index_copy(at: Place, h: Tensor, axis: int) -> Tensor:
-    return torch.ones_like(h).index_copy(axis, at.permutation(h.shape[axis]), h)
+    return torch.ones_like(h).index_copy(axis, at.data.permutation(h.shape[axis]), h)
 
 
 @operation("torch.index_fill", axis=ANY)
 def index_fill(at: Place, h: Tensor, axis: int) -> Tensor:
-    return h.index_fill(axis, at.integers(h.shape[axis], 1), 0.5)
+    return h.index_fill(axis, at.data.integers(h.shape[axis], 1), 0.5)
 
 
 @operation("torch.index_put", axis=ANY, accumulate=one_of(True, False))
 def index_put(at: Place, h: Tensor, axis: int, accumulate: bool) -> Tensor:
     moved = h.movedim(axis, 0)
-    rows = at.integers(len(moved), len(moved)) if accumulate else at.permutation(len(moved))
+    rows = at.data.integers(len(moved), len(moved)) if accumulate else at.data.permutation(len(moved))
     return torch.zeros_like(moved).index_put((rows,), moved, accumulate).movedim(0, axis)
 
 
 @operation("Tensor.__getitem__(index)", axis=ANY, count=GROUPS)
 def rows_by_index(at: Place, h: Tensor, axis: int, count: int) -> Tensor:
     moved = h.movedim(axis, 0)
-    return moved[at.integers(len(moved), count)].movedim(0, axis)
+    return moved[at.data.integers(len(moved), count)].movedim(0, axis)
 
 
 @operation("Tensor.__getitem__(index, index)", axes=PAIR, count=GROUPS)
 def elements_by_two_indices(at: Place, h: Tensor, axes: tuple[int, int], count: int) -> Tensor:
     """As the last states of sequences of several lengths are picked."""
     moved = h.movedim(axes, (0, 1))
-    return moved[at.integers(moved.shape[0], count), at.integers(moved.shape[1], count)]
+    return moved[at.data.integers(moved.shape[0], count), at.data.integers(moved.shape[1], count)]
 
 
 @operation("Tensor.__getitem__(mask)", axis=ANY)
 def rows_by_mask(at: Place, h: Tensor, axis: int) -> Tensor:
     moved = h.movedim(axis, 0)
-    mask = at.mask(len(moved))
+    mask = at.data.mask(len(moved))
     mask[0] = True
     return moved[mask].movedim(0, axis)
 
 
 @operation("torch.take_along_dim", axis=ANY)
 def take_along_dim(at: Place, h: Tensor, axis: int) -> Tensor:
-    return torch.take_along_dim(h, at.normal(*h.shape).argsort(axis), axis)
+    return torch.take_along_dim(h, at.data.order(axis, *h.shape), axis)
 
 
 @operation("torch.take")
 def take(at: Place, h: Tensor) -> Tensor:
-    return h.take(at.integers(h.numel(), *h.shape))
+    return h.take(at.data.integers(h.numel(), *h.shape))
 
 
 @operation("Tensor.put")
 def put(at: Place, h: Tensor) -> Tensor:
-    return h.put(at.permutation(h.numel())[:1], h.new_full((1,), 0.5))
+    return h.put(at.data.permutation(h.numel())[:1], h.new_full((1,), 0.5))
 
 
 @operation("torch.segment_reduce", axis=ANY, segments=GROUPS, reduce=one_of("sum", "mean", "max"))
 def segment_reduce(at: Place, h: Tensor, axis: int, segments: int, reduce: str) -> Tensor:
     moved = h.movedim(axis, 0).contiguous()
-    return torch.segment_reduce(moved, reduce, lengths=at.lengths(len(moved), segments)).movedim(0, axis)
+    return torch.segment_reduce(moved, reduce, lengths=at.data.lengths(len(moved), segments)).movedim(0, axis)
 
 
 @operation("Tensor.__setitem__(index)", axis=ANY)
 def assign_rows(at: Place, h: Tensor, axis: int) -> Tensor:
     result = h.clone().movedim(axis, 0)
-    order = at.permutation(len(result))
+    order = at.data.permutation(len(result))
     result[order[:1]] = 0.5 * result[order[-1:]]
     return result.movedim(0, axis)
 
@@ -126,19 +135,19 @@ def assign_rows(at: Place, h: Tensor, axis: int) -> Tensor:
 
 @operation("torch.split", "torch.cat", axis=ANY, parts=GROUPS)
 def split_by_lengths(at: Place, h: Tensor, axis: int, parts: int) -> Tensor:
-    pieces = h.split(at.lengths(h.shape[axis], parts).tolist(), axis)
+    pieces = h.split(at.data.lengths(h.shape[axis], parts).tolist(), axis)
     return torch.cat(pieces[::-1], axis)
 
 
 @operation("torch.split", "torch.stack", axis=ANY, parts=GROUPS)
 def pool_by_split(at: Place, h: Tensor, axis: int, parts: int) -> Tensor:
-    pieces = h.split(at.lengths(h.shape[axis], parts).tolist(), axis)
+    pieces = h.split(at.data.lengths(h.shape[axis], parts).tolist(), axis)
     return torch.stack([piece.mean(axis) for piece in pieces], axis)
 
 
 @operation("torch.tensor_split", "torch.concat", axis=ANY)
 def tensor_split(at: Place, h: Tensor, axis: int) -> Tensor:
-    cut = int(at.integers(h.shape[axis] + 1, 1))
+    cut = int(at.data.integers(h.shape[axis] + 1, 1))
     first, second = torch.tensor_split(h, [cut], axis)
     return torch.concat([second, first], axis)
 
@@ -157,13 +166,13 @@ def unbind(at: Place, h: Tensor, axis: int) -> Tensor:
 
 @operation("torch.narrow", axis=ANY)
 def narrow(at: Place, h: Tensor, axis: int) -> Tensor:
-    start = int(at.integers(h.shape[axis], 1))
+    start = int(at.data.integers(h.shape[axis], 1))
     return h.narrow(axis, start, h.shape[axis] - start)
 
 
 @operation("torch.repeat_interleave", axis=ANY)
 def repeat_interleave(at: Place, h: Tensor, axis: int) -> Tensor:
-    counts = 1 + at.integers(2, h.shape[axis])
+    counts = 1 + at.data.integers(2, h.shape[axis])
     return h.repeat_interleave(counts, axis)
 
 
@@ -210,17 +219,17 @@ def rot90(at: Place, h: Tensor, axes: tuple[int, int]) -> Tensor:
 
 @operation("torch.masked_fill")
 def masked_fill(at: Place, h: Tensor) -> Tensor:
-    return h.masked_fill(at.mask(*h.shape), 0.5)
+    return h.masked_fill(at.data.mask(*h.shape), 0.5)
 
 
 @operation("torch.where", axis=ANY)
 def where(at: Place, h: Tensor, axis: int) -> Tensor:
-    return torch.where(at.mask(*h.shape), h, h.flip(axis).tanh())
+    return torch.where(at.data.mask(*h.shape), h, h.flip(axis).tanh())
 
 
 @operation("torch.masked_select", "torch.masked_scatter")
 def masked_scatter(at: Place, h: Tensor) -> Tensor:
-    mask = at.mask(*h.shape)
+    mask = at.data.mask(*h.shape)
     return torch.zeros_like(h).masked_scatter(mask, h.masked_select(mask))
 
 
@@ -234,7 +243,7 @@ def tril(at: Place, h: Tensor, axes: tuple[int, int]) -> Tensor:
 
 @operation("F.one_hot", "torch.matmul(data, h)", axis=ANY, groups=GROUPS)
 def pool_by_one_hot(at: Place, h: Tensor, axis: int, groups: int) -> Tensor:
-    matrix = F.one_hot(at.integers(groups, h.shape[axis]), groups).to(h)
+    matrix = F.one_hot(at.data.integers(groups, h.shape[axis]), groups).to(h)
     folded, back = fold(h, axis)
     return back((matrix.T @ folded.T).T)
 
@@ -243,13 +252,13 @@ def pool_by_one_hot(at: Place, h: Tensor, axis: int, groups: int) -> Tensor:
 def matrix_along(at: Place, h: Tensor, axis: int) -> Tensor:
     """As a graph convolution multiplies with its adjacency matrix."""
     extent = h.shape[axis]
-    return torch.tensordot(at.normal(extent, extent) / extent, h, ([1], [axis])).movedim(0, axis)
+    return torch.tensordot(at.data.normal(extent, extent) / extent, h, ([1], [axis])).movedim(0, axis)
 
 
 @operation("torch.sparse.mm", axis=ANY)
 def sparse_matrix_along(at: Place, h: Tensor, axis: int) -> Tensor:
     extent = h.shape[axis]
-    adjacency = (at.normal(extent, extent) * at.mask(extent, extent)).to_sparse()
+    adjacency = (at.data.normal(extent, extent) * at.data.mask(extent, extent)).to_sparse()
     folded, back = fold(h, axis)
     return back(torch.sparse.mm(adjacency, folded.T).T)
 
@@ -331,13 +340,13 @@ def squeeze(at: Place, h: Tensor, axis: int) -> Tensor:
 
 @operation("torch.select", dims=(2, 6), axis=ANY)
 def select(at: Place, h: Tensor, axis: int) -> Tensor:
-    return h.select(axis, int(at.integers(h.shape[axis], 1)))
+    return h.select(axis, int(at.data.integers(h.shape[axis], 1)))
 
 
 @operation("Tensor.__getitem__(slice)", axis=EVEN, step=one_of(1, 2))
 def slices(at: Place, h: Tensor, axis: int, step: int) -> Tensor:
     moved = h.movedim(axis, 0)
-    return moved[int(at.integers(2, 1)) :: step].movedim(0, axis)
+    return moved[int(at.data.integers(2, 1)) :: step].movedim(0, axis)
 
 
 @operation("Tensor.expand", dims=(1, 4), count=GROUPS)
@@ -422,4 +431,4 @@ def channel_shuffle(at: Place, h: Tensor, axes: tuple[int, int]) -> Tensor:
 @operation("torch.kron", dims=(1, 3), axis=FIXED)
 def kron(at: Place, h: Tensor, axis: int) -> Tensor:
     folded, back = fold(h, axis)
-    return back(torch.kron(folded, folded.new_tensor([[1.0, -0.5]])))
+    return back(torch.kron(folded.contiguous(), folded.new_tensor([[1.0, -0.5]])))

@@ -126,6 +126,7 @@ class Run:
 
     def run(self) -> None:
         """Run the loop."""
+        torch.manual_seed(1)
         for actions in self.trial.loop.rounds:
             for action in actions:
                 action.run(self)

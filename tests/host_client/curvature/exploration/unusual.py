@@ -27,19 +27,19 @@ def in_place_after_linear(at: Place, h: Tensor, axis: int) -> Tensor:
 
 @operation("Tensor.masked_fill_")
 def in_place_mask(at: Place, h: Tensor) -> Tensor:
-    return (h * at.parameter("scale", 1)).masked_fill_(at.mask(*h.shape), 0.5)
+    return (h * at.parameter("scale", 1)).masked_fill_(at.data.mask(*h.shape), 0.5)
 
 
 @operation("Tensor.index_add_", axis=ANY)
 def in_place_index_add(at: Place, h: Tensor, axis: int) -> Tensor:
-    rows = at.integers(h.shape[axis], h.shape[axis])
+    rows = at.data.integers(h.shape[axis], h.shape[axis])
     return h.clone().index_add_(axis, rows, h * at.parameter("scale", 1))
 
 
 @operation("Tensor.copy_", axis=ANY)
 def in_place_slices(at: Place, h: Tensor, axis: int) -> Tensor:
     """A buffer that is filled slice by slice."""
-    scale = at.parameter("scale", 1)
+    scale = at.parameter("scale")
     result = torch.empty_like(h)
     for number in range(h.shape[axis]):
         result.select(axis, number).copy_(scale * h.select(axis, number))
@@ -171,14 +171,15 @@ def second_derivative(at: Place, h: Tensor, axis: int) -> Tensor:
     return second + u
 
 
-@operation("torch.func.grad", "torch.func.vmap", axis=Axes(("fixed",), largest=4))
+# torch.func refuses the hooks of a checkpoint.
+@operation("torch.func.grad", "torch.func.vmap", axis=Axes(("fixed",), largest=4), recomputable=False)
 def gradient_by_func(at: Place, h: Tensor, axis: int) -> Tensor:
     folded, back = fold(h, axis)
     weight = at.parameter("weight", h.shape[axis], 2)
     return back(torch.func.vmap(torch.func.grad(lambda row: (row @ weight).tanh().prod()))(folded))
 
 
-@operation("torch.func.jvp", axis=FIXED)
+@operation("torch.func.jvp", axis=FIXED, recomputable=False)
 def directional_derivative(at: Place, h: Tensor, axis: int) -> Tensor:
     weight = at.parameter("weight", h.shape[axis], 2)
     moved = h.movedim(axis, -1)
@@ -192,6 +193,7 @@ def inner_step(at: Place, h: Tensor, axis: int, inner: float) -> Tensor:
     weight = at.parameter("weight", h.shape[axis])
     moved = h.movedim(axis, -1)
     with torch.enable_grad():
-        fit = (moved.detach() @ weight).square().mean()
-        (gradient,) = torch.autograd.grad(fit, weight, create_graph=True)
+        start = weight if weight.requires_grad else weight.detach().requires_grad_()
+        fit = (moved.detach() @ start).square().mean()
+        (gradient,) = torch.autograd.grad(fit, start, create_graph=True)
     return (moved * (weight - inner * gradient)).movedim(-1, axis)
