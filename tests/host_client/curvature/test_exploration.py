@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,10 +15,10 @@ from host_client.curvature import errors
 from host_client.curvature.rules.linear import Product
 from tests import profiles
 from tests.host_client.curvature.exploration import loops, losses, programs
-from tests.host_client.curvature.exploration.loops import Backward, Loop
+from tests.host_client.curvature.exploration.loops import Backward, Drop, Loop
 from tests.host_client.curvature.exploration.losses import Loss
 from tests.host_client.curvature.exploration.operations import OPERATIONS
-from tests.host_client.curvature.exploration.programs import Batch, Head, Program, Step
+from tests.host_client.curvature.exploration.programs import Batch, Head, Program, Step, Watch
 from tests.host_client.curvature.exploration.tally import Tally
 from tests.host_client.curvature.exploration.trials import Trial, trials
 
@@ -61,12 +62,59 @@ def test_a_trial_prints_as_the_call_that_makes_it(trial: Trial) -> None:
     assert eval(repr(trial), names | {"Trial": Trial}) == trial
 
 
-LINEAR = Trial(
-    Program(("b", 3), (Step("linear", {"axis": 1, "width": 2, "bias": True}), Step("activation", {"function": "tanh"})),
-            (Head(after=2, width=3, axis=1),)),
-    Loss("cross_entropy", width=3),
-    Loop(((Backward((Batch(4),)),),)),
-)  # fmt: skip
+HEAD = Head(after=2, width=3, axis=1)
+MLP = Program(
+    ("b", 3), (Step("linear", {"axis": 1, "width": 2, "bias": True}), Step("activation", {"function": "tanh"})), (HEAD,)
+)
+LOSS = Loss("cross_entropy", width=3)
+ONCE = Loop(((Backward((Batch(4),)),),))
+LINEAR = Trial(MLP, LOSS, ONCE)
+
+
+def _model(name: str, layout: tuple[str | int, ...] = ("b", 3), **choices: Any) -> Program:
+    return Program(layout, (Step("linear", {"axis": 1, "width": 3, "bias": True}), Step(name, choices)), (HEAD,))
+
+
+KNOWN = {
+    "graphs of one size, then of others": Trial(
+        _model("pool_contiguous_graphs", axis=0, groups=3),
+        LOSS,
+        Loop(tuple((Backward((Batch(6, seed=seed, regular=seed == 0),)),) for seed in range(4))),
+    ),
+    "autograd.grad after backward": Trial(MLP, LOSS, Loop(((Backward((Batch(4),), after="loss"),),))),
+    "grad.zero_() after backward": Trial(
+        MLP, LOSS, Loop(((Backward((Batch(4),)), Drop("grad.zero_()"), Backward((Batch(4, seed=1),))),))
+    ),
+    "a factor": Trial(MLP, LOSS, Loop(((Backward((Batch(4),), factor=0.1),),))),
+    "two passes with a factor above one": Trial(
+        MLP, LOSS, Loop(((Backward((Batch(4),), factor=3.0), Backward((Batch(4, seed=1),))),))
+    ),
+    "a force": Trial(_model("force_of_an_energy", axis=1), LOSS, ONCE),
+    "a force of a network": Trial(_model("force_of_a_network", axis=1), LOSS, ONCE),
+    "second derivatives along the features": Trial(_model("second_derivative", axis=1), LOSS, ONCE),
+    "second derivatives across the samples": Trial(_model("second_derivative", axis=0), LOSS, ONCE),
+    "retained gradients": Trial(replace(MLP, watches=(Watch(0, "retain_grad"),)), LOSS, ONCE),
+    "a backward hook of a module": Trial(replace(MLP, watches=(Watch(0, "module hook"),)), LOSS, ONCE),
+    "a gain on a spectrum": Trial(_model("gain_on_a_spectrum", axis=1), LOSS, ONCE),
+    "empirical, sample by sample": Trial(_model("one_by_one", axis=0), LOSS, ONCE, kind="empirical"),
+    "empirical, with a state": Trial(replace(MLP, returns="tuple"), LOSS, ONCE, kind="empirical"),
+    "parameters used by turns": Trial(_model("parameters_by_turns"), LOSS, ONCE),
+    "mixing hidden by a gate at zero": Trial(
+        _model("gate_at_zero", axis=0), LOSS, Loop(((Backward((Batch(4),)),), (Backward((Batch(4),)),)))
+    ),
+    "batch norm": Trial(_model("batch_norm", axes=(1, 0), tracked=True), LOSS, ONCE),
+    "sequence first": Trial(_model("linear", ("t", "b", 3), axis=2, width=3, bias=True), LOSS, ONCE),
+    "samples that mix": Trial(_model("softmax", axis=0), LOSS, ONCE),
+    "a function as the criterion": Trial(MLP, replace(LOSS, function=True), ONCE),
+    "the Huber loss": Trial(MLP, Loss("huber_loss", width=3), ONCE),
+}
+"""Faults that have been found, one example of each."""
+
+
+@pytest.mark.parametrize("known", KNOWN)
+def test_known_faults(known: str) -> None:
+    outcome = KNOWN[known].outcome()
+    assert outcome.kind == "right", outcome
 
 
 @contextmanager

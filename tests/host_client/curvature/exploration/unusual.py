@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.host_client.curvature.exploration.operations import ANY, FIXED, Axes, Place, fold, one_of, operation
 
@@ -157,6 +157,18 @@ def force_of_an_energy(at: Place, h: Tensor, axis: int) -> Tensor:
         energy = (positions.movedim(axis, -1) @ weight).tanh() @ readout
         (force,) = torch.autograd.grad(energy.sum(), positions, create_graph=True)
     return force + energy.unsqueeze(axis)
+
+
+@operation("torch.autograd.grad(create_graph)", "nn.Linear", axis=FIXED)
+def force_of_a_network(at: Place, h: Tensor, axis: int) -> Tensor:
+    layer = at.module("layer", lambda: nn.Linear(h.shape[axis], 2))
+    readout = at.module("readout", lambda: nn.Linear(2, 1))
+    with torch.enable_grad():
+        positions = h.movedim(axis, -1)
+        positions = positions if positions.requires_grad else positions.clone().requires_grad_()
+        energy = readout(layer(positions).tanh())
+        (force,) = torch.autograd.grad(energy.sum(), positions, create_graph=True)
+    return (force + energy).movedim(-1, axis)
 
 
 @operation("torch.autograd.grad(create_graph)", axis=ANY)
