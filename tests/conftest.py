@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -28,6 +29,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
     torch.manual_seed(0)  # before any fixture, and whatever ran before in this process
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show how the random trials of the curvature ended, in all processes; `record_property` brings them here."""
+    counts: Counter[str] = Counter()
+    for report in (report for reports in terminalreporter.stats.values() for report in reports):
+        if getattr(report, "when", None) == "call":
+            for counted in (value for name, value in report.user_properties if name == "trials"):
+                counts.update(counted)
+    if counts:
+        terminalreporter.section(f"{counts.total()} random trials of the curvature")
+        for kind, count in counts.most_common():
+            terminalreporter.write_line(f"{count:6}  {kind}")
 
 
 @pytest.fixture

@@ -17,11 +17,13 @@ settings.register_profile("repeatable", _PATIENT, max_examples=USUAL, derandomiz
 settings.register_profile("explore", _PATIENT, max_examples=10 * USUAL)
 
 
-def examples(usual: int) -> int:
-    """How many examples a test tries, for one that usually tries so many: ten times as many to explore.
+def examples(usual: int, *, exploring: int | None = None) -> int:
+    """How many examples a test tries, for one that usually tries so many; to explore, `exploring` or ten times as many.
 
     Where a hundred would take too long, or more cost nothing: ``@settings(max_examples=examples(40))``.
     """
+    if exploring is not None and not settings().derandomize:
+        return exploring
     return usual * settings().max_examples // USUAL
 
 
