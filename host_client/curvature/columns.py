@@ -15,12 +15,17 @@ from host_client.curvature.losses import LossCall
 VIEWS = ("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0")
 
 
-def ways_to_group(loss: LossCall, graph: Graph) -> list[list[Axis]]:
+def ways_to_group(loss: LossCall, graph: Graph, *, further: bool) -> list[list[Axis]]:
     """Return where the samples may lie in the outputs of a model, the usual way first.
 
     A loss is a sum over elements, so any grouping of them into samples gives the same F; but only where the samples do
     not mix does a column hold something of each. The leading dimension comes first; then, where it was made by joining
     dimensions (``view(-1, classes)``), those; then the further dimensions.
+
+    Args:
+        loss: the loss.
+        graph: behind its outputs.
+        further: whether the further dimensions count.
 
     Returns:
         Axes of the outputs, for each way.
@@ -29,7 +34,8 @@ def ways_to_group(loss: LossCall, graph: Graph) -> list[list[Axis]]:
     if not shape:
         return [[Axis(WHOLE, 1, 0, 1) for _ in loss.outputs]]
     ways = [Axis(0, 1, 0, shape[0]), *_joined(graph, shape[0])]
-    ways += [Axis(dim, 1, 0, extent) for dim, extent in enumerate(shape) if dim > 0]
+    if further:  # with one sample nothing mixes, and nothing is gained either
+        ways += [Axis(dim, 1, 0, extent) for dim, extent in enumerate(shape) if dim > 0 and extent > 1]
     return [
         [_of_output(way, dims, z.dim()) for z, dims in zip(loss.outputs, loss.element_dims, strict=True)]
         for way in ways

@@ -128,14 +128,18 @@ class Linearise:
 
     def _plan(self, loss: LossCall, graph: Graph) -> tuple[Plan, list[Axis]]:
         """The grouping into samples of which the least has to be unpacked, the usual one if there are several."""
-        best: tuple[Plan, list[Axis]] | None = None
-        for axes in ways_to_group(loss, graph):
-            found = plan(graph, axes, axes[0].count)
-            if best is None or found.unpacked_elements < best[0].unpacked_elements:
-                best = found, axes
-            if not best[0].unpacked_elements:
-                break
-        assert best is not None
+        empirical = self._kind == "empirical"
+        best = _best(loss, graph, further=not empirical)
+        if empirical and best[0].unpacked_elements and loss.outputs[0].dim() > 2:
+            # An exact F does not depend on which elements make up a sample; an empirical one does.
+            other = _best(loss, graph, further=True)
+            if other[0].unpacked_elements == 0:
+                raise UnsupportedCriterion(
+                    "",
+                    f"was given an input of shape {tuple(loss.outputs[0].shape)}, whose samples seem to lie along "
+                    f"dimension {other[1][0].dim}, and curvature='empirical' takes those along dimension 0: transpose "
+                    "input and target so that samples come first",
+                )
         return best
 
     def _factor(
@@ -275,6 +279,19 @@ class Linearise:
         known = subject in self._announced
         self._announced.add(subject)
         return not known
+
+
+def _best(loss: LossCall, graph: Graph, *, further: bool) -> tuple[Plan, list[Axis]]:
+    """The plan of which the least has to be unpacked, and where it has the samples in the outputs."""
+    best: tuple[Plan, list[Axis]] | None = None
+    for axes in ways_to_group(loss, graph, further=further):
+        found = plan(graph, axes, axes[0].count)
+        if best is None or found.unpacked_elements < best[0].unpacked_elements:
+            best = found, axes
+        if not best[0].unpacked_elements:
+            break
+    assert best is not None
+    return best
 
 
 def of_the_user() -> int:
