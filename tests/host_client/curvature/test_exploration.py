@@ -76,7 +76,9 @@ def _model(name: str, layout: tuple[str | int, ...] = ("b", 3), **choices: Any) 
 
 KNOWN = {
     "graphs of one size, then of others": Trial(
-        _model("pool_contiguous_graphs", axis=0, groups=3),
+        Program(
+            ("b", 2), (*MLP.steps, Step("pool_contiguous_graphs", {"axis": 0, "groups": 2})), (replace(HEAD, after=3),)
+        ),
         LOSS,
         Loop(tuple((Backward((Batch(6, seed=seed, regular=seed == 0),)),) for seed in range(4))),
     ),

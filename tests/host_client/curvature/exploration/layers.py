@@ -117,7 +117,7 @@ def one_flat_parameter(at: Place, h: Tensor, axis: int) -> Tensor:
 @operation("Tensor.__getitem__(parameter)", axis=ANY)
 def rows_of_a_parameter(at: Place, h: Tensor, axis: int) -> Tensor:
     """Positional embeddings as far as the data reaches."""
-    table = at.parameter("table", 24)
+    table = at.parameter("table", 48)  # as large as an axis can be
     return (h.movedim(axis, -1) + table[: h.shape[axis]]).movedim(-1, axis)
 
 

@@ -52,7 +52,7 @@ def in_place_slices(at: Place, h: Tensor, axis: int) -> Tensor:
 @operation("torch.fft.rfft", "torch.fft.irfft", axis=ANY)
 def gain_on_a_spectrum(at: Place, h: Tensor, axis: int) -> Tensor:
     spectrum = torch.fft.rfft(h, dim=axis).movedim(axis, -1)
-    gain = at.parameter("gain", 16)[: spectrum.shape[-1]]
+    gain = at.parameter("gain", 25)[: spectrum.shape[-1]]
     return torch.fft.irfft((spectrum * gain).movedim(-1, axis), n=h.shape[axis], dim=axis)
 
 
