@@ -1,6 +1,6 @@
 """The curvature of a model's loss, as an operator that a device or a solver takes."""
 
-from host_client.curvature.capture import Capture, Criterion, check_processes
+from host_client.curvature.capture import Capture, Criteria, check_processes
 from host_client.curvature.errors import (
     CurvatureApproximation,
     CurvatureFallback,
@@ -18,7 +18,7 @@ from host_client.curvature.trained import trained_parameters
 __all__ = [
     "Capture",
     "Check",
-    "Criterion",
+    "Criteria",
     "CurvatureApproximation",
     "CurvatureFallback",
     "CurvatureMismatch",

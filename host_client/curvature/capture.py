@@ -26,6 +26,9 @@ from spu_link.operators.zeros import without
 Criterion: TypeAlias = nn.Module | Callable[..., Any]
 """A loss: a module, or one of torch's loss functions."""
 
+Criteria: TypeAlias = Criterion | Sequence[Criterion] | None
+"""The losses of a model: one, several, or those that it computes itself."""
+
 
 class Capture:
     """Turns each training loss of a model into the curvature of that loss.
@@ -77,7 +80,7 @@ class Capture:
     def __init__(
         self,
         model: nn.Module,
-        criterion: Criterion | Sequence[Criterion] | None,
+        criterion: Criteria,
         *,
         curvature: Kind = "exact",
         samples: int = 1,
@@ -254,7 +257,7 @@ def check_processes() -> None:
         raise UnsupportedProcessGroup(distributed.get_world_size())
 
 
-def _listed(criterion: Criterion | Sequence[Criterion] | None) -> list[Criterion]:
+def _listed(criterion: Criteria) -> list[Criterion]:
     if criterion is None:
         return []
     if isinstance(criterion, (list, tuple, nn.ModuleList)):

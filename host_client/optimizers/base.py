@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from host_client.curvature import Capture, GradScaler, Kind, trained_parameters
+from host_client.curvature import Capture, Check, Criteria, GradScaler, Kind, trained_parameters
 from host_client.optimizers.change import Change
 from host_client.optimizers.diverged import Diverged, check_finite
 from host_client.optimizers.groups import check_fits, check_frozen, make_groups, shapes_of
@@ -66,6 +66,7 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
             needs F and gives it, an operator of the N parameters with a natural gradient in the order of
             ``model.parameters()``: then nothing is captured.
         samples: labels drawn for each sample when the curvature is ``"mc"``.
+        check: when F is verified against the autograd graph: ``"first"``, ``"always"`` or ``"never"``, see `Capture`.
         curvature_every: k ≥ 1: each k-th step has a new F, the first one too; the steps between use the last one, and
             their forward passes are not captured.
         grad_scaler: the scaler of the losses, if the gradients of several backward passes are added up under one.
@@ -98,7 +99,7 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
     def __init__(
         self,
         model: nn.Module,
-        criterion: nn.Module,
+        criterion: Criteria,
         *,
         lr: Scheduled,
         damping: Scheduled,
@@ -109,6 +110,7 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         groups: Sequence[Mapping[str, Any]] | None = None,
         curvature: Curvature = "exact",
         samples: int = 1,
+        check: Check = "first",
         curvature_every: int = 1,
         grad_scaler: GradScaler | None = None,
         trust_region: Scheduled | None = None,
@@ -144,6 +146,7 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         self._options = {
             "curvature": curvature,
             "samples": samples,
+            "check": check,
             "curvature_every": curvature_every,
             "adapt_damping": adapt_damping,
             "line_search": line_search,
@@ -155,24 +158,29 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         if callable(curvature):
             self._given = curvature
         else:
-            self.capture = self._capturing(model, criterion, natural, curvature, samples, grad_scaler)
+            self.capture = self._capturing(
+                model, criterion, natural, curvature=curvature, samples=samples, grad_scaler=grad_scaler, check=check
+            )
 
     def _capturing(
         self,
         model: nn.Module,
-        criterion: nn.Module,
+        criterion: Criteria,
         natural: Sequence[nn.Parameter],
-        kind: Kind,
+        *,
+        curvature: Kind,
         samples: int,
         grad_scaler: GradScaler | None,
+        check: Check,
     ) -> Capture:
         """What makes the curvature of this kind of the losses that gradients are those of."""
         complete = WeakMethod(self._on_operator)  # the model's hooks do not keep the optimizer alive
         return Capture(
             model,
             criterion,
-            curvature=kind,
+            curvature=curvature,
             samples=samples,
+            check=check,
             on_operator=lambda operator: _tell(complete, operator),
             grad_scaler=grad_scaler,
             parameters=natural,

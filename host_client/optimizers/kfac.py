@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Unpack
 
 from torch import Tensor, nn
 
-from host_client.curvature import GradScaler, Kind, trained_parameters
+from host_client.curvature import Check, Criteria, GradScaler, Kind, trained_parameters
 from host_client.optimizers.base import NaturalGradient
 from host_client.optimizers.options import NaturalGradientOptions
 from host_client.optimizers.ranges import COMMON, Ranges
@@ -37,7 +37,7 @@ class KFAC(NaturalGradient):
 
     ranges: ClassVar[Ranges] = {**COMMON, "damping": lambda _, value: check_damping(value)}
 
-    def __init__(self, model: nn.Module, criterion: nn.Module, **options: Unpack[NaturalGradientOptions]) -> None:
+    def __init__(self, model: nn.Module, criterion: Criteria, **options: Unpack[NaturalGradientOptions]) -> None:
         if callable(options.get("curvature")):
             raise ValueError("Invalid curvature: a function; K-FAC makes its own, 'exact', 'mc' or 'empirical'")
         super().__init__(model, criterion, **options)
@@ -45,13 +45,16 @@ class KFAC(NaturalGradient):
     def _capturing(
         self,
         model: nn.Module,
-        criterion: nn.Module,
+        criterion: Criteria,
         natural: Sequence[nn.Parameter],
-        kind: Kind,
+        *,
+        curvature: Kind,
         samples: int,
         grad_scaler: GradScaler | None,
+        check: Check,
     ) -> Any:
-        return KroneckerCapture(model, criterion, trained_parameters(model, natural), kind=kind, draws=samples)
+        parameters = trained_parameters(model, natural)
+        return KroneckerCapture(model, criterion, parameters, kind=curvature, draws=samples, grad_scaler=grad_scaler)
 
     def _directions(self, operator: Operator | None, drive: Tensor) -> Iterable[Tensor]:
         assert isinstance(self._operator, Kronecker)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_type_hi
 import torch
 from torch import nn
 
-from host_client.curvature import trained_parameters
+from host_client.curvature import Criteria, trained_parameters
 from host_client.optimizers.kfac import KFAC
 from host_client.optimizers.ngd import NGD
 from host_client.optimizers.ngd_cg import NGDCG
@@ -37,7 +37,7 @@ _PLAIN: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 def make_optimizer(
-    name: str, model: nn.Module, criterion: nn.Module, *, session: Session | None = None, **hyperparameters: Any
+    name: str, model: nn.Module, criterion: Criteria, *, session: Session | None = None, **hyperparameters: Any
 ) -> torch.optim.Optimizer:
     """The optimizer of this name for the trained parameters of a model.
 

@@ -8,6 +8,7 @@ from typing import ClassVar, Unpack
 import torch
 from torch import Tensor, nn
 
+from host_client.curvature import Criteria
 from host_client.optimizers.base import NaturalGradient
 from host_client.optimizers.options import NaturalGradientOptions
 from host_client.optimizers.ranges import COMMON, Ranges, above_zero, at_least_one, one_of
@@ -45,7 +46,7 @@ class NGDCG(NaturalGradient):
     def __init__(
         self,
         model: nn.Module,
-        criterion: nn.Module,
+        criterion: Criteria,
         *,
         iterations: int = 200,
         tolerance: float = 1e-5,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Required, TypeAlias, TypedDict
 
-from host_client.curvature import GradScaler, Kind
+from host_client.curvature import Check, GradScaler, Kind
 from host_client.optimizers.levenberg_marquardt import LevenbergMarquardt
 from host_client.optimizers.line_search import LineSearch
 from host_client.optimizers.schedules import Scheduled
@@ -27,6 +27,7 @@ class NaturalGradientOptions(TypedDict, total=False):
     groups: Sequence[Mapping[str, Any]] | None
     curvature: Curvature
     samples: int
+    check: Check
     curvature_every: int
     grad_scaler: GradScaler | None
     trust_region: Scheduled | None

@@ -12,7 +12,7 @@ from weakref import WeakMethod, ref
 import torch
 from torch import Tensor, nn
 
-from host_client.curvature import Capture, GradScaler, Kind, trained_parameters
+from host_client.curvature import Capture, Check, Criteria, GradScaler, Kind, trained_parameters
 from host_client.loop import Freshness, NoOlderThan, OnLoss, Schedule, TooStale
 from host_client.loop.recovery import LOST
 from host_client.optimizers.base import NaturalGradient
@@ -106,7 +106,7 @@ class TNGD(NaturalGradient):
     def __init__(
         self,
         model: nn.Module,
-        criterion: nn.Module,
+        criterion: Criteria,
         session: Session,
         *,
         analog_time: Scheduled,
@@ -166,15 +166,20 @@ class TNGD(NaturalGradient):
     def _capturing(
         self,
         model: nn.Module,
-        criterion: nn.Module,
+        criterion: Criteria,
         natural: Sequence[nn.Parameter],
-        kind: Kind,
+        *,
+        curvature: Kind,
         samples: int,
         grad_scaler: GradScaler | None,
+        check: Check,
     ) -> Any:
         if self._embedding is not None and self._embedding.cell == "factor row":
-            return KroneckerCapture(model, criterion, trained_parameters(model, natural), kind=kind, draws=samples)
-        return super()._capturing(model, criterion, natural, kind, samples, grad_scaler)
+            trained = trained_parameters(model, natural)
+            return KroneckerCapture(model, criterion, trained, kind=curvature, draws=samples, grad_scaler=grad_scaler)
+        return super()._capturing(
+            model, criterion, natural, curvature=curvature, samples=samples, grad_scaler=grad_scaler, check=check
+        )
 
     @property
     def session(self) -> Session:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from host_client.curvature import Kind, UnsupportedCriterion, UnsupportedLayer
+from host_client.curvature import (
+    Criteria,
+    Gradients,
+    GradScaler,
+    Kind,
+    UnsupportedCriterion,
+    UnsupportedLayer,
+    check_processes,
+)
 from host_client.curvature.hooks import WeakHook
 from host_client.optimizers.replay import RandomState, replay
 from host_client.optimizers.solvers.kronecker import Kronecker
@@ -20,13 +27,16 @@ from host_client.optimizers.solvers.kronecker_factors import LAYERS, Batch, kron
 LOSSES = (nn.CrossEntropyLoss, nn.MSELoss, nn.BCEWithLogitsLoss)
 
 
-def check_kronecker(model: nn.Module, criterion: nn.Module, parameters: Sequence[tuple[str, nn.Parameter]]) -> None:
+def check_kronecker(model: nn.Module, criterion: Criteria, parameters: Sequence[tuple[str, nn.Parameter]]) -> nn.Module:
     """Refuse what the library has no factors for: other layers than linear ones and 2-d convolutions, or other losses.
 
     Args:
         model: whose layers are called as modules, each parameter used by one.
         criterion: called on the model's output itself.
         parameters: the trained ones that K-FAC is for, with their paths.
+
+    Returns:
+        The criterion.
 
     Raises:
         UnsupportedLayer: naming the parameter and the way out.
@@ -59,6 +69,7 @@ def check_kronecker(model: nn.Module, criterion: nn.Module, parameters: Sequence
             )
     if getattr(criterion, "label_smoothing", 0.0):
         raise UnsupportedCriterion("label_smoothing", f"is {criterion.label_smoothing}; K-FAC here is known for 0")
+    return criterion
 
 
 class KroneckerCapture:
@@ -71,6 +82,7 @@ class KroneckerCapture:
         model, criterion: see `check_kronecker`.
         parameters: the trained ones that F is of, with their paths.
         kind, draws: see `kronecker`.
+        grad_scaler: the scaler that multiplies the losses, if any.
 
     Attributes:
         paused: while true, forward passes are not recorded.
@@ -83,48 +95,55 @@ class KroneckerCapture:
     def __init__(
         self,
         model: nn.Module,
-        criterion: nn.Module,
+        criterion: Criteria,
         parameters: Sequence[tuple[str, nn.Parameter]],
         *,
         kind: Kind,
         draws: int = 1,
+        grad_scaler: GradScaler | None = None,
     ) -> None:
-        check_kronecker(model, criterion, parameters)
+        check_processes()
+        criterion = check_kronecker(model, criterion, parameters)
         library()
         self.paused = False
         self._model, self._criterion, self._kind, self._draws = model, criterion, kind, draws
         self._parameters = [parameter for _, parameter in parameters]
         self._before: RandomState | None = None
         self._pass: tuple[RandomState, Tensor, weakref.ref[Tensor]] | None = None
-        self._differentiated: list[Batch] = []
+        self._gradients = Gradients(self._parameters, grad_scaler)
         handles = [
             model.register_forward_pre_hook(WeakHook(self._begin), with_kwargs=True),
             model.register_forward_hook(WeakHook(self._finish), with_kwargs=True),
             criterion.register_forward_hook(WeakHook(self._criterion_called), with_kwargs=True),
         ]
-        self._remove_hooks = weakref.finalize(self, _remove, handles)
+        self._remove_hooks = weakref.finalize(self, _remove, handles, self._gradients)
 
     def operator_of_gradients(self) -> Kronecker:
         """F of the batches whose losses have been differentiated; of several, over all their samples.
 
         Raises:
-            RuntimeError: when there is none.
+            RuntimeError: when there is none, or when the losses do not add up to that of all samples.
             UnsupportedLayer, UnsupportedCriterion: see `kronecker`.
+            UnsupportedProcessGroup: when several processes train together.
         """
-        if not self._differentiated:
+        check_processes()
+        held = self._gradients.held()
+        if not held:
             raise RuntimeError(
                 "no backward pass through a loss since the last step: call the model in training mode, the criterion "
                 "that the optimizer was given on its output, and loss.backward(), before step()"
             )
+        batches: list[Batch] = [one.curvature for one in held]
+        self._check_weights(self._gradients.weights(held), batches)
         seed = int(torch.randint(2**31, ())) if self._kind == "mc" else 0
         paused, self.paused = self.paused, True
         try:
-            with replay(self._model, self._differentiated[0].random):
+            with replay(self._model, batches[0].random):
                 return kronecker(
                     self._model,
                     self._criterion,
                     self._parameters,
-                    self._differentiated,
+                    batches,
                     kind=self._kind,
                     draws=self._draws,
                     seed=seed,
@@ -133,15 +152,25 @@ class KroneckerCapture:
         finally:
             self.paused = paused
 
+    def _check_weights(self, weights: Sequence[float], batches: Sequence[Batch]) -> None:
+        """Refuse factors with which losses are not the mean, or the sum, over all samples."""
+        sizes = [len(batch.inputs) for batch in batches]
+        mean = self._criterion.reduction == "mean"
+        expected = [size / sum(sizes) if mean else 1.0 for size in sizes]
+        if any(abs(w - e) > 1e-3 * e for w, e in zip(weights, expected, strict=True)):
+            raise RuntimeError(
+                f"losses of {sizes} samples were differentiated with the factors {weights}, and K-FAC here has the "
+                f"curvature of all samples together, for which they must be {expected}"
+            )
+
     def forget_gradients(self) -> None:
         """Start over: the parameters' gradients have been used, or set to zero."""
-        self._differentiated.clear()
+        self._gradients.forget()
 
     def close(self) -> None:
         """Remove the hooks and let go of the batches."""
         self._remove_hooks()
         self._before = self._pass = None
-        self._differentiated.clear()
 
     def _counts(self) -> bool:
         return self._model.training and torch.is_grad_enabled() and not self.paused
@@ -173,13 +202,10 @@ class KroneckerCapture:
         if z.dim() < 2:
             raise UnsupportedCriterion("", f"was called on outputs of shape {tuple(z.shape)}; K-FAC needs (b, d)")
         batch = Batch(inputs, args[1] if len(args) > 1 else kwargs["target"], random)
-        loss.register_hook(partial(_note, self._differentiated, batch))
+        self._gradients.follow(loss, batch)
 
 
-def _note(differentiated: list[Batch], batch: Batch, factor: Tensor) -> None:
-    differentiated.append(batch)
-
-
-def _remove(handles: Sequence[RemovableHandle]) -> None:
+def _remove(handles: Sequence[RemovableHandle], gradients: Gradients) -> None:
     for handle in handles:
         handle.remove()
+    gradients.close()

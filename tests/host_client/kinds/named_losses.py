@@ -1,8 +1,8 @@
 """Torch's losses: as a module, as a function, and with the curvature that is right for them.
 
 Right is the Hessian of the loss in the criterion's input where that is positive semi-definite and tells something. For
-a log-likelihood of which it is not (log-probabilities, probabilities, a variance), right is the Fisher matrix, which
-for softmax and sigmoid is the Hessian in the logits.
+a log-likelihood of which it is not (log-probabilities, a variance), right is the Fisher matrix, which for a softmax is
+the Hessian in the logits.
 """
 
 from __future__ import annotations
@@ -76,6 +76,12 @@ def _derived(loss: Loss, given: Callable[[Tensor], Tensor], smooth: Callable[[Te
     return Loss(loss.module, loss.function, loss.recognised, loss.targets, loss.elements, loss.divisor, given, smooth)
 
 
+def _quadratic(p: Tensor, t: Tensor) -> Tensor:
+    """A function with the Hessian of the binary cross-entropy in the probabilities p, where they are."""
+    here = p.detach()
+    return (0.5 * (t / here**2 + (1 - t) / (1 - here) ** 2) * (p - here) ** 2).mean()
+
+
 PLAIN: dict[str, Loss] = {
     "cross entropy": _loss(nn.CrossEntropyLoss(), F.cross_entropy, LABELS, SAMPLES),
     "cross entropy, ignored": _loss(nn.CrossEntropyLoss(), F.cross_entropy, HOLES, 4),
@@ -111,7 +117,7 @@ NEW: dict[str, Loss] = {
     "binary cross entropy": _derived(
         _loss(nn.BCELoss(), F.binary_cross_entropy, BITS, ALL),
         lambda z: z.sigmoid(),
-        F.binary_cross_entropy_with_logits,
+        lambda z, t: _quadratic(z.sigmoid(), t),
     ),
     "Poisson": _loss(nn.PoissonNLLLoss(), F.poisson_nll_loss, COUNTS, ALL),
     "Kullback-Leibler": _derived(
