@@ -30,6 +30,7 @@ def _gradient(model: nn.Module) -> Tensor:
 def test_a_step_that_the_scaler_skips_leaves_device_momentum_and_count_alone(
     problem: Problem, session: Session, ahead: Ahead
 ) -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1000)
     optimizer = TNGD(
         problem.model,
         problem.criterion,
@@ -38,11 +39,11 @@ def test_a_step_that_the_scaler_skips_leaves_device_momentum_and_count_alone(
         lr=0.3,
         analog_time=2.0,
         momentum=0.9,
+        grad_scaler=scaler,
     )
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1000)
 
-    def iteration() -> None:
-        scaler.scale(8 * problem.loss()).backward()
+    def iteration(times: int = 1) -> None:
+        scaler.scale(times * problem.loss()).backward()
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
@@ -50,8 +51,8 @@ def test_a_step_that_the_scaler_skips_leaves_device_momentum_and_count_alone(
     iteration()
     parameters, state, last = flat(problem.model), copy.deepcopy(optimizer.state_dict()), optimizer.last_reading
     time = session.read().time
-    scaler.update(2.0**127)  # 8 · 2¹²⁷ is infinite in float32
-    iteration()
+    scaler.update(2.0**127)
+    iteration(8)  # 8 · 2¹²⁷ is infinite in float32
     assert scaler.get_scale() == 2.0**126  # it was skipped
     torch.testing.assert_close(flat(problem.model), parameters, rtol=0, atol=0)
     torch.testing.assert_close(optimizer.state_dict()["state"], state["state"], rtol=0, atol=0)
@@ -88,8 +89,8 @@ def test_of_gradients_that_are_added_up_and_dropped_nothing_stays_behind(
 
 def test_a_scaled_loop_with_clipping_is_the_plain_one(problem: Problem) -> None:
     other = copy.deepcopy(problem)
-    plain, scaled = _optimizer(problem), _optimizer(other)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+    plain, scaled = _optimizer(problem), _optimizer(other, grad_scaler=scaler)
     for _ in range(3):
         problem.loss().backward()
         nn.utils.clip_grad_norm_(problem.model.parameters(), 0.05)
@@ -106,12 +107,14 @@ def test_a_scaled_loop_with_clipping_is_the_plain_one(problem: Problem) -> None:
 
 
 def test_a_scaler_before_a_preconditioned_optimizer_skips_both(problem: Problem) -> None:
-    preconditioner = _optimizer(problem)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    preconditioner = _optimizer(problem, grad_scaler=scaler)
     sgd = torch.optim.SGD(problem.model.parameters(), lr=0.1)
     sgd.register_step_pre_hook(lambda *_: preconditioner.precondition())
     before = flat(problem.model)
     for scale, steps in ((2.0**127, 0), (2.0**8, 1)):
-        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        if steps:
+            scaler.update(scale)
         scaler.scale(8 * problem.loss()).backward()
         scaler.step(sgd)
         sgd.zero_grad()
