@@ -187,3 +187,19 @@ class Squared(torch.autograd.Function):
 def scaled(model: Function, x: Tensor) -> Tensor:
     """A scale, a bias, and a scalar scale of logits."""
     return (F.softplus(model.body(x)) * model.scale + model.bias) * model.temperature.exp()  # type: ignore[operator]
+
+
+class ConstantStatistics(nn.Module):
+    """A batch norm whose statistics are those of the batch, but constants to autograd."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised, scaled and shifted by hand."""
+        over = [d for d in range(x.dim()) if d != 1]
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        mean, variance = x.detach().mean(over).view(shape), x.detach().var(over, unbiased=False).view(shape)
+        normal = (x - mean) / (variance + self.eps).sqrt()
+        return normal if self.weight is None else normal * self.weight.view(shape) + self.bias.view(shape)

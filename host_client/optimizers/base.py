@@ -15,6 +15,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from host_client.curvature import Capture, Check, Criteria, GradScaler, Kind, trained_parameters
 from host_client.optimizers.change import Change
+from host_client.optimizers.descent import descend
 from host_client.optimizers.diverged import Diverged, check_finite
 from host_client.optimizers.groups import check_fits, check_frozen, make_groups, shapes_of
 from host_client.optimizers.levenberg_marquardt import LevenbergMarquardt
@@ -22,13 +23,12 @@ from host_client.optimizers.line_search import LineSearch
 from host_client.optimizers.options import Curvature
 from host_client.optimizers.ranges import COMMON, Ranges, at_least_one, check_one_momentum, check_together
 from host_client.optimizers.replay import Reevaluation, number
-from host_client.optimizers.rules import update
 from host_client.optimizers.saved import restored_operator, saved_operator
 from host_client.optimizers.schedules import Scheduled, Schedules
 from host_client.optimizers.spring import keep_direction, spring_drive
 from host_client.optimizers.trial import Trial, check_closure
-from host_client.optimizers.trust_region import scale
-from host_client.optimizers.vectors import dense_gradient, gradient_of, parts_of, rates_of, vector_of
+from host_client.optimizers.trust_region import TrustRegion
+from host_client.optimizers.vectors import dense_gradient, gradient_of, parts_of, rates_of
 from spu_link.errors import InvalidProgram
 from spu_link.operators import Operator
 from spu_link.values import all_finite
@@ -71,8 +71,9 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
             their forward passes are not captured.
         grad_scaler: the scaler of the losses, if the gradients of several backward passes are added up under one.
         trust_region: δ > 0: the whole update Δ of the parameters with a natural gradient, momentum and weight decay
-            included, is shortened to ½ Δᵀ(F + λI)Δ ≤ δ where it is longer, see `scale`, and the momentum with it; None
-            for no bound. Not with betas: Adam's rule does not step along g̃.
+            included, is shortened to ½ Δᵀ(F + λI)Δ ≤ δ where it is longer, and to the minimum of the quadratic model
+            along it, see `TrustRegion`, and the momentum with it; None for no bound. Not
+            with betas: Adam's rule does not step along g̃.
         adapt_damping: how λ follows the success of the quadratic model, from `damping` on; None for not at all. Each
             step then needs a closure, which with the same random numbers has to give the same loss.
         spring: μ in [0, 1), the momentum of SPRING (arXiv 2401.10190): g̃ₖ solves (F + λI) g̃ₖ = ∇ℓ + λ μ g̃ₖ₋₁. Only the
@@ -283,7 +284,10 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
             directions = self._solve()
             change = Change([*self._used(), *plain], self.state)
             try:
-                self._move(change, directions, plain)
+                with self._trust_region() as region:
+                    parts = [self._parts(direction) for direction in directions]
+                    shortened = descend(self.param_groups, parts, plain, self.state, change, region)
+                self.counts["trust region"] += shortened
                 fraction = 1.0 if again is None else self._judge(change, again, number(loss))
             except BaseException:
                 change.undo()
@@ -312,8 +316,11 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         with self._attempt():
             direction = self._solve()[-1]
             rates = rates_of(self.param_groups, [parameter for _, parameter in self._parameters])
-            bounded = direction * self._fraction_within(direction * rates.to(direction))
-        for parameter, part in self._parts(bounded).items():
+            change = self._parts(direction * -rates.to(direction))
+            with self._trust_region() as region:
+                fraction = 1.0 if region is None else region.fraction(change, change)
+            self.counts["trust region"] += fraction < 1.0
+        for parameter, part in self._parts(direction * fraction).items():
             parameter.grad = part if parameter.grad.is_sparse else parameter.grad.copy_(part)  # type: ignore[union-attr]
         self._taken(direction)
 
@@ -390,35 +397,17 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         if not all_finite(self._operator.curvature(torch.ones_like(gradient))):
             raise Diverged(self.steps + 1, "curvature") from error
 
-    def _move(self, change: Change, directions: Sequence[Tensor], plain: Mapping[Tensor, Tensor]) -> None:
-        """Update the parameters along the directions, within the trust region, and those left to Adam."""
-        natural = [group for group in self.param_groups if not group["adam"]]
-        for direction in directions:
-            parts = self._parts(direction)
-            for group in natural:
-                update(group, parts, self.state)
-        if self.hyperparameters["trust_region"] is not None:
-            difference = change.difference()
-            fraction = self._fraction_within(vector_of(difference, [p for _, p in self._parameters]))
-            if fraction < 1.0:
-                change.shorten(difference, fraction)
-                change.shorten_momentum(fraction)
-        for group in self.param_groups:
-            if group["adam"]:
-                update(group, plain, self.state)
-
-    def _fraction_within(self, change: Tensor) -> float:
-        """Return the part of a change, shape (N,), that is within the trust region."""
-        radius = self.hyperparameters["trust_region"]
-        if radius is None:
-            return 1.0
-        assert self._operator is not None
+    @contextmanager
+    def _trust_region(self) -> Iterator[TrustRegion | None]:
+        """Give the bound on an update, if there is one; an update that it cannot bound has diverged."""
+        group, region = self.hyperparameters, None
+        if group["trust_region"] is not None:
+            assert self._operator is not None
+            region = TrustRegion(self._operator, self._parameters, group["damping"], group["trust_region"])
         try:
-            fraction = scale(self._operator, change, self.hyperparameters["damping"], radius)
+            yield region
         except FloatingPointError as error:
             raise Diverged(self.steps + 1, "length of the update") from error
-        self.counts["trust region"] += fraction < 1.0
-        return fraction
 
     def _reevaluation(self, closure: Callable[[], float] | None) -> Reevaluation | None:
         """Return what evaluates the loss after this step, if anything asks for it."""

@@ -16,7 +16,7 @@ RULE_STATE = frozenset({"momentum_buffer", "step", "exp_avg", "exp_avg_sq"})
 """The names of what the rules here keep."""
 
 
-def update(group: Mapping[str, Any], directions: Mapping[Tensor, Tensor], state: State) -> None:
+def update(group: Mapping[str, Any], directions: Mapping[Tensor, Tensor], state: State) -> dict[Tensor, Tensor]:
     """Change the parameters of one group, with decoupled weight decay: first θ ← θ − η·wd·θ.
 
     A group with ``betas`` then has Adam's rule (arXiv 1412.6980), with the direction in the place of the gradient;
@@ -27,24 +27,29 @@ def update(group: Mapping[str, Any], directions: Mapping[Tensor, Tensor], state:
         group: a parameter group; its parameters without a direction stay as they are.
         directions: g̃ of each parameter, in its shape; left as they are.
         state: momentum and moments; changed.
+
+    Returns:
+        What each parameter was moved along by the rule of SGD, u or g̃; it may change with the next update. Empty for
+        Adam's rule.
     """
     parameters = [p for p in group["params"] if p in directions]
     if not parameters:
-        return
+        return {}
     along = [directions[p] for p in parameters]
     if "betas" in group:
         _adam(group, parameters, along, state)
-    else:
-        _sgd(group, parameters, along, state)
+        return {}
+    return dict(zip(parameters, _sgd(group, parameters, along, state), strict=True))
 
 
-def _sgd(group: Mapping[str, Any], parameters: list[Tensor], along: list[Tensor], state: State) -> None:
+def _sgd(group: Mapping[str, Any], parameters: list[Tensor], along: list[Tensor], state: State) -> list[Tensor]:
     lr, momentum, decay = float(group["lr"]), group["momentum"], group["weight_decay"]
     if momentum:
         along = _averaged(parameters, along, momentum, state)
     if decay:
         torch._foreach_mul_(parameters, 1.0 - lr * decay)
     torch._foreach_add_(parameters, along, alpha=-lr)
+    return along
 
 
 def _averaged(parameters: list[Tensor], along: list[Tensor], momentum: float, state: State) -> list[Tensor]:

@@ -28,7 +28,7 @@ class Case:
         targets: draws them for given outputs.
         unlike: oracles that do not cover the case: "curvlinops", where torch lacks forward derivatives, has wrong ones
             (padded embeddings), or where each pass is another.
-        fallback: whether some function that takes a parameter has no rule, which is announced.
+        fallback: whether some parameter's rows cost a backward pass for each column and sample, which is announced.
         tolerance: relative error of the curvature in float64; more where the network itself computes in float32.
     """
 

@@ -136,6 +136,7 @@ FALLBACK = [
         ),
         (5,),
         unlike=("curvlinops",),
+        fallback=True,
     ),
     Case(
         "function of one's own of the only parameter",
@@ -144,8 +145,8 @@ FALLBACK = [
         unlike=("curvlinops",),
         fallback=True,
     ),
-    Case("lstm cell", lambda: Cells(nn.LSTMCell), (2, 3), fallback=True),
-    Case("gru cell", lambda: Cells(nn.GRUCell), (2, 3), fallback=True),
+    Case("lstm cell", lambda: Cells(nn.LSTMCell), (2, 3)),
+    Case("gru cell", lambda: Cells(nn.GRUCell), (2, 3)),
     Case(
         "einsum",
         made_of(w=lambda: parameter(4, 2, 3), head=lambda: nn.Linear(3, 3))(
@@ -191,7 +192,6 @@ FALLBACK = [
             lambda m, x: m.head(m.body(x)[0][:, -1])
         ),
         (2, 3),
-        fallback=True,
     ),
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
 from host_client.curvature.axis import Axis
@@ -100,12 +101,17 @@ class Joined(Rule):
         return self._stretches(call, axis, dim)
 
     def _stretches(self, call: Call, axis: Axis, dim: int) -> Axes | None:
-        extents = [None if place is None else call.argument(i)[dim] for i, place in enumerate(call.edges)]
-        if axis.inner * axis.count != call.outputs[0][dim]:
-            each = axis.inner * axis.count  # every argument may have all samples, once or more often
-            return [axis if n is not None and n % each == 0 else None for n in extents]
-        known = _fill(extents, call.outputs[0][dim])
-        if known is None or any(n % axis.inner for n in known):
+        known = _fill(
+            [None if place is None else call.argument(i)[dim] for i, place in enumerate(call.edges)],
+            call.outputs[0][dim],
+        )
+        if known is None:
+            return None
+        each = axis.inner * axis.count
+        if each != call.outputs[0][dim]:  # every argument may have all samples, once or more often
+            ends = accumulate(known)
+            return [axis if n % each == 0 and end % each == 0 else None for n, end in zip(known, ends, strict=True)]
+        if any(n % axis.inner for n in known):
             return None
         start, found = axis.start, []
         for extent in known:

@@ -116,7 +116,7 @@ def test_training_under_autocast_brings_the_loss_down(session: Session) -> None:
 def test_a_scaler_of_gradients_changes_nothing(session: Session, unscale: bool) -> None:
     scaled, plain = named("mlp").problem(torch.float32), named("mlp").problem(torch.float32)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    optimizer = _optimizer(scaled, session, start="drive")
+    optimizer = _optimizer(scaled, session, start="drive", grad_scaler=scaler)
     for _ in range(4):
         scaler.scale(scaled.loss()).backward()
         if unscale:
@@ -137,14 +137,14 @@ def test_a_scaler_of_gradients_changes_nothing(session: Session, unscale: bool) 
 def test_a_step_that_the_scaler_skips_does_not_reach_the_device() -> None:
     problem = named("mlp").problem(torch.float32)
     recorder = Recorder()
-    optimizer = _optimizer(problem, recorder)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    optimizer = _optimizer(problem, recorder, grad_scaler=scaler)
     before = _flat(problem)
     scaler.scale(problem.loss()).backward()
     problem.trained[0].grad.fill_(torch.inf)  # type: ignore[union-attr]
     scaler.step(optimizer)
     scaler.update()
-    assert scaler.get_scale() == 2.0**3
+    assert scaler.get_scale() == 2.0**9
     assert recorder.asked == []
     torch.testing.assert_close(_flat(problem), before, rtol=0, atol=0)
     optimizer.zero_grad()

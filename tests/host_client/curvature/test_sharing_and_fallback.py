@@ -87,19 +87,35 @@ def test_uses_are_summed(function: Callable[[Model, Tensor], Tensor], kinds: lis
     assert [type(block) for block in capture.operator.layers] == kinds
 
 
-def test_a_function_without_a_rule_is_announced_once_with_its_cost() -> None:
-    model = Model(lambda m, x: F.linear(F.linear(x, m.w) * m.s.exp(), m.v))
+@pytest.mark.parametrize(
+    ("function", "layer", "through"),
+    [
+        (lambda m, x: F.linear(F.linear(x, m.w) * m.s.exp(), m.v), "s", "Mul"),
+        (lambda m, x: F.linear(F.linear(x, m.w) + F.linear(x, Double.apply(m.w)) * m.s, m.v), "w", "Mm"),
+        (lambda m, x: F.linear(Double.apply(F.linear(x, m.w)), m.v), "w", "DoubleBackward"),
+    ],
+    ids=["function of a parameter", "function of one's own of a parameter", "function of one's own of activations"],
+)
+def test_rows_at_a_higher_cost_are_announced_once_with_the_function_and_a_way_out(
+    function: Callable[[Model, Tensor], Tensor], layer: str, through: str
+) -> None:
+    model = Model(function)
     capture = Capture(model, nn.CrossEntropyLoss())
-    with pytest.warns(CurvatureFallback, match="'s' is used by exp, .* 2 columns and 4 samples"):
+    said = rf"^'{layer}': samples are not followed through {through}, .* each column and sample .* freeze it or .* Adam"
+    with pytest.warns(CurvatureFallback, match=said) as warned:
         capture.criterion(model(X), TARGETS)
-    capture.criterion(model(X), TARGETS)
+    assert len(warned) == 1
+    assert warned[0].filename == __file__
+    capture.criterion(model(X), TARGETS)  # without another warning, which would be an error
 
 
-def test_a_function_that_torch_does_not_dispatch_is_noticed_in_the_graph() -> None:
-    model = Model(lambda m, x: F.linear(F.linear(x, m.w) + F.linear(x, Double.apply(m.w)) * m.s, m.v))
+def test_one_warning_for_all_parameters_of_a_layer() -> None:
+    model = Model(lambda m, x: F.linear(Double.apply(m.body(x)), m.v))  # type: ignore[operator]
+    model.body = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 6)).double()
     capture = Capture(model, nn.CrossEntropyLoss())
-    with pytest.warns(CurvatureFallback, match="'w' is used by a function that torch does not dispatch"):
+    with pytest.warns(CurvatureFallback) as warned:
         capture.criterion(model(X), TARGETS)
+    assert sorted(str(one.message).split("'")[1] for one in warned) == ["body.0", "body.1"]
 
 
 def test_rows_by_autograd_come_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

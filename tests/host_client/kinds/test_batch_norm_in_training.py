@@ -15,22 +15,7 @@ from host_client import NGDWoodbury
 from host_client import curvature as package
 from host_client.curvature import Capture
 from tests.host_client.kinds.reference import assert_same, captured, classes, double, empirical, gauss_newton
-
-
-class Constant(nn.Module):
-    """A batch norm whose statistics are those of the batch, but constants to autograd."""
-
-    def __init__(self, norm: nn.Module) -> None:
-        super().__init__()
-        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalised, scaled and shifted by hand."""
-        over = [d for d in range(x.dim()) if d != 1]
-        shape = [1, -1] + [1] * (x.dim() - 2)
-        mean, variance = x.detach().mean(over).view(shape), x.detach().var(over, unbiased=False).view(shape)
-        normal = (x - mean) / (variance + self.eps).sqrt()
-        return normal if self.weight is None else normal * self.weight.view(shape) + self.bias.view(shape)
+from tests.networks import ConstantStatistics
 
 
 def _constant(model: nn.Module) -> nn.Module:
@@ -39,7 +24,7 @@ def _constant(model: nn.Module) -> nn.Module:
     for module in list(twin.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d)):
-                setattr(module, name, Constant(child))
+                setattr(module, name, ConstantStatistics(child))
     return twin
 
 

@@ -1,5 +1,6 @@
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -185,3 +186,29 @@ def test_a_step_that_it_cannot_bound_leaves_parameters_and_momentum_alone(softma
     optimizer.hyperparameters["lr"] = 1.0
     optimizer.step()
     assert not torch.equal(flat(softmax.model), before)
+
+
+def test_momentum_that_points_uphill_is_dropped(softmax: Problem) -> None:
+    optimizer = NGDWoodbury(softmax.model, softmax.criterion, lr=0.1, damping=1e-2, momentum=0.9, trust_region=1e3)
+    train(softmax, optimizer, 1)
+    for parameter in softmax.model.parameters():
+        optimizer.state[parameter]["momentum_buffer"].mul_(-50.0)
+    before = flat(softmax.model)
+    train(softmax, optimizer, 1)
+    assert torch.equal(flat(softmax.model), before)
+    assert all(not optimizer.state[p]["momentum_buffer"].any() for p in softmax.model.parameters())
+    other = copy.deepcopy(softmax)
+    train(softmax, optimizer, 1)
+    train(other, NGDWoodbury(other.model, other.criterion, lr=0.1, damping=1e-2), 1)
+    torch.testing.assert_close(flat(softmax.model), flat(other.model))
+
+
+def test_weight_decay_goes_on_where_the_gradient_is_zero() -> None:
+    model = nn.Linear(2, 1, bias=False).double()
+    options: Any = {"damping": 0.1, "weight_decay": 0.5, "trust_region": 1e3, "momentum": 0.9}
+    rows = Rows(torch.eye(2, dtype=torch.float64))
+    optimizer = NGDWoodbury(model, nn.MSELoss(), lr=0.1, curvature=lambda: rows, **options)
+    before = flat(model)
+    model.weight.grad = torch.zeros(1, 2, dtype=torch.float64)
+    optimizer.step()
+    torch.testing.assert_close(flat(model), 0.95 * before)

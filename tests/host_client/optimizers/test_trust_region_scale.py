@@ -5,9 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from host_client.optimizers.trust_region import quadratic, scale
-from spu_link.operators import Dense, Rows
+from host_client.optimizers.trust_region import damped_square, fraction_to_minimum, fraction_within, quadratic
+from spu_link.operators import Dense, Operator, Rows
 from tests.profiles import examples
+
+
+def scale(operator: Operator, change: torch.Tensor, damping: float, radius: float) -> float:
+    return fraction_within(damped_square(operator, damping, change), radius)
 
 
 @given(
@@ -47,3 +51,16 @@ def test_a_change_that_no_factor_can_save_is_refused(value: float) -> None:
 def test_the_quadratic_form_is_that_of_the_curvature() -> None:
     rows, v = torch.randn(4, 6, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
     assert quadratic(Rows(rows), v) == pytest.approx(float(v @ rows.T @ rows @ v))
+
+
+@pytest.mark.parametrize("lr", [0.3, 1.0, 4.0])
+def test_a_step_along_the_solution_ends_at_the_minimum_of_the_model_at_most(lr: float) -> None:
+    rows, gradient = torch.randn(4, 6, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
+    change = -lr * torch.linalg.solve(rows.T @ rows + 0.1 * torch.eye(6, dtype=torch.float64), gradient)
+    fraction = fraction_to_minimum(damped_square(Rows(rows), 0.1, change), -float(gradient @ change))
+    assert fraction == pytest.approx(min(1.0, 1 / lr))
+
+
+def test_a_change_uphill_is_not_made_and_none_at_all_is_left_alone() -> None:
+    assert fraction_to_minimum(2.0, -1.0) == 0.0
+    assert fraction_to_minimum(0.0, 0.0) == 1.0
