@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test explore lint format protos bench performance compose-test clean
+.PHONY: help install demo test explore lint format protos pages bench performance compose-test clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ format: install  ## Format the code
 
 protos: install  ## Regenerate the stubs beside their sources
 	$(BIN)/python tools/generate_stubs.py
+
+pages: install  ## Render the tables of docs/curvature.md from the code
+	$(BIN)/python tools/curvature_page.py
 
 bench: install  ## Run all benchmarks; ratios go to results/bench (about 15 minutes on 2 cores)
 	@failed=; for name in $$($(BIN)/tngd bench list); do \

@@ -10,6 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from host_client.blocking import Session, Spu, connect
+    from host_client.curvature import (
+        CurvatureApproximation,
+        CurvatureFallback,
+        CurvatureMismatch,
+        CurvatureTooLarge,
+        PerSampleLoss,
+        UnsupportedCriterion,
+        UnsupportedLayer,
+        UnsupportedProcessGroup,
+    )
     from host_client.optimizers import (
         KFAC,
         NGD,
@@ -27,19 +37,44 @@ __all__ = [
     "NGD",
     "NGDCG",
     "TNGD",
+    "CurvatureApproximation",
+    "CurvatureFallback",
+    "CurvatureMismatch",
+    "CurvatureTooLarge",
     "Diverged",
     "LevenbergMarquardt",
     "LineSearch",
     "NGDWoodbury",
+    "PerSampleLoss",
     "Session",
     "Spu",
+    "UnsupportedCriterion",
+    "UnsupportedLayer",
+    "UnsupportedProcessGroup",
     "connect",
     "make_optimizer",
 ]
+
+_HOMES = {
+    **dict.fromkeys(("Session", "Spu", "connect"), "host_client.blocking"),
+    **dict.fromkeys(
+        (
+            "CurvatureApproximation",
+            "CurvatureFallback",
+            "CurvatureMismatch",
+            "CurvatureTooLarge",
+            "PerSampleLoss",
+            "UnsupportedCriterion",
+            "UnsupportedLayer",
+            "UnsupportedProcessGroup",
+        ),
+        "host_client.curvature",
+    ),
+}
+"""Modules of the names that are not in `host_client.optimizers`."""
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "host_client.blocking" if name in ("Session", "Spu", "connect") else "host_client.optimizers"
-    return getattr(import_module(home), name)
+    return getattr(import_module(_HOMES.get(name, "host_client.optimizers")), name)

@@ -1,4 +1,4 @@
-"""How much memory there is to be had, as the operating system and the accelerator tell."""
+"""The memory that can be allocated, as the operating system and the accelerator report it."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import psutil
 import torch
 
 CGROUP = Path("/sys/fs/cgroup")
-"""Where a container sees the limit that its control group sets (version 2)."""
+"""The folder with the memory limit of a container's control group (version 2)."""
 
 
 def available_memory() -> int:
-    """Bytes that this process can take without swapping: what the machine has left, or the container."""
+    """Return the bytes that this process can allocate without swapping, on this machine or in this container."""
     machine: int = psutil.virtual_memory().available
     container = _container()
     return machine if container is None else max(0, min(machine, container))
 
 
 def available_on(place: torch.device) -> int:
-    """Bytes that tensors at `place` can take: there, what is free and what torch's cache holds unused."""
+    """Return the bytes that tensors at `place` can take: on an accelerator, free memory and unused cache of torch."""
     if place.type != "cuda":
         return available_memory()
     free, _ = torch.cuda.mem_get_info(place)

@@ -1,4 +1,4 @@
-"""Where in a tensor the samples of a batch lie."""
+"""The position of the samples of a batch in a tensor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WHOLE = -1
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """Where in a tensor the samples lie: along one dimension, of extent outer · count · inner.
+    """The position of the samples in a tensor: along one dimension, of extent outer · count · inner.
 
     The entry (o, i, j) of that dimension belongs to sample start + i.
 
@@ -33,7 +33,7 @@ class Axis:
 
     @property
     def single(self) -> bool:
-        """Whether there is one sample only."""
+        """Return whether there is one sample only."""
         return self.count == 1
 
     def at(self, dim: int) -> Axis:

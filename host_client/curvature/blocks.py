@@ -1,4 +1,4 @@
-"""How the Jacobian rows of the parameters are held: as factors or in full, whichever has fewer bytes."""
+"""Choose how the Jacobian rows of the parameters are held: as factors or in full, whichever has fewer bytes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def blocks_of(claims: Sequence[Claim], sizes: Sequence[int], batch: Batch) -> li
 
 
 def _belong_together(weight: Sequence[Claim], bias: Sequence[Claim], sizes: tuple[int, int]) -> bool:
-    """Whether two parameters of these sizes are used as a weight and its bias, everywhere and as a whole."""
+    """Return whether two parameters of these sizes are used as a weight and its bias, everywhere and as a whole."""
     return len(weight) == len(bias) and all(
         w.call is b.call and (w.role, b.role) == ("weight", "bias") and w.whole(sizes[0]) and b.whole(sizes[1])
         for w, b in zip(weight, bias, strict=True)

@@ -143,7 +143,7 @@ class Capture:
         """
         if self._operator is None:
             raise RuntimeError(
-                "no training forward pass with a loss has been captured: with the model in training mode "
+                "no training forward pass with a loss has been captured; with the model in training mode "
                 "(model.train()) and gradients enabled, call the criterion that the optimizer was given on what the "
                 "model has computed, after the optimizer has been made"
             )
@@ -163,7 +163,7 @@ class Capture:
         if not held:
             self.operator  # noqa: B018 - raises if there was no loss either
             raise RuntimeError(
-                "no backward pass through a captured loss since the last step: call loss.backward() before step(), "
+                "no backward pass through a captured loss since the last step; call loss.backward() before step(), "
                 "with a loss of the criterion that the optimizer was given"
             )
         weights = self._gradients.weights(held)

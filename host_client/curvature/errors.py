@@ -1,4 +1,8 @@
-"""What the curvature capture cannot do, said before it would be done wrongly."""
+"""Errors and warnings of the curvature capture.
+
+A message states the reason, then after the last semicolon the remedy. `tools/curvature_page.py` makes the tables of
+docs/curvature.md from the messages at the places where they are raised.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class UnsupportedLayer(ValueError):
-    """A layer, or the way it is used, that no exact Jacobian rows are known for here.
+    """A layer, or a use of it, whose Jacobian rows are not known.
 
     Attributes:
         path: dotted path of the layer in the model; empty for the model itself.
@@ -21,7 +25,7 @@ class UnsupportedLayer(ValueError):
 
 
 class UnsupportedCriterion(ValueError):
-    """A loss, or an option of it, whose curvature is not known here.
+    """A loss, or an option of it, whose curvature is not known.
 
     Attributes:
         field: the option, for instance ``"label_smoothing"``.
@@ -33,7 +37,7 @@ class UnsupportedCriterion(ValueError):
 
 
 class UnsupportedProcessGroup(RuntimeError):
-    """Several processes train one model: gradients are averaged over them, and the curvature is not.
+    """A model that several processes train: gradients are averaged over them, and the curvature is not.
 
     Attributes:
         ranks: number of processes.
@@ -49,10 +53,12 @@ class UnsupportedProcessGroup(RuntimeError):
 
 
 class CurvatureTooLarge(ValueError):
-    """A curvature that takes more memory, or more cells, than there are; nothing has been reserved for it.
+    """A curvature for which memory, or a device's cells, do not suffice; choose one of the settings in the message.
+
+    Nothing has been reserved for it. Each setting in the message has been found to fit by counting again.
 
     Attributes:
-        estimate: what it would take.
+        estimate: the bytes that it would take.
     """
 
     def __init__(self, message: str, estimate: Estimate) -> None:
@@ -73,8 +79,8 @@ class CurvatureMismatch(RuntimeError):
 
 
 class CurvatureFallback(UserWarning):
-    """A parameter is used by a function that no Jacobian rows are known for; they come at a higher cost."""
+    """A parameter whose Jacobian rows cost a backward pass for each column and sample."""
 
 
 class CurvatureApproximation(UserWarning):
-    """F leaves something out, on purpose: the message says what, and how to have it exact."""
+    """An F that is approximate on purpose; the message names what is left out."""

@@ -44,7 +44,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Batch:
-    """What all blocks of a pass have in common.
+    """The properties that all blocks of a pass have in common.
 
     Attributes:
         columns: c.

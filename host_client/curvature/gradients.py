@@ -1,4 +1,4 @@
-"""Which losses the parameters' gradients are those of."""
+"""The losses whose gradients the parameters hold."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCALED = 256.0
 
 
 class GradScaler(Protocol):
-    """What is asked of a `torch.amp.GradScaler`."""
+    """The part of `torch.amp.GradScaler` that is used."""
 
     def get_scale(self) -> float:
         """The factor that losses are multiplied with."""
@@ -123,7 +123,7 @@ class Gradients:
                 continue
             if one.curvature is None:
                 raise RuntimeError(
-                    "a loss from before the last step was differentiated again, and its curvature has been released: "
+                    "a loss from before the last step was differentiated again, and its curvature has been released; "
                     "compute the loss anew before backward()"
                 )
             held = Held(one.curvature, one.factor, frozenset(self._accumulated[one.run]))
@@ -150,7 +150,7 @@ class Gradients:
             )
         if self._grad_scaler is None and max(weights) >= SCALED:
             raise RuntimeError(
-                f"a loss was differentiated with a factor of {max(weights):g}, as a gradient scaler applies: make the "
+                f"a loss was differentiated with a factor of {max(weights):g}, as a gradient scaler applies; make the "
                 "optimizer with grad_scaler=, so that F has the scale of the unscaled gradients"
             )
         return weights

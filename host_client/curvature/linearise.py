@@ -137,7 +137,7 @@ class Linearise:
                 raise UnsupportedCriterion(
                     "",
                     f"was given an input of shape {tuple(loss.outputs[0].shape)}, whose samples seem to lie along "
-                    f"dimension {other[1][0].dim}, and curvature='empirical' takes those along dimension 0: transpose "
+                    f"dimension {other[1][0].dim}, and curvature='empirical' takes those along dimension 0; transpose "
                     "input and target so that samples come first",
                 )
         return best
@@ -195,7 +195,7 @@ class Linearise:
         )
 
     def _due(self, graph: Graph) -> bool:
-        """Whether the factor of this graph has to be verified."""
+        """Return whether the factor of this graph has to be verified."""
         if self._check != "first":
             return self._check == "always"
         recorded = hash(tuple((call.name, *call.outputs) for call in graph.calls))
@@ -246,8 +246,8 @@ class Linearise:
     def _mismatch(self, index: int) -> None:
         raise CurvatureMismatch(
             self._paths[index],
-            "has rows that are not those of the recorded graph: F would be wrong. A rule for one of the functions that "
-            "use it is at fault: please report the model, and until then leave the parameter to Adam by a group",
+            "has rows that are not those of the recorded graph, because a rule for one of the functions that use it is "
+            "wrong; report the model, and until then leave the parameter to Adam by a parameter group",
         )
 
     def _announce(self, way: Plan) -> None:

@@ -1,4 +1,4 @@
-"""What a curvature takes in memory, said before any of it is reserved."""
+"""Count the memory that a curvature takes before any of it is reserved."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from host_client.curvature.errors import CurvatureTooLarge
 from host_client.links.base import Capacity, Cell
 
 NOT_WORTH_ASKING = 1 << 26
-"""Bytes (64 MiB) up to which nobody is asked how much memory is left: asking costs a part of so small a step."""
+"""Bytes (64 MiB) up to which the free memory is not queried: the query would take a part of so small a step."""
 
 SHARE = 0.9
-"""Part of the free memory that a curvature may take: the rest of the program, and of the machine, goes on living."""
+"""Fraction of the free memory that a curvature may take; the rest is left to the program and the machine."""
 
 WANTED: Mapping[Cell, str] = {
     "parameter": "parameters",
     "row": "rows of the factor",
     "block parameter": "parameters of the largest block",
 }
-"""What a device has too few cells for, in words."""
+"""Name of what the cells of a device stand for."""
 
 EMBEDDINGS: Mapping[Cell, str] = {"parameter": "direct", "row": "sample", "block parameter": "block"}
 """Embeddings by what a cell is, where that can be counted before the curvature is there."""
@@ -30,7 +30,7 @@ EMBEDDINGS: Mapping[Cell, str] = {"parameter": "direct", "row": "sample", "block
 
 @dataclass(frozen=True)
 class Size:
-    """What the rows of one block take, in elements.
+    """The size of the rows of one block, in elements.
 
     Attributes:
         path: dotted path of the layer or parameter.
@@ -73,7 +73,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Demand:
-    """A curvature that somebody wants.
+    """A curvature that is to be computed.
 
     Attributes:
         sizes: its blocks.
@@ -162,14 +162,14 @@ class Demand:
 
 @dataclass(frozen=True)
 class Limits:
-    """What may be taken: bytes, and what the device can hold; None where no limit is known, or none can matter."""
+    """Limits of bytes and of the device; None where no limit is known, or none can matter."""
 
     host: int | None
     accelerator: int | None
     device: Capacity | None
 
     def exceeded(self, demand: Demand) -> list[str]:
-        """What `demand` takes too much of, in words; nothing if it fits."""
+        """Return the limits that `demand` exceeds, in words; an empty list if it fits."""
         needed = demand.estimate()
         found = []
         if self.host is not None and demand.on_host() > self.host:

@@ -1,4 +1,4 @@
-"""How the cotangents of a criterion's input come down to the parameters: packed where samples lie apart, else unpacked.
+"""The plan of a pass: where cotangents of a criterion's input go down packed, and where unpacked, to the parameters.
 
 *Packed* cotangents hold one column for all samples of a batch at once: what belongs to sample i is its own. That is
 right as long as no function mixes samples, which is followed from function to function by their `Rule`. Where samples
@@ -41,7 +41,7 @@ class Claim:
     source: Source
 
     def whole(self, size: int) -> bool:
-        """Whether it is all of a parameter of this size, as it lies in memory."""
+        """Return whether it is all of a parameter of this size, as it lies in memory."""
         return self.source.numel == size and self.source.contiguous
 
 
@@ -105,7 +105,7 @@ class Plan:
 
     @property
     def unpacked_elements(self) -> int:
-        """How many elements one unpacked cotangent has in all places together: what it costs."""
+        """Return the cost of one unpacked cotangent: its elements in all places together."""
         calls = [call for call, _ in self.below] + [spill.call for spill in self.spills if spill.operation is None]
         return sum(shape.numel() for call in calls for shape in call.outputs)
 

@@ -1,4 +1,4 @@
-"""Where the elements of a function's argument lie in a trained parameter: the parameter itself, or a view of it."""
+"""Positions of the elements of a function's argument in a trained parameter, of which it may be a view."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class Source:
 
     @cached_property
     def contiguous(self) -> bool:
-        """Whether its elements, in order, are a stretch of the flattened parameter."""
+        """Return whether its elements, in order, are a stretch of the flattened parameter."""
         return _dense(self.shape, self.stride)
 
     @property
     def transposed(self) -> bool:
-        """Whether it is a matrix whose transpose is such a stretch."""
+        """Return whether it is a matrix whose transpose is such a stretch."""
         return len(self.shape) == 2 and not self.contiguous and _dense(self.shape[::-1], self.stride[::-1])
 
     def transpose(self) -> Source:

@@ -14,7 +14,7 @@ from host_client.curvature.plan import Plan, Spill
 from host_client.curvature.rules import RULES, UNKNOWN, Rule
 
 CHUNK_BYTES = 1 << 28
-"""Most bytes (256 MiB) that unpacked cotangents and rows take in one pass."""
+"""Max bytes (256 MiB) of unpacked cotangents and rows in one pass."""
 
 Kept: TypeAlias = dict[Call, list[Tensor | None]]
 """Packed cotangents of the outputs of calls, each of shape (k, *output)."""
@@ -55,7 +55,7 @@ def carry(plan: Plan, columns: Sequence[Tensor]) -> Kept:
 
 
 def _filled(call: Call, arrived: list[Tensor | None] | None, used: Sequence[object], example: Tensor) -> list[Tensor]:
-    """What has arrived at the outputs that were used, with zeros where nothing has."""
+    """Return the cotangents of the outputs that were used, with zeros where none has arrived."""
     values = arrived or [None] * len(call.outputs)
     return [
         torch.zeros(shape, dtype=dtype, device=example.device) if value is None else value

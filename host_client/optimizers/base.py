@@ -69,7 +69,7 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         check: when F is verified against the autograd graph: ``"first"``, ``"always"`` or ``"never"``, see `Capture`.
         curvature_every: k ≥ 1: each k-th step has a new F, the first one too; the steps between use the last one, and
             their forward passes are not captured.
-        grad_scaler: the scaler of the losses, if the gradients of several backward passes are added up under one.
+        grad_scaler: the scaler that multiplies the losses; required where there is one.
         trust_region: δ > 0: the whole update Δ of the parameters with a natural gradient, momentum and weight decay
             included, is shortened to ½ Δᵀ(F + λI)Δ ≤ δ where it is longer, and to the minimum of the quadratic model
             along it, see `TrustRegion`, and the momentum with it; None for no bound. Not

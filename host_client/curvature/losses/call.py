@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 Kind: TypeAlias = Literal["exact", "mc", "empirical"]
-"""Which curvature: the exact generalised Gauss–Newton matrix, the Monte-Carlo Fisher, or the empirical Fisher."""
+"""The kind of curvature: the exact generalised Gauss–Newton matrix, the Monte-Carlo Fisher, or the empirical Fisher."""
 
 
 def check_kind(kind: str) -> None:

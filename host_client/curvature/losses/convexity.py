@@ -34,7 +34,8 @@ def positive_part(criterion: Any, eigenvalues: Tensor, tolerance: Tensor | float
             _REPORTED.add(criterion)
             name = getattr(criterion, "__name__", type(criterion).__name__)
             warnings.warn(
-                f"{name} is not convex: its Hessian is replaced by its positive semi-definite part",
+                f"{name} is not convex: its Hessian is replaced by its positive semi-definite part; for an F without a "
+                "Hessian, choose curvature='empirical'",
                 CurvatureApproximation,
                 stacklevel=2,
             )

@@ -27,8 +27,9 @@ class NLL(CrossEntropy):
         if not self._are_distributions:
             raise UnsupportedCriterion(
                 "",
-                f"was given an input whose exp() does not sum to 1 along dimension {self._class_dim}; the curvature "
-                f"{kind!r} is known for log-probabilities only: apply log_softmax, or choose curvature='empirical'",
+                f"was given an input whose exp() does not sum to 1 along dimension {self._class_dim}, and the "
+                f"curvature {kind!r} is known for log-probabilities only; apply log_softmax, or choose "
+                "curvature='empirical'",
             )
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Calls of losses of which nothing is known but the gradient."""
+"""Calls of losses whose gradient alone is known."""
 
 from __future__ import annotations
 
@@ -57,7 +57,10 @@ class Opaque(LossCall):
 
     def _empirical(self) -> tuple[Tensor, ...]:
         if self._result is None:
-            raise ValueError(f"the empirical Fisher of {type(self.criterion).__name__} needs the result of its call")
+            raise ValueError(
+                f"the empirical Fisher of {type(self.criterion).__name__} needs the result of its call; pass it to "
+                "loss_call"
+            )
         divisor = 1 if self._reduction == "sum" else self.element_shape[0]
         gradients = torch.autograd.grad(self._result, self.outputs, retain_graph=True, materialize_grads=True)
         return tuple(gradient * divisor**0.5 for gradient in gradients)

@@ -1,7 +1,7 @@
-"""What is known of torch's functions, by the names of their nodes in the autograd graph.
+"""Rules of torch's functions, by the names of their nodes in the autograd graph.
 
-A function without a rule, or an argument that a rule says nothing of, is differentiated sample by sample: what stands
-here makes a capture cheap, and is verified by `Capture(check=…)`; without it F would be the same.
+A function without a rule, or an argument that a rule says nothing of, is differentiated sample by sample. Rules make
+a capture cheap, and are verified by `Capture(check=…)`; without them F would be the same.
 """
 
 from host_client.curvature.rules import affine, convolution, elementwise, embedding, products, shapes

@@ -140,7 +140,7 @@ class Repeat(Moving):
         return Repetition({0: "vector"}, call.outputs[0], shape[0]) if len(shape) == len(call.outputs[0]) == 1 else None
 
     def follow(self, call: Call, axes: Axes) -> Axes | None:
-        """As `Moving`; a vector repeated for each sample has none."""
+        """Follow samples in any dimension that keeps its extent; a vector that is repeated for each sample has none."""
         axis = with_one(axes)
         if axis is not None and len(call.outputs[0]) == 1 and axis.inner % call.argument(0)[0] == 0:
             return [None]
@@ -190,7 +190,7 @@ class LayerNorm(Norm):
     """`torch.nn.functional.layer_norm`."""
 
     def follow(self, call: Call, axes: Axes) -> Axes | None:
-        """The dimensions before the normalised ones."""
+        """Follow samples in the dimensions before the normalised ones."""
         axis, normalised = with_one(axes), len(call.saved("normalized_shape"))  # type: ignore[arg-type]
         if axis is None or axis.dim >= len(call.outputs[0]) - normalised:
             return None
@@ -225,7 +225,7 @@ class GroupNorm(Channels):
     """`torch.nn.functional.group_norm`."""
 
     def follow(self, call: Call, axes: Axes) -> Axes | None:
-        """The batch."""
+        """Follow samples in dimension 0."""
         axis = with_one(axes)
         return [axis, None, None] if axis is not None and axis.dim == 0 else None
 
@@ -255,11 +255,11 @@ class BatchNorm(Channels):
     """
 
     def constant(self, call: Call) -> bool:
-        """Whether the statistics are, or are held, constant."""
+        """Return whether the statistics are, or are held, constant."""
         return not call.saved("training") or call.outputs[0][0] > 1
 
     def follow(self, call: Call, axes: Axes) -> Axes | None:
-        """The batch; or the channels, of which each has a weight and a bias."""
+        """Follow samples in dimension 0, or in the channels, of which each has a weight and a bias."""
         axis = with_one(axes)
         if axis is None or axis.dim > 1:
             return None

@@ -1,4 +1,4 @@
-"""What is known of a function: where the samples go through it, and the Jacobian rows of its parameters."""
+"""The rule of a function: the position of the samples in its arguments, and the Jacobian rows of its parameters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ToRows: TypeAlias = Callable[[Tensor], Tensor]
 """From cotangents of a function's output, shape (k, *output), to what is kept of them, shape (k, count, …)."""
 
 Axes: TypeAlias = Sequence[Axis | None]
-"""Where the samples lie in each of several tensors; None where that is not known."""
+"""The position of the samples in each of several tensors; None where it is not known."""
 
 
 class Operation(ABC):
@@ -36,7 +36,7 @@ class Operation(ABC):
 
 
 class Rule:
-    """What is known of one function of torch, by the name of its node in the autograd graph.
+    """The rule of one function of torch, by the name of its node in the autograd graph.
 
     Whatever a rule does not say is found out by calling the function's derivative, at a higher cost.
     """

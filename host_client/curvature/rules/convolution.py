@@ -18,7 +18,7 @@ from spu_link.operators.patches import patches_of
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a convolution moves over its input, one number for each dimension of space; padding is zeros."""
+    """The geometry of a convolution, one number for each dimension of space; padding is zeros."""
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
@@ -115,7 +115,7 @@ class Convolve(Rule):
     """`torch.nn.functional.conv2d` and the like."""
 
     def follow(self, call: Call, axes: Axes) -> Axes | None:
-        """The images stay apart."""
+        """Follow samples in the images, dimension 0."""
         axis = with_one(axes)
         if axis is None or axis.dim != 0:
             return None

@@ -33,7 +33,7 @@ class Elementwise(Rule):
     """A function of entries at the same place of its arguments, after broadcasting."""
 
     def follow(self, call: Call, axes: Axes) -> Axes | None:
-        """The same dimension, counted from the last, unless the argument is broadcast along it."""
+        """Follow samples in any dimension, counted from the last, unless the argument is broadcast along it."""
         axis = with_one(axes)
         if axis is None:
             return None

@@ -76,7 +76,7 @@ class LookUp(Rule):
     """`torch.nn.functional.embedding`."""
 
     def follow(self, call: Call, axes: Axes) -> Axes | None:
-        """The table serves all samples, wherever they lie among the indices."""
+        """Follow samples in any dimension of the indices; the table serves all of them."""
         axis = with_one(axes)
         return [None] if axis is not None and axis.dim < len(call.outputs[0]) - 1 else None
 

@@ -61,7 +61,7 @@ class Mm(Rule):
     first, second, names = 0, 1, ("self", "mat2")
 
     def follow(self, call: Call, axes: Axes) -> Axes | None:
-        """Rows of the output come from rows of the first matrix, and columns from columns of the second."""
+        """Follow samples in rows of the first matrix, or in columns of the second."""
         axis = with_one(axes)
         if axis is None:
             return None
@@ -91,7 +91,7 @@ class Addmm(Mm):
     first, second, names = 1, 2, ("mat1", "mat2")
 
     def follow(self, call: Call, axes: Axes) -> Axes | None:
-        """As a product; a bias has samples if it has a row for each."""
+        """Follow samples in rows of the first matrix, in columns of the second, and in a bias with a row for each."""
         found, axis = super().follow(call, axes), with_one(axes)
         if found is None or axis is None or call.edges[0] is None:
             return found
@@ -119,7 +119,7 @@ class Bmm(Rule):
     """`torch.bmm`, (batch, n, k) by (batch, k, m), and `torch.baddbmm`, which adds to it."""
 
     def follow(self, call: Call, axes: Axes) -> Axes | None:
-        """A batch of products stays apart; rows and columns as in one product."""
+        """Follow samples in the batch, in rows of the first matrices, or in columns of the second ones."""
         axis = with_one(axes)
         if axis is None:
             return None
@@ -144,7 +144,7 @@ class Mv(Rule):
     """`torch.mv`, (n, k) by (k,)."""
 
     def follow(self, call: Call, axes: Axes) -> Axes | None:
-        """Entries of the output come from rows of the matrix."""
+        """Follow samples in rows of the matrix."""
         axis = with_one(axes)
         return None if axis is None else [axis, None]
 
@@ -153,7 +153,7 @@ class Attention(Rule):
     """Scaled dot-product attention, (batch, heads, n, d), by one of torch's fused kernels."""
 
     def follow(self, call: Call, axes: Axes) -> Axes | None:
-        """The batch and the heads stay apart."""
+        """Follow samples in the batch, or in the heads."""
         axis = with_one(axes)
         if axis is None or axis.dim > 1:
             return None

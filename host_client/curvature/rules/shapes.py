@@ -28,7 +28,7 @@ class Moving(Rule):
         self._move = move
 
     def follow(self, call: Call, axes: Axes) -> Axes | None:
-        """The dimension before the move, if it has kept its extent."""
+        """Follow samples to the dimension before the move, if it has kept its extent."""
         axis = with_one(axes)
         dim = None if axis is None else self._move(call, axis.dim)
         if axis is None or dim is None or call.argument(0)[dim] != call.outputs[0][axis.dim]:
@@ -40,7 +40,7 @@ class View(Rule):
     """A function that keeps all entries in their order."""
 
     def follow(self, call: Call, axes: Axes) -> Axes | None:
-        """The same entries in the argument's shape."""
+        """Follow samples to the same entries in the argument's shape, where they lie along one dimension of it."""
         axis = with_one(axes)
         return None if axis is None else [axis.in_view(call.outputs[0], call.argument(0))]
 
@@ -49,7 +49,7 @@ class Expand(Rule):
     """`Tensor.expand`."""
 
     def follow(self, call: Call, axes: Axes) -> Axes | None:
-        """The same dimension, unless it is a new one."""
+        """Follow samples in any dimension that is not new."""
         axis = with_one(axes)
         return None if axis is None else [broadcast(call, axis, 0)]
 
@@ -65,7 +65,7 @@ class Parts(Rule):
         self._slices = slices
 
     def follow(self, call: Call, axes: Axes) -> Axes | None:
-        """The axis that all outputs have, in another dimension."""
+        """Follow samples in the dimensions that are not split, the same one in all outputs."""
         known = {axis for axis in axes if axis is not None}
         if len(known) != 1:
             return None
@@ -87,7 +87,7 @@ class Joined(Rule):
         self._slices = slices
 
     def follow(self, call: Call, axes: Axes) -> Axes | None:
-        """In another dimension the same axis; along the dimension, for each argument its own samples."""
+        """Follow samples in the other dimensions; along the joined one, each argument has samples of its own."""
         axis = with_one(axes)
         if axis is None:
             return None
@@ -141,7 +141,7 @@ class Along(Rule):
         self._dims, self._edges = dims, edges
 
     def follow(self, call: Call, axes: Axes) -> Axes | None:
-        """The same dimension, if no line runs in it and it has kept its extent."""
+        """Follow samples in the dimensions that the function does not work along."""
         axis = with_one(axes)
         if axis is None or axis.dim in self._dims(call):
             return None
@@ -158,7 +158,7 @@ class Reduced(Rule):
     """A function that reduces dimensions of one argument."""
 
     def follow(self, call: Call, axes: Axes) -> Axes | None:
-        """The dimension among those that are left."""
+        """Follow samples in the dimensions that are not reduced."""
         axis = with_one(axes)
         if axis is None:
             return None
