@@ -111,6 +111,7 @@ class Capture:
         self._gradients = Gradients([parameter for _, parameter in self._parameters], grad_scaler)
         self._linearise = Linearise(self._parameters, kind=curvature, draws=samples, generator=generator, check=check)
         self._operator: LayerRows | None = None
+        self._last_loss: Callable[[], Tensor | None] = lambda: None
         functions = FUNCTIONS if criterion is None else [one for one in criteria if not isinstance(one, nn.Module)]
         watch = Watch(functions, WeakHook(self._function_called))
         handles = [
@@ -163,6 +164,7 @@ class Capture:
             UnsupportedProcessGroup: when several processes train together.
         """
         check_processes()
+        self._watch.stop()
         held = self._gradients.held()
         if not held:
             self.operator  # noqa: B018 - raises if there was no loss either
@@ -190,7 +192,6 @@ class Capture:
     def forget_gradients(self) -> None:
         """Start over: the parameters' gradients have been used, or set to zero."""
         self._gradients.forget()
-        self._watch.stop()
 
     def close(self) -> None:
         """Remove the hooks and release the last operator. The model is as it was."""
@@ -210,8 +211,9 @@ class Capture:
     def _capture(self, criterion: Criterion, args: tuple[Any, ...], kwargs: dict[str, Any], loss: object) -> None:
         if self.paused or not (self.model.training and torch.is_grad_enabled()):
             return
-        if not isinstance(loss, Tensor) or loss.grad_fn is None:
-            return
+        if not isinstance(loss, Tensor) or loss.grad_fn is None or loss is self._last_loss():
+            return  # a module that calls one of the functions is seen twice
+        self._last_loss = weakref.ref(loss)
         call = loss_call(criterion, args, kwargs, loss)
         if not call.outputs:
             return
