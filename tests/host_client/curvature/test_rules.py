@@ -1,8 +1,7 @@
 """Where a rule says that samples lie apart, they do: for every function of torch that has a rule.
 
-A cotangent that is zero except in one sample must be zero, in an argument, wherever another sample lies by the axis that
-the rule returns. This is tried for all dimensions of the outputs, with samples in blocks and in turns, for each call in
-the graph of a function.
+A cotangent that is zero except in one sample must be zero, in an argument, wherever another sample lies by the axis of
+the rule. This is tried for all dimensions of the outputs, with samples in blocks and in turns, for all calls.
 """
 
 from __future__ import annotations
