@@ -125,7 +125,7 @@ class Linearise:
         self._check_memory(blocks, way, batch, sum(output.numel() for output in loss.outputs), z.device)
         made = columns.make(self._generator)
         operator = self._factor(way, blocks, batch, made, z.device)
-        if self._due(graph):
+        if self._due(way):
             self._verify(operator, graph, made, axes, way.samples)
         return Curvature(operator, columns.number, frozenset(graph.used))
 
@@ -212,11 +212,12 @@ class Linearise:
             link_itemsize=self.link_itemsize,
         )
 
-    def _due(self, graph: Graph) -> bool:
-        """Whether the factor of this graph has to be verified."""
+    def _due(self, way: Plan) -> bool:
+        """Whether the factor of this graph, with samples that lie where they do, has to be verified."""
         if self._check != "first":
             return self._check == "always"
-        recorded = hash(tuple((call.name, *call.outputs) for call in graph.calls))
+        functions = tuple((call.name, *call.outputs) for call in way.graph.calls)
+        recorded = hash((functions, tuple(axis for step in way.steps for axis in step.axes)))
         if recorded in self._verified:
             return False
         if len(self._verified) >= MOST_GRAPHS:

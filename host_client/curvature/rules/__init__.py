@@ -6,11 +6,11 @@ here makes a capture cheap, and is verified by `Capture(check=…)`; without it 
 
 from host_client.curvature.rules import affine, convolution, elementwise, embedding, products, shapes
 from host_client.curvature.rules.base import Operation, Rule, ToRows
-from host_client.curvature.rules.elementwise import Elementwise, numbered
+from host_client.curvature.rules.elementwise import Elementwise, Identity, numbered
 
 RULES: dict[str, Rule] = {
     **numbered(elementwise.NAMES, Elementwise()),
-    "BackwardHookFunctionBackward": Elementwise(),
+    "BackwardHookFunctionBackward": Identity(),
     **shapes.RULES,
     **affine.RULES,
     **products.RULES,
