@@ -354,15 +354,18 @@ def _text(kind: str, call: ast.Call) -> str:
         return f"criterion.{parts[0]} {parts[1]}" if parts[0] else f"the criterion {parts[1]}"
     if kind == "CurvatureMismatch":
         return f"parameter … {parts[1]}"
-    if kind == "UnsupportedProcessGroup":
-        return _template(_init_message(kind))
+    if kind in ("UnsupportedProcessGroup", "Diverged"):
+        return _template(_own_message(kind))
     return parts[0]
 
 
-def _init_message(kind: str) -> ast.expr:
-    """Return the message that a class of errors.py composes in its ``__init__``."""
+def _own_message(kind: str) -> ast.expr:
+    """Return the message that a class of errors.py composes itself, in ``__str__`` or for its base."""
     tree = ast.parse((SOURCES / "errors.py").read_text())
     of_class = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == kind)
+    for node in ast.walk(of_class):
+        if isinstance(node, ast.FunctionDef) and node.name == "__str__":
+            return next(n.value for n in ast.walk(node) if isinstance(n, ast.Return) and n.value is not None)
     return next(
         n.args[0] for n in ast.walk(of_class) if isinstance(n, ast.Call) and "super().__init__" in ast.unparse(n)
     )

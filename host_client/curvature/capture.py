@@ -11,7 +11,7 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from host_client.curvature.errors import UnsupportedProcessGroup
+from host_client.curvature.errors import Diverged, UnsupportedProcessGroup
 from host_client.curvature.gradients import Gradients, GradScaler
 from host_client.curvature.hooks import WeakHook
 from host_client.curvature.linearise import Check, Curvature, Linearise
@@ -62,12 +62,14 @@ class Capture:
 
     Attributes:
         paused: while true, losses are not captured.
+        step: number of the step to come, from 1, for messages; the optimizer sets it.
 
     Raises:
         UnsupportedLayer: later, at the criterion, for a reentrant checkpoint.
         UnsupportedCriterion: for a loss whose curvature is not known; also later, for arguments that do not fit.
         UnsupportedProcessGroup: when several processes train together.
         CurvatureTooLarge: later, at the criterion, for more than there is memory for.
+        Diverged: later, at the criterion, for a loss that is not finite.
         CurvatureMismatch: later, at the criterion, for an F that is not that of the graph.
         ValueError: when no parameter requires grad, when one of `parameters` is not such a one of the model, or for a
             complex one.
@@ -103,10 +105,13 @@ class Capture:
         self.model, self.criterion = model, criterion
         self._on_operator = on_operator
         self.paused = False
+        self.step = 1
+        self._scaled = grad_scaler is not None
         self._parameters = trained_parameters(model, parameters)
         self._gradients = Gradients([parameter for _, parameter in self._parameters], grad_scaler)
         self._linearise = Linearise(self._parameters, kind=curvature, draws=samples, generator=generator, check=check)
         self._operator: LayerRows | None = None
+        self._last_loss: Callable[[], Tensor | None] = lambda: None
         functions = FUNCTIONS if criterion is None else [one for one in criteria if not isinstance(one, nn.Module)]
         watch = Watch(functions, WeakHook(self._function_called))
         handles = [
@@ -159,6 +164,7 @@ class Capture:
             UnsupportedProcessGroup: when several processes train together.
         """
         check_processes()
+        self._watch.stop()
         held = self._gradients.held()
         if not held:
             self.operator  # noqa: B018 - raises if there was no loss either
@@ -186,7 +192,6 @@ class Capture:
     def forget_gradients(self) -> None:
         """Start over: the parameters' gradients have been used, or set to zero."""
         self._gradients.forget()
-        self._watch.stop()
 
     def close(self) -> None:
         """Remove the hooks and release the last operator. The model is as it was."""
@@ -206,11 +211,16 @@ class Capture:
     def _capture(self, criterion: Criterion, args: tuple[Any, ...], kwargs: dict[str, Any], loss: object) -> None:
         if self.paused or not (self.model.training and torch.is_grad_enabled()):
             return
-        if not isinstance(loss, Tensor) or loss.grad_fn is None:
-            return
+        if not isinstance(loss, Tensor) or loss.grad_fn is None or loss is self._last_loss():
+            return  # a module that calls one of the functions is seen twice
+        self._last_loss = weakref.ref(loss)
         call = loss_call(criterion, args, kwargs, loss)
         if not call.outputs:
             return
+        if loss.device.type == "cpu" and not bool(torch.isfinite(loss)):  # an accelerator would be waited for
+            if self._scaled:
+                return  # the scaler skips the step
+            raise Diverged(self.step, self._linearise.not_finite(call))
         # Under autocast the factors would be rounded, and the backward pass is not made for it.
         with torch.no_grad(), torch.autocast(call.outputs[0].device.type, enabled=False):
             found = self._linearise(call)

@@ -66,6 +66,27 @@ class CurvatureTooLarge(ValueError):
         self.estimate = estimate
 
 
+class Diverged(FloatingPointError):
+    """A tensor of a step holds NaN or infinity; parameters and momentum are as they were before the step.
+
+    A loss and a gradient are checked before anything is sent to a device.
+
+    Attributes:
+        step: number of the step, from 1.
+        tensor: what is not finite, for instance ``"gradient of 'conv1.weight'"``.
+    """
+
+    def __init__(self, step: int, tensor: str) -> None:
+        super().__init__(step, tensor)
+        self.step, self.tensor = step, tensor
+
+    def __str__(self) -> str:
+        return (
+            f"step {self.step}: the {self.tensor} is not finite; check that inputs and loss are, and if so training "
+            "has diverged: lower lr, raise damping or bound the steps with trust_region, and restart from a checkpoint"
+        )
+
+
 class CurvatureMismatch(RuntimeError):
     """A factor whose rows are not those of the graph that it was read from.
 

@@ -25,6 +25,8 @@ from host_client.curvature.graph import Graph
 from host_client.curvature.losses import Kind, LossCall
 from host_client.curvature.memory import Size, check_memory
 from host_client.curvature.plan import Plan, plan
+from host_client.curvature.rules import RULES, UNKNOWN
+from host_client.curvature.sources import source_of
 from host_client.curvature.walk import Unpacked, carry, gradients
 from host_client.links.base import Capacity
 from spu_link.operators import LayerRows, Rows
@@ -85,6 +87,7 @@ class Linearise:
         self._draws, self._generator, self._check = draws, generator, check
         self._paths = [path for path, _ in parameters]
         self._index = {id(parameter): index for index, (_, parameter) in enumerate(parameters)}
+        self._parameters = [parameter for _, parameter in parameters]
         self._sizes = [parameter.numel() for _, parameter in parameters]
         double = any(parameter.dtype == torch.float64 for _, parameter in parameters)
         self._dtype = torch.float64 if double else torch.float32
@@ -122,9 +125,24 @@ class Linearise:
         self._check_memory(blocks, way, batch, sum(output.numel() for output in loss.outputs), z.device)
         made = columns.make(self._generator)
         operator = self._factor(way, blocks, batch, made, z.device)
-        if self._due(graph):
+        if self._due(way):
             self._verify(operator, graph, made, axes, way.samples)
         return Curvature(operator, columns.number, frozenset(graph.used))
+
+    def not_finite(self, loss: LossCall) -> str:
+        """Return which tensor behind a loss is the first that is not finite: a parameter, an input, or an output."""
+        graph = Graph(loss.outputs, self._index)
+        for index in sorted(graph.used):
+            if not torch.isfinite(self._parameters[index]).all():
+                return f"parameter {self._paths[index]!r}"
+        for call in reversed(graph.calls):
+            operation = RULES.get(call.name, UNKNOWN).operation(call)
+            inputs = getattr(operation, "inputs", None)
+            sources = [source_of(call.behind(edge)) for edge in (operation.roles if operation else ())]
+            layers = [self._paths[source.parameter].rpartition(".")[0] for source in sources if source is not None]
+            if inputs is not None and layers and not torch.isfinite(inputs).all():
+                return f"input of {layers[0]!r}"
+        return "loss" if all(bool(torch.isfinite(z).all()) for z in loss.outputs) else "output of the model"
 
     def _plan(self, loss: LossCall, graph: Graph) -> tuple[Plan, list[Axis]]:
         """The grouping into samples of which the least has to be unpacked, the usual one if there are several."""
@@ -194,11 +212,12 @@ class Linearise:
             link_itemsize=self.link_itemsize,
         )
 
-    def _due(self, graph: Graph) -> bool:
-        """Return whether the factor of this graph has to be verified."""
+    def _due(self, way: Plan) -> bool:
+        """Return whether the factor of this graph, with samples that lie where they do, has to be verified."""
         if self._check != "first":
             return self._check == "always"
-        recorded = hash(tuple((call.name, *call.outputs) for call in graph.calls))
+        functions = tuple((call.name, *call.outputs) for call in way.graph.calls)
+        recorded = hash((functions, tuple(axis for step in way.steps for axis in step.axes)))
         if recorded in self._verified:
             return False
         if len(self._verified) >= MOST_GRAPHS:

@@ -16,6 +16,9 @@ from host_client.curvature.rules import RULES, UNKNOWN, Rule
 CHUNK_BYTES = 1 << 28
 """Max bytes (256 MiB) of unpacked cotangents and rows in one pass."""
 
+MISTAKEN = frozenset({"CdistBackward0"})
+"""Functions of which torch's vmap computes wrong derivatives (seen with 2.13): they are called column by column."""
+
 Kept: TypeAlias = dict[Call, list[Tensor | None]]
 """Packed cotangents of the outputs of calls, each of shape (k, *output)."""
 
@@ -50,7 +53,7 @@ def carry(plan: Plan, columns: Sequence[Tensor]) -> Kept:
                         _add(there, place, value)
         return tuple(kept)
 
-    found = iter(many(down, columns))
+    found = iter(many(down, columns, batched=_can_be_batched(plan)))
     return {step.call: [None if axis is None else next(found) for axis in step.axes] for step in keeping}
 
 
@@ -139,7 +142,13 @@ class Unpacked:
                         _add(there, call.behind(spill.edge), value)
             return _parameters(self._plan.below, there, self._plan.graph, self._parameters, given[0])
 
-        return dict(zip(self._parameters, (rows.reshape(len(rows), -1) for rows in many(down, seeds)), strict=True))
+        return dict(
+            zip(
+                self._parameters,
+                (rows.reshape(len(rows), -1) for rows in many(down, seeds, batched=_can_be_batched(self._plan))),
+                strict=True,
+            )
+        )
 
 
 def gradients(graph: Graph, cotangents: Sequence[Tensor]) -> dict[int, Tensor]:
@@ -182,9 +191,15 @@ def _parameters(
     return tuple(found)
 
 
-def many(function: Callable[..., tuple[Tensor, ...]], tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def _can_be_batched(plan: Plan) -> bool:
+    return not any(call.name in MISTAKEN for call in plan.graph.calls)
+
+
+def many(
+    function: Callable[..., tuple[Tensor, ...]], tensors: Sequence[Tensor], *, batched: bool
+) -> tuple[Tensor, ...]:
     """Call a function for each of k entries of its arguments, at once where that can be; (k, …) to (k, …)."""
-    if len(tensors[0]) > 1:
+    if batched and len(tensors[0]) > 1:
         with warnings.catch_warnings():
             # Where an operation has no batching rule, torch goes through the columns one by one, as it would without.
             warnings.filterwarnings("ignore", message="There is a performance drop")

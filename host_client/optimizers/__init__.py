@@ -1,6 +1,6 @@
 """Natural-gradient optimizers for the ordinary PyTorch loop: by a device (`TNGD`) and by digital baselines."""
 
-from host_client.optimizers.diverged import Diverged
+from host_client.curvature import Diverged
 from host_client.optimizers.kfac import KFAC
 from host_client.optimizers.levenberg_marquardt import LevenbergMarquardt
 from host_client.optimizers.line_search import LineSearch

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from host_client.curvature import Capture, Check, Criteria, GradScaler, Kind, trained_parameters
+from host_client.curvature import Capture, Check, Criteria, Diverged, GradScaler, Kind, trained_parameters
 from host_client.optimizers.change import Change
 from host_client.optimizers.descent import descend
-from host_client.optimizers.diverged import Diverged, check_finite
+from host_client.optimizers.diverged import check_finite
 from host_client.optimizers.groups import check_fits, check_frozen, make_groups, shapes_of
 from host_client.optimizers.levenberg_marquardt import LevenbergMarquardt
 from host_client.optimizers.line_search import LineSearch
@@ -444,6 +444,7 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
             self._operator = None  # it would only take memory while the next one is captured
         if self.capture is not None:
             self.capture.paused = not self._curvature_due()
+            self.capture.step = self.steps + 1
 
     def _used(self) -> list[Tensor]:
         """Return the parameters with a natural gradient that the losses have used: those that have a gradient."""

@@ -193,6 +193,13 @@ PARAMETERS = [
         (5,),
     ),
     Case(
+        "a number and a vector, repeated for each sample",
+        made_of(body=lambda: nn.Linear(5, 3), scale=lambda: parameter(), bias=lambda: parameter(3))(
+            lambda m, x: (m.body(x).flatten() * m.scale.repeat(3 * len(x)) + m.bias.repeat(len(x))).view(-1, 3)
+        ),
+        (5,),
+    ),
+    Case(
         "quotient and difference",
         made_of(body=lambda: nn.Linear(5, 3), a=lambda: parameter(3), b=lambda: parameter(1))(
             lambda m, x: (1 - m.a) / (m.body(x).exp() + m.b.exp()) - x[:, :3] / m.a.exp()

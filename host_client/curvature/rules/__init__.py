@@ -6,11 +6,11 @@ a capture cheap, and are verified by `Capture(check=…)`; without them F would 
 
 from host_client.curvature.rules import affine, convolution, elementwise, embedding, products, shapes
 from host_client.curvature.rules.base import Operation, Rule, ToRows
-from host_client.curvature.rules.elementwise import Elementwise, numbered
+from host_client.curvature.rules.elementwise import Elementwise, Identity, numbered
 
 RULES: dict[str, Rule] = {
     **numbered(elementwise.NAMES, Elementwise()),
-    "BackwardHookFunctionBackward": Elementwise(),
+    "BackwardHookFunctionBackward": Identity(),
     **shapes.RULES,
     **affine.RULES,
     **products.RULES,

@@ -135,14 +135,15 @@ class Repeat(Moving):
     """`Tensor.repeat`."""
 
     def operation(self, call: Call) -> Operation | None:
-        """A vector, repeated in its own dimension."""
-        shape = call.argument(0)
-        return Repetition({0: "vector"}, call.outputs[0], shape[0]) if len(shape) == len(call.outputs[0]) == 1 else None
+        """A vector, repeated in its own dimension, or a number."""
+        if len(call.outputs[0]) != 1:
+            return None
+        return Repetition({0: "vector"}, call.outputs[0], call.argument(0).numel())
 
     def follow(self, call: Call, axes: Axes) -> Axes | None:
         """Follow samples in any dimension that keeps its extent; a vector that is repeated for each sample has none."""
         axis = with_one(axes)
-        if axis is not None and len(call.outputs[0]) == 1 and axis.inner % call.argument(0)[0] == 0:
+        if axis is not None and len(call.outputs[0]) == 1 and axis.inner % call.argument(0).numel() == 0:
             return [None]
         return super().follow(call, axes)
 

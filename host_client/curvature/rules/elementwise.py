@@ -40,6 +40,14 @@ class Elementwise(Rule):
         return [None if place is None else broadcast(call, axis, edge) for edge, place in enumerate(call.edges)]
 
 
+class Identity(Rule):
+    """A function that returns its arguments, such as that of a module with a backward hook."""
+
+    def follow(self, call: Call, axes: Axes) -> Axes | None:
+        """Follow samples in any dimension, from each output to the argument that it is."""
+        return axes if len(axes) == len(call.edges) else None
+
+
 def numbered(names: Sequence[str], rule: Rule, most: int = 3) -> dict[str, Rule]:
     """Return the rule for the nodes of functions, whose overloads are numbered."""
     return {f"{name}Backward{number}": rule for name in names for number in range(most)}

@@ -86,6 +86,7 @@ class KroneckerCapture:
 
     Attributes:
         paused: while true, forward passes are not recorded.
+        step: number of the step to come, from 1.
 
     Raises:
         UnsupportedLayer, UnsupportedCriterion: see `check_kronecker`; also later, at the criterion.
@@ -106,6 +107,7 @@ class KroneckerCapture:
         criterion = check_kronecker(model, criterion, parameters)
         library()
         self.paused = False
+        self.step = 1
         self._model, self._criterion, self._kind, self._draws = model, criterion, kind, draws
         self._parameters = [parameter for _, parameter in parameters]
         self._before: RandomState | None = None

@@ -135,7 +135,7 @@ def test_a_broken_rule_is_found_by_random_trials() -> None:
 def test_a_broken_rule_is_found_by_a_capture_that_checks_itself() -> None:
     assert LINEAR.outcome(check="always").kind == "right"
     with broken_rule():
-        assert LINEAR.outcome(check="always").reason == "CurvatureMismatch"
+        assert LINEAR.outcome(check="always").reason.startswith("CurvatureMismatch")
 
 
 def _explore(

@@ -189,3 +189,22 @@ def test_a_loss_of_ones_own_is_refused_with_the_way_to_write_it() -> None:
     model, own = _network(), Own()
     with pytest.raises(UnsupportedCriterion, match="PerSampleLoss"):
         Capture(model, own)
+
+
+def test_a_module_and_the_function_that_it_calls_are_one_loss() -> None:
+    model, x, y = _network(), double(SAMPLES, 4), classes(SAMPLES)
+    twin, module = copy.deepcopy(model), nn.CrossEntropyLoss()
+    capture = Capture(model, [module, F.cross_entropy])
+    found = captured(capture, module(model(x), y))
+    assert_same(found, gauss_newton([(twin(x), lambda z: F.cross_entropy(z, y))], list(twin.parameters())), model)
+
+
+def test_gradients_may_be_zeroed_between_the_forward_pass_and_a_function() -> None:
+    model, x, y = _network(), double(SAMPLES, 4), classes(SAMPLES)
+    optimizer = NGDWoodbury(model, F.cross_entropy, lr=0.5, damping=0.1)
+    z = model(x)
+    optimizer.zero_grad()
+    first = F.cross_entropy(z, y)
+    first.backward()
+    optimizer.step()
+    assert F.cross_entropy(model(x), y) < first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 import host_client
 from host_client.curvature import Capture, errors
@@ -97,8 +100,8 @@ class Trial(Brief):
 
 def is_refusal(error: Exception) -> bool:
     """Return whether an error is one of those that the capture documents."""
-    names = ("UnsupportedLayer", "UnsupportedCriterion", "CurvatureTooLarge", "CurvatureMismatch")
-    if isinstance(error, tuple(getattr(errors, name) for name in names if hasattr(errors, name))):
+    # A mismatch is no refusal: it shows a rule that is wrong.
+    if isinstance(error, (errors.UnsupportedLayer, errors.UnsupportedCriterion, errors.CurvatureTooLarge)):
         return True
     raised = traceback.extract_tb(error.__traceback__)[-1]  # torch's own errors come from calls
     own = Path(host_client.__file__).parent in Path(raised.filename).parents
@@ -145,13 +148,17 @@ class Run:
 
     def losses(self, batch: Batch, heads: Sequence[int], targets: int) -> list[Tensor]:
         """Call the model and the criterion."""
-        outputs = self.model.outputs(batch)
+        outputs = self.outputs(batch)
         called = []
         for head in sorted({head % len(outputs) for head in heads}):
             for number in range(targets):
                 y = self.trial.loss.targets(outputs[head], batch.generator(900 + 10 * number + head))
                 called.append(self.loss(outputs[head], y))
         return called
+
+    def outputs(self, batch: Batch) -> list[Tensor]:
+        """Call the model."""
+        return self.model.outputs(batch)
 
     def loss(self, z: Tensor, y: Tensor) -> Tensor:
         """Call the criterion."""
@@ -190,6 +197,27 @@ class Captured(Run):
         self.curvatures.append(a.T @ a)
 
 
+class ConstantStatistics(TorchFunctionMode):
+    """Batch norms in training mode have the batch's statistics, as constants."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Normalise by hand; all else is torch's."""
+        if func is not F.batch_norm:
+            return func(*args, **(kwargs or {}))
+        given = inspect.signature(F.batch_norm).bind(*args, **(kwargs or {}))
+        given.apply_defaults()
+        x, weight, bias, eps = (given.arguments[name] for name in ("input", "weight", "bias", "eps"))
+        if not given.arguments["training"] or len(x) == 1:
+            return func(*args, **(kwargs or {}))
+        over = [d for d in range(x.dim()) if d != 1]
+        shape = [1, -1, *[1] * (x.dim() - 2)]
+        mean, variance = x.detach().mean(over).view(shape), x.detach().var(over, unbiased=False).view(shape)
+        y = (x - mean) * (variance + eps).rsqrt()
+        return y if weight is None else y * weight.view(shape) + bias.view(shape)
+
+
 class Dense(Run):
     """The same with F from a dense Jacobian and a dense Hessian of each loss that counts, by plain autograd."""
 
@@ -197,6 +225,17 @@ class Dense(Run):
         super().__init__(trial)
         self._curvature_of: dict[int, tuple[Tensor, Tensor]] = {}
         self._counted: list[Tensor] = []
+        self._constant: dict[int, Tensor] = {}
+
+    def outputs(self, batch: Batch) -> list[Tensor]:
+        """Call the model, and once more for the Jacobian if that has the statistics of batch norms for constants."""
+        if not any(step.operation == "batch_norm" for step in self.trial.program.steps):
+            return super().outputs(batch)
+        with torch.random.fork_rng(), ConstantStatistics():
+            constant = self.model.outputs(batch)
+        outputs = super().outputs(batch)
+        self._constant = {id(z): other for z, other in zip(outputs, constant, strict=True)}
+        return outputs
 
     def loss(self, z: Tensor, y: Tensor) -> Tensor:
         """Call the criterion; as backward passes free the graph, the curvature is computed at once."""
@@ -220,7 +259,7 @@ class Dense(Run):
         self._curvature_of.clear()
 
     def _curvature(self, z: Tensor, y: Tensor) -> Tensor:
-        j = jacobian(z, self.parameters())
+        j = jacobian(self._constant.get(id(z), z), self.parameters())
         loss, constant = self.trial.loss, z.detach()
         if self.trial.kind == "exact":
             h = torch.autograd.functional.hessian(lambda z: loss.value(z, y), constant)
