@@ -11,7 +11,7 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from host_client.curvature.errors import Diverged, UnsupportedProcessGroup
+from host_client.curvature.errors import Diverged, UnsupportedCriterion, UnsupportedProcessGroup
 from host_client.curvature.gradients import Gradients, GradScaler
 from host_client.curvature.hooks import WeakHook
 from host_client.curvature.linearise import Check, Curvature, Linearise
@@ -217,6 +217,10 @@ class Capture:
         call = loss_call(criterion, args, kwargs, loss)
         if not call.outputs:
             return
+        if any(z.numel() == 0 for z in call.outputs):
+            raise UnsupportedCriterion(
+                "", f"was given an empty batch, of shape {tuple(call.outputs[0].shape)}; skip it"
+            )
         if loss.device.type == "cpu" and not bool(torch.isfinite(loss)):  # an accelerator would be waited for
             if self._scaled:
                 return  # the scaler skips the step

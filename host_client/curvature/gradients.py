@@ -96,6 +96,7 @@ class Gradients:
         self._handles: list[RemovableHandle] = [
             parameter.register_post_accumulate_grad_hook(hook) for parameter in self._parameters
         ]
+        self._memory = [parameter._cdata for parameter in self._parameters]
 
     def follow(self, loss: Tensor, curvature: Any) -> None:
         """Note when a loss is differentiated.
@@ -104,6 +105,11 @@ class Gradients:
             loss: with its graph.
             curvature: what belongs to it.
         """
+        for index, parameter in enumerate(self._parameters):
+            # After torch.utils.swap_tensors (by some load_state_dict) a parameter has its hooks but does not call them.
+            if parameter._cdata != self._memory[index]:
+                self._memory[index] = parameter._cdata
+                parameter._post_accumulate_grad_hooks = parameter._post_accumulate_grad_hooks
         note = Note(WeakHook(self._differentiate), curvature)
         self._notes.add(note)
         loss.register_hook(note)

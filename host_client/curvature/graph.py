@@ -51,6 +51,10 @@ class Call:
         assert place is not None
         return place
 
+    def saves(self, name: str) -> bool:
+        """Return whether the function has a saved value of this name."""
+        return hasattr(self.node, f"_saved_{name}")
+
     def saved(self, name: str) -> object:
         """A value that the function has saved for its derivative."""
         return getattr(self.node, f"_saved_{name}")

@@ -104,7 +104,6 @@ class Linearise:
 
         Raises:
             UnsupportedLayer: for a reentrant checkpoint.
-            UnsupportedCriterion: for an empty batch.
             CurvatureTooLarge: for more than there is memory for.
             CurvatureMismatch: for a factor that is not that of the graph.
         """
@@ -113,9 +112,6 @@ class Linearise:
             self._refuse_reentrant(graph)
         if not graph.used:
             return None
-        if not all(z.numel() for z in loss.outputs):
-            shapes = [tuple(z.shape) for z in loss.outputs]
-            raise UnsupportedCriterion("", f"was given an empty batch, of shape {shapes[0]}; skip it")
         way, axes = self._plan(loss, graph)
         self._announce(way)
         columns = Columns(loss, axes, self._kind, self._draws)

@@ -11,13 +11,12 @@ from host_client.curvature.rules.base import Axes, Rule, with_one
 NAMES = """
     Abs Acos Acosh Add Addcdiv Addcmul Alias Angle Asin Asinh Atan Atan2 Atanh Ceil Celu Clamp ClampMax ClampMin
     Clone Copysign Cos Cosh Deg2Rad Digamma Div Elu EluBackward Erf Erfc Erfinv Exp Exp2 Expm1 Fill Floor Fmax Fmin
-    Fmod Frac Gelu GeluBackward Hardshrink HardshrinkBackward Hardsigmoid HardsigmoidBackward Hardswish
-    HardswishBackward Hardtanh HardtanhBackward Hypot I0 LeakyRelu LeakyReluBackward Lerp Lgamma Log Log10 Log1P
-    Log2 LogSigmoid LogSigmoidBackward Logaddexp Logaddexp2 Logit LogitBackward MaskedFill Maximum Minimum Mish
-    MishBackward Mul NanToNum NativeDropout NativeDropoutBackward Neg Polygamma Pow PreluKernel Rad2Deg Reciprocal
-    Relu Relu6 Remainder Round RreluWithNoise Rsqrt Rsub Sgn Sigmoid SigmoidBackward Sign Silu SiluBackward Sin Sinc
-    Sinh Softplus SoftplusBackward Softshrink SoftshrinkBackward Sqrt Square Sub Tan Tanh TanhBackward Threshold
-    ThresholdBackward ToCopy Trunc Where Xlogy
+    Fmod Frac Gelu GeluBackward Hardshrink HardshrinkBackward Hardsigmoid Hardswish HardswishBackward Hardtanh
+    HardtanhBackward Hypot I0 LeakyRelu LeakyReluBackward Lerp Lgamma Log Log10 Log1P Log2 LogSigmoid
+    LogSigmoidBackward Logaddexp Logaddexp2 Logit MaskedFill Maximum Minimum Mish Mul NanToNum NativeDropout
+    NativeDropoutBackward Neg Polygamma Pow PreluKernel Rad2Deg Reciprocal Relu Remainder Round RreluWithNoise Rsqrt
+    Rsub Sgn Sigmoid SigmoidBackward Sign Silu Sin Sinc Sinh Softplus SoftplusBackward Softshrink SoftshrinkBackward
+    Sqrt Sub Tan Tanh TanhBackward Threshold ThresholdBackward ToCopy Trunc Where Xlogy
 """.split()  # noqa: SIM905 - as a literal it would take a line a name
 """Functions of torch; the ones that end in Backward belong to derivatives within the loss."""
 

@@ -170,7 +170,7 @@ RULES: dict[str, Rule] = {
     **numbered(("Bmm", "Baddbmm"), Bmm()),
     **numbered(("Mv",), Mv()),
     **numbered(
-        [f"ScaledDotProduct{kind}Attention" for kind in ("Efficient", "Flash", "Cudnn", "FusedOverrideable")]
+        [f"ScaledDotProduct{kind}Attention" for kind in ("Efficient", "Flash", "Cudnn")]
         + ["ScaledDotProductFlashAttentionForCpu"],
         Attention(),
     ),

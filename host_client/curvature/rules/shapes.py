@@ -11,10 +11,8 @@ from host_client.curvature.graph import Call
 from host_client.curvature.rules.base import Axes, Rule, with_one
 from host_client.curvature.rules.elementwise import broadcast, numbered
 
-WITHOUT = ("MeanBackward0", "SumBackward0", "MaxBackward1", "MinBackward1", "StdBackward1", "VarBackward1")
-"""Reductions of all dimensions, which save none."""
-
-POOLING = ("AvgPool", "AdaptiveAvgPool", "AdaptiveMaxPool", "UpsampleNearest", "UpsampleNearestExact")
+PLANE = ("AvgPool", "AdaptiveAvgPool", "AdaptiveMaxPool", "UpsampleNearest", "UpsampleNearestExact")
+"""Functions of planes and of volumes."""
 
 
 class Moving(Rule):
@@ -163,7 +161,7 @@ class Reduced(Rule):
         if axis is None:
             return None
         shape = call.argument(0)
-        reduced = dimensions(call, "dim", len(shape)) if call.name not in WITHOUT else range(len(shape))
+        reduced = dimensions(call, "dim", len(shape)) if call.saves("dim") else range(len(shape))
         if len(shape) == len(call.outputs[0]):  # kept with extent 1
             return [axis] if axis.dim not in reduced else None
         left = [d for d in range(len(shape)) if d not in reduced]
@@ -207,7 +205,7 @@ def _unsqueezed(call: Call, dim: int) -> int | None:
 def _squeezed(call: Call, dim: int) -> int | None:
     """The output's dimensions are those of the argument that did not go."""
     shape = call.argument(0)
-    gone = range(len(shape)) if call.name == "SqueezeBackward0" else dimensions(call, "dim", len(shape))
+    gone = dimensions(call, "dim", len(shape)) if call.saves("dim") else range(len(shape))
     left = [d for d in range(len(shape)) if d not in gone or shape[d] != 1]
     return left[dim] if len(left) == len(call.outputs[0]) else None
 
@@ -266,7 +264,7 @@ RULES: dict[str, Rule] = {
     **numbered(("Transpose",), Moving(_transposed)),
     **numbered(("Permute",), Moving(_permuted)),
     **numbered(("Unsqueeze",), Moving(_unsqueezed)),
-    **numbered(("Squeeze",), Moving(_squeezed)),
+    **numbered(("Squeeze",), Moving(_squeezed), most=6),
     **numbered(("Select",), Moving(_selected)),
     **numbered(("Slice",), Moving(_sliced)),
     **numbered(("Unfold",), Moving(_unfolded)),
@@ -284,13 +282,11 @@ RULES: dict[str, Rule] = {
     **numbered(("ConstantPadNd",), Along(_padded)),
     **numbered(("Tril", "Triu"), Along(_last(2))),
     **numbered(("Mean", "Sum", "Amax", "Amin", "Max", "Min", "Logsumexp", "Var", "Std", "LinalgVectorNorm"), Reduced()),
-    **{
-        node: rule
-        for dims in (1, 2, 3)
-        for node, rule in numbered(
-            [f"{name}{dims}D" for name in POOLING] + [f"MaxPool{dims}DWithIndices"], Along(_last(dims))
-        ).items()
-    },
+    **numbered(("UpsampleNearest1D", "UpsampleNearestExact1D"), Along(_last(1))),
+    **numbered([f"{name}2D" for name in PLANE], Along(_last(2))),
+    **numbered([f"{name}3D" for name in PLANE], Along(_last(3))),
+    **numbered(("MaxPool2DWithIndices",), Along(_last(2))),
+    **numbered(("MaxPool3DWithIndices",), Along(_last(3))),
     **numbered(("UpsampleLinear1D",), Along(_last(1))),
     **numbered(("UpsampleBilinear2D", "UpsampleBicubic2D"), Along(_last(2))),
     **numbered(("UpsampleTrilinear3D", "PixelShuffle", "PixelUnshuffle"), Along(_last(3))),

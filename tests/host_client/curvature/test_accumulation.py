@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from host_client import Session
 from host_client.curvature import Capture
@@ -188,3 +189,12 @@ def test_gradients_dropped_take_their_curvature_along() -> None:
     capture.close()
     part = problem.part(slice(2, 4))
     assert_same_curvature(a.T @ a, curvature(part, part.outputs()), _sizes(problem), 1e-10)
+
+
+def test_gradients_count_after_the_memory_of_a_parameter_was_exchanged() -> None:
+    model, criterion = nn.Linear(3, 2), nn.CrossEntropyLoss()
+    capture = Capture(model, criterion)
+    torch.utils.swap_tensors(model.weight, nn.Parameter(torch.randn(2, 3)))
+    torch.utils.swap_tensors(model.bias, nn.Parameter(torch.randn(2)))
+    criterion(model(torch.randn(4, 3)), torch.tensor([0, 1, 0, 1])).backward()
+    assert capture.operator_of_gradients() is capture.operator
