@@ -86,11 +86,11 @@ def _serve(network: str, checkout: str) -> None:
     import host_client
     from benchmarks.capture import capturing
     from benchmarks.networks import NETWORKS
-    from benchmarks.timing import turn
+    from benchmarks.timing import Subjects, turn
 
     if not Path(host_client.__file__).is_relative_to(checkout):
         raise RuntimeError(f"host_client was imported from {host_client.__file__}, not from {checkout}")
-    captures = {kind: capturing(NETWORKS[network](), kind) for kind in KINDS}
+    captures: Subjects = {kind: capturing(NETWORKS[network](), kind) for kind in KINDS}
     for line in sys.stdin:
         print(json.dumps(turn(captures, repeats=int(line))), file=results, flush=True)
 
