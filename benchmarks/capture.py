@@ -17,9 +17,17 @@ Ratios:
     capture_mc_speedup_vs_backpack: BackPACK's backward pass with SqrtGGNMC (one sample), over Monte-Carlo capture.
     step_with_exact_capture_vs_plain_step: forward pass, exact capture and backward pass, over the same without capture.
     step_with_mc_capture_vs_plain_step: likewise with Monte-Carlo capture.
-    capture_exact_NETWORK: exact capture with its forward pass, over one plain forward and backward pass, of a network
-        of `tngd bench step`.
-    capture_mc_NETWORK: the same with Monte-Carlo capture.
+    capture_exact_reference: exact capture with its forward pass, over one plain forward and backward pass, reference
+        CNN; this and the following with the batches of `tngd bench step`.
+    capture_mc_reference: the same with Monte-Carlo capture.
+    capture_exact_mlp: the same, 4-layer MLP.
+    capture_mc_mlp: the same with Monte-Carlo capture.
+    capture_exact_resnet: the same, ResNet-20 with GroupNorm.
+    capture_mc_resnet: the same with Monte-Carlo capture.
+    capture_exact_transformer: the same, transformer encoder of 4 layers.
+    capture_mc_transformer: the same with Monte-Carlo capture.
+    capture_exact_lora: the same, LoRA on pretrained MiniLM.
+    capture_mc_lora: the same with Monte-Carlo capture.
     pinn_rows_vs_vmap: the rows of a physics-informed network (Poisson, 257 parameters, 1,020 residuals) by forward
         passes with derivatives in the ordinary loop and capture, over the same rows from `torch.func` vmap(grad),
         written by hand: the fastest of three ways to write the Laplacian.
