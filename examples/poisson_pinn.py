@@ -10,9 +10,10 @@ derivatives of the network in its inputs. They are computed in the loop with `to
 curvature is read from the graph that this leaves behind: nothing has to be rewritten.
 
 The problem is ill-conditioned and has no batch noise: this is where the natural gradient pays. On each of five seeds
-TNGD has a relative L2 error below 3e-4 after 22 steps, and below 5e-5 after 100; Adam (lr 1e-2 with cosine decay, seed 0)
-has 5e-3 after 10,000. A step of TNGD takes 0.4 s, 0.3 s of it device time; one of Adam 0.012 s. Without ``--spu`` a daemon
-is started in a separate process; to use one that is running already:
+TNGD has a relative L2 error below 3e-4 after 22 steps, and below 5e-5 after 100; Adam (lr 1e-2, cosine decay, seed 0)
+has 5e-3 after 10,000. A step of TNGD takes 0.4 s, 0.3 s of it device time; one of Adam 0.012 s.
+
+Without ``--spu`` a daemon is started in a separate process; to use one that is running already:
 
     spu-server serve --listen unix:/tmp/spu.sock
     python examples/poisson_pinn.py --spu unix:/tmp/spu.sock
