@@ -3,8 +3,9 @@
     python -m benchmarks.compare ../other-checkout
     python -m benchmarks.compare ../other-checkout --networks reference lora --rounds 10
 
-Each checkout runs in a separate process and takes its turn in each round. The time is that of a forward pass and
-capture, exact and Monte-Carlo, on the networks of `benchmarks.networks`.
+Each checkout runs in a separate process and takes its turn in each round; the ratio is the median of the rounds'
+ratios. The time is that of a forward pass and capture, exact and Monte-Carlo, on the networks of
+`benchmarks.networks`.
 """
 
 from __future__ import annotations
@@ -35,23 +36,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     print(f"{'network':12} {'curvature':9} {'here, ms':>10} {'other, ms':>10} {'here / other':>12}")
     for network in given.networks or NETWORKS:
-        here, other = _times(network, given.checkout, given.rounds, given.repeats)
-        for kind in KINDS:
-            ratio = here[kind] / other[kind]
-            print(f"{network:12} {kind:9} {here[kind] * 1e3:10.2f} {other[kind] * 1e3:10.2f} {ratio:12.2f}", flush=True)
+        for kind, (here, other, ratio) in _times(network, given.checkout, given.rounds, given.repeats).items():
+            print(f"{network:12} {kind:9} {here * 1e3:10.2f} {other * 1e3:10.2f} {ratio:12.2f}", flush=True)
 
 
-def _times(network: str, checkout: Path, rounds: int, repeats: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the median seconds of each curvature, in this checkout and in the other."""
+def _times(network: str, checkout: Path, rounds: int, repeats: int) -> dict[str, tuple[float, float, float]]:
+    """Return, by curvature, the medians of the rounds' seconds, here and there, and of the ratio within a round."""
     root = Path(__file__).resolve().parent.parent
+    times: dict[str, list[tuple[float, float]]] = {}
     with _worker(root, network) as here, _worker(checkout.resolve(), network) as other:
-        seconds: list[dict[str, list[float]]] = [{}, {}]
         for _ in range(rounds):
-            for times, worker in zip(seconds, (here, other), strict=True):
-                for kind, values in _turn(worker, repeats).items():
-                    times.setdefault(kind, []).extend(values)
-    first, second = ({kind: median(values) for kind, values in times.items()} for times in seconds)
-    return first, second
+            turns = _turn(here, repeats), _turn(other, repeats)
+            for kind in KINDS:
+                times.setdefault(kind, []).append((median(turns[0][kind]), median(turns[1][kind])))
+    return {
+        kind: (median(a for a, _ in pairs), median(b for _, b in pairs), median(a / b for a, b in pairs))
+        for kind, pairs in times.items()
+    }
 
 
 @contextmanager
