@@ -17,6 +17,20 @@ Ratios:
     capture_mc_speedup_vs_backpack: BackPACK's backward pass with SqrtGGNMC (one sample), over Monte-Carlo capture.
     step_with_exact_capture_vs_plain_step: forward pass, exact capture and backward pass, over the same without capture.
     step_with_mc_capture_vs_plain_step: likewise with Monte-Carlo capture.
+    capture_exact_reference: exact capture with its forward pass, over one plain forward and backward pass, reference
+        CNN; this and the following with the batches of `tngd bench step`.
+    capture_mc_reference: the same with Monte-Carlo capture.
+    capture_exact_mlp: the same, 4-layer MLP.
+    capture_mc_mlp: the same with Monte-Carlo capture.
+    capture_exact_resnet: the same, ResNet-20 with GroupNorm.
+    capture_mc_resnet: the same with Monte-Carlo capture.
+    capture_exact_transformer: the same, transformer encoder of 4 layers.
+    capture_mc_transformer: the same with Monte-Carlo capture.
+    capture_exact_lora: the same, LoRA on pretrained MiniLM.
+    capture_mc_lora: the same with Monte-Carlo capture.
+    pinn_rows_vs_vmap: the rows of a physics-informed network (Poisson, 257 parameters, 1,020 residuals) by forward
+        passes with derivatives in the ordinary loop and capture, over the same rows from `torch.func` vmap(grad),
+        written by hand: the fastest of three ways to write the Laplacian.
 """
 
 from __future__ import annotations
@@ -30,7 +44,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
-from benchmarks.networks import Network, reference
+from benchmarks import poisson
+from benchmarks.networks import BATCHES, NETWORKS, Network, reference
 from benchmarks.timing import Subjects, alone, log, medians
 from host_client.curvature import Capture
 from host_client.curvature.losses import Kind
@@ -43,8 +58,22 @@ DRAWS = 100
 """Monte-Carlo factors whose mean is compared with the exact one."""
 
 
-def run(batch: int = 64, rounds: int = 6, task: Callable[[], Task] = mnist) -> dict[str, Any]:
-    """Measure; every side has its turn in each of `rounds` rounds, `torch.func` and BackPACK's exact way in fewer."""
+def run(
+    batch: int = 64,
+    rounds: int = 6,
+    task: Callable[[], Task] = mnist,
+    batches: Mapping[str, int] = BATCHES,
+    points: tuple[int, int] = (poisson.INTERIOR, poisson.BOUNDARY),
+) -> dict[str, Any]:
+    """Measure; every side has its turn in each of `rounds` rounds, `torch.func` and BackPACK's exact way in fewer.
+
+    Args:
+        batch: samples of the reference network.
+        rounds: how often each side has its turn.
+        task: what the reference network is trained on.
+        batches: samples in a batch of every network.
+        points: of the physics-informed network, inside and on the boundary.
+    """
     log.info("checking that all compute the same")
     make = partial(reference, batch, task)
     agreement = alone(check_agreement, make)
@@ -59,6 +88,22 @@ def run(batch: int = 64, rounds: int = 6, task: Callable[[], Task] = mnist) -> d
     )
     slow = {"func": partial(_func, make), "backpack": partial(_backpack_exact, make)}
     seconds |= medians(slow, rounds=max(1, rounds // 3), repeats=2, warmup=1)
+    log.info("physics-informed network")
+    agreement |= alone(poisson.check_rows, *points)
+    pinn = medians(
+        {"pinn_ours": partial(poisson.ours, *points), "pinn_func": partial(poisson.by_vmap, *points)}, rounds=rounds
+    )
+    seconds |= pinn
+    by_hand = min(value for name, value in pinn.items() if name.startswith("pinn_func"))
+    networks = {}
+    for name, size in batches.items():
+        make = partial(reference, size, task) if name == "reference" else partial(NETWORKS[name], size)
+        log.info("capture of %s", name)
+        sides = {f"{name}_plain": partial(_plain, make), f"{name}_ours": partial(_captures, make)}
+        seconds |= medians(sides, rounds=max(1, rounds // 2), repeats=4)
+        for curvature in CURVATURES:
+            ratio = seconds[f"{name}_ours_{curvature}"] / seconds[f"{name}_plain_step"]
+            networks[f"capture_{curvature}_{name}"] = ratio
     plain, exact, mc = seconds["plain_step"], seconds["ours_exact"], seconds["ours_mc"]
     return {
         "ratios": {
@@ -73,6 +118,8 @@ def run(batch: int = 64, rounds: int = 6, task: Callable[[], Task] = mnist) -> d
             "capture_mc_speedup_vs_backpack": seconds["backpack_mc"] / mc,
             "step_with_exact_capture_vs_plain_step": seconds["ours_exact_and_backward"] / plain,
             "step_with_mc_capture_vs_plain_step": seconds["ours_mc_and_backward"] / plain,
+            **networks,
+            "pinn_rows_vs_vmap": seconds["pinn_ours_rows"] / by_hand,
         },
         "seconds": seconds,
         "agreement": agreement,
@@ -180,6 +227,10 @@ def _plain(make: Callable[[], Network]) -> Subjects:
         network.loss().backward()
 
     return {"step": step}
+
+
+def _captures(make: Callable[[], Network]) -> Subjects:
+    return {curvature: capturing(make(), curvature) for curvature in CURVATURES}
 
 
 def _ours(make: Callable[[], Network]) -> Subjects:

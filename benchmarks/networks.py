@@ -130,6 +130,9 @@ NETWORKS: dict[str, Callable[..., Network]] = {
 }
 """By name; each takes the number of samples in a batch."""
 
+BATCHES = {"reference": 64, "mlp": 64, "resnet": 32, "transformer": 32, "lora": 16}
+"""Samples in a batch of each."""
+
 
 class ResidualBlock(nn.Module):
     """Two 3 × 3 convolutions with GroupNorm beside a shortcut, which strides and pads channels with zeros."""

@@ -52,7 +52,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.capture import jacobian_ways
-from benchmarks.networks import NETWORKS, Network
+from benchmarks.networks import BATCHES, NETWORKS, Network
 from benchmarks.timing import Subjects, alone, log, medians
 from host_client import TNGD, Session, connect
 from host_client.curvature import Capture
@@ -64,7 +64,6 @@ from host_client.tasks.task import Task
 from spu_link.program import StartPolicy
 
 SETTINGS: dict[str, Any] = {"lr": 1e-4, "damping": 0.01, "analog_time": 50.0}
-BATCHES = {"reference": 64, "mlp": 64, "resnet": 32, "transformer": 32, "lora": 16}
 CURVATURES: tuple[Kind, ...] = ("exact", "mc")
 
 

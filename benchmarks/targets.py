@@ -34,6 +34,7 @@ TARGETS: dict[str, Target] = {
     "capture_exact_speedup_vs_jacrev": Target("at least", 80),
     "capture_exact_speedup_vs_backpack": Target("at least", 30),
     "capture_mc_vs_plain_step": Target("at most", 2),
+    "pinn_rows_vs_vmap": Target("at most", 2),
     "upload_shrink_f32": Target("at least", 40),
     "upload_shrink_16bit": Target("at least", 80),
     "solve_speedup_vs_thermox_512": Target("at least", 20),

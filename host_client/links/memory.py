@@ -8,7 +8,8 @@ import mmap
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from tngd.spu.v1 import spu_pb2 as pb
 
 if sys.platform == "linux":
     import fcntl
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +109,7 @@ class SharedMemory:
         self._held = 0  # regions that the daemon knows, or soon will
         self._socket: socket.socket | None = None
         self._asking = asyncio.Lock()
+        self._unclaimed: set[asyncio.Task[Any]] = set()  # requests whose callers have been cancelled
         self._broken = not hasattr(os, "memfd_create")
 
     async def take(self, nbytes: int) -> Region | None:
@@ -126,8 +130,10 @@ class SharedMemory:
 
     async def drop(self, region: Region) -> None:
         """Take a region out of use: after a call that was broken off, the daemon may still read or write it."""
-        if self._broken:
-            return
+        if not self._broken:
+            await self._shielded(self._unregister(region))
+
+    async def _unregister(self, region: Region) -> None:
         try:
             unregister = pb.MemoryRequest.Unregister(region=region.number)
             await self._ask(pb.MemoryRequest(session=self._session, unregister=unregister), [])
@@ -140,6 +146,8 @@ class SharedMemory:
         """Let go of everything; the daemon forgets it with the connection."""
         self._broken = True
         self._free.clear()
+        for task in self._unclaimed - {asyncio.current_task()}:
+            task.cancel()
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -152,6 +160,34 @@ class SharedMemory:
             return None
         self._held += 1
         nbytes = min(-(-(nbytes + nbytes // 4) // GRAIN) * GRAIN, self._max_bytes)
+        return await self._shielded(self._registered(nbytes), self._keep)
+
+    async def _shielded(self, request: Coroutine[Any, Any, T], unclaimed: Callable[[T], None] | None = None) -> T:
+        """Complete a request even if the caller is cancelled: an answer left unread would be taken for the next one's.
+
+        Args:
+            request: what talks to the daemon.
+            unclaimed: called with its result if the caller has been cancelled.
+        """
+        task = asyncio.create_task(request)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            self._unclaimed.add(task)
+
+            def ended(task: asyncio.Task[T]) -> None:
+                self._unclaimed.discard(task)
+                if unclaimed is not None and not task.cancelled() and task.exception() is None:
+                    unclaimed(task.result())
+
+            task.add_done_callback(ended)
+            raise
+
+    def _keep(self, region: Region | None) -> None:
+        if region is not None:
+            self.give_back(region)
+
+    async def _registered(self, nbytes: int) -> Region | None:
         try:
             return await self._register(nbytes)
         except (OSError, TimeoutError, SpuError) as error:

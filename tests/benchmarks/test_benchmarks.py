@@ -20,7 +20,14 @@ from host_client.performance.page import NoResults, number
 from tests.benchmarks.conftest import noise_task
 
 SMALLEST: dict[str, Callable[[], dict[str, Any]]] = {
-    "capture": partial(capture.run, batch=4, rounds=1, task=noise_task),
+    "capture": partial(
+        capture.run,
+        batch=4,
+        rounds=1,
+        task=noise_task,
+        batches=dict.fromkeys(networks.NETWORKS, 2),
+        points=(9, 4),
+    ),
     "endurance": partial(endurance.run, steps=120, window=40),
     "kept": partial(kept.run, batch=4, rounds=1, task=noise_task),
     "overlap": partial(
