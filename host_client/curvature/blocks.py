@@ -48,13 +48,12 @@ def _belong_together(weight: Sequence[Claim], bias: Sequence[Claim], sizes: tupl
 
 def _of_parameter(weight: Sequence[Claim], bias: Sequence[Claim], sizes: tuple[int, int], batch: Batch) -> list[Block]:
     """The blocks of a parameter, one after the other in the order of its columns; most often it is one."""
-    full = explicit([weight, bias] if bias else [weight], sizes, batch)
     factors = _factors(weight, bias, sizes, batch)
-    if not factors:
-        return [full]
-    held = sum(block.fixed + batch.columns * block.per_column for block in factors)
+    held = sum(block.fixed + batch.columns * block.per_column for block in factors or ())
     # With as many bytes, rows in full serve better: the device needs them for its Gram matrix anyway.
-    return [full] if batch.columns * full.per_column <= held else factors
+    if factors and held < batch.columns * batch.samples * sum(sizes):
+        return factors
+    return [explicit([weight, bias] if bias else [weight], sizes, batch)]
 
 
 def _factors(

@@ -24,21 +24,25 @@ class Call:
         node: its node in the autograd graph.
         name: of the node, such as ``"AddmmBackward0"``.
         outputs: shape of each output.
-        dtypes: dtype of each output.
+        empty: whether an output has no entries, such as that of an expert without tokens.
         edges: for each differentiable argument, the call that made it and which of that call's outputs it is; None
             where no trained parameter lies behind it.
         parameter: index of the trained parameter, for a leaf; None for a function.
     """
 
-    __slots__ = ("dtypes", "edges", "name", "node", "outputs", "parameter")
+    __slots__ = ("_metadata", "edges", "empty", "name", "node", "outputs", "parameter")
 
     def __init__(self, node: Node, name: str) -> None:
-        metadata = node._input_metadata
-        self.node, self.name = node, name
-        self.outputs = [torch.Size(m.shape) for m in metadata]
-        self.dtypes: list[torch.dtype] = [m.dtype for m in metadata]
+        self.node, self.name, self._metadata = node, name, node._input_metadata
+        self.outputs = [torch.Size(m.shape) for m in self._metadata]
+        self.empty = any(0 in shape for shape in self.outputs)
         self.edges: list[tuple[Call, int] | None] = []
         self.parameter: int | None = None
+
+    @property
+    def dtypes(self) -> list[torch.dtype]:
+        """Dtype of each output."""
+        return [m.dtype for m in self._metadata]
 
     def argument(self, edge: int) -> torch.Size:
         """Shape of a differentiable argument."""
@@ -133,12 +137,12 @@ class Graph:
         self, root: Node, parameters: Mapping[int, int], calls: dict[Node, Call | None], order: list[Call]
     ) -> None:
         """Add the calls behind a node in the order in which depth-first search leaves them."""
-        todo: list[tuple[Node, bool]] = [(root, False)]
+        todo: list[tuple[Node, tuple[tuple[Node | None, int], ...] | None]] = [(root, None)]
         while todo:
-            node, arguments_done = todo.pop()
-            if arguments_done:
-                edges = [None if n is None or calls[n] is None else (calls[n], k) for n, k in node.next_functions]
-                if any(edge is not None for edge in edges):
+            node, arguments = todo.pop()
+            if arguments is not None:  # all that lies behind them has been visited
+                edges = [None if n is None or calls[n] is None else (calls[n], k) for n, k in arguments]
+                if any(edges):
                     call = Call(node, node.name())
                     call.edges = edges  # type: ignore[assignment]
                     calls[node] = call
@@ -156,8 +160,9 @@ class Graph:
                     order.append(call)
                 continue
             self.reentrant |= name == REENTRANT
-            todo.append((node, True))
-            todo += [(argument, False) for argument, _ in node.next_functions if argument is not None]
+            arguments = node.next_functions
+            todo.append((node, arguments))
+            todo += [(argument, None) for argument, _ in arguments if argument is not None]
 
 
 def fit_at(place: Place, cotangent: Tensor) -> Tensor:

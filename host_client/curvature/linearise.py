@@ -212,7 +212,7 @@ class Linearise:
         """Return whether the factor of this graph, with samples that lie where they do, has to be verified."""
         if self._check != "first":
             return self._check == "always"
-        functions = tuple((call.name, *call.outputs) for call in way.graph.calls)
+        functions = tuple((call.name, call.outputs[0]) for call in way.graph.calls)
         recorded = hash((functions, tuple(axis for step in way.steps for axis in step.axes)))
         if recorded in self._verified:
             return False

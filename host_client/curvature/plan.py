@@ -62,7 +62,7 @@ class Spill:
     operation: Operation | None
 
 
-@dataclass
+@dataclass(slots=True)
 class Step:
     """One call that packed cotangents come down through.
 
@@ -140,7 +140,9 @@ def plan(graph: Graph, axes: Sequence[Axis], samples: int) -> Plan:
 def _arrive(there: dict[Call, list[Axis | None]], place: Place, axis: Axis) -> bool:
     """Note where samples lie in an output; false where others have used it that have them elsewhere."""
     call, number = place
-    known = there.setdefault(call, [None] * len(call.outputs))
+    known = there.get(call)
+    if known is None:
+        there[call] = known = [None] * len(call.outputs)
     if known[number] is None:
         known[number] = axis
     return known[number] == axis
@@ -150,17 +152,20 @@ def _follow(call: Call, there: dict[Call, list[Axis | None]], result: Plan) -> S
     """Let packed cotangents come down through one call."""
     rule, axes = RULES.get(call.name, UNKNOWN), there[call]
     step = Step(call, rule, axes, [False] * len(call.edges))
-    if any(shape.numel() == 0 for shape in call.outputs):
-        return step  # such as that of an expert without tokens: nothing comes down
-    known = {axis for axis in axes if axis is not None}
+    if call.empty:
+        return step  # nothing comes down
+    known = set(axes) - {None} if len(axes) > 1 else {axes[0]}
     one = known.pop() if len(known) == 1 else None
     alone = one is not None and one.single  # one sample: whatever the function is, all of it is that sample's
     followed = [one] * len(call.edges) if alone else rule.follow(call, axes)
     found = [None] * len(call.edges) if followed is None else followed
-    lost = [place is not None and axis is None for place, axis in zip(call.edges, found, strict=True)]
-    operation = rule.operation(call) if followed is not None and (alone or any(lost)) else None
+    operation = None
+    if followed is not None and (
+        alone or any(place and not axis for place, axis in zip(call.edges, found, strict=True))
+    ):
+        operation = rule.operation(call)
     for edge, (place, axis) in enumerate(zip(call.edges, found, strict=True)):
-        if place is None or not place[0].outputs[place[1]].numel():
+        if place is None or place[0].empty:
             continue
         form = operation if operation is not None and edge in operation.roles and (alone or axis is None) else None
         claim = None if form is None or one is None else _claim(call, edge, one, form)

@@ -75,4 +75,4 @@ class Rule:
 
 def with_one(axes: Axes) -> Axis | None:
     """Return the axis of the first output, for functions whose other outputs nobody differentiates."""
-    return axes[0] if all(axis is None for axis in axes[1:]) else None
+    return axes[0] if len(axes) == 1 or all(axis is None for axis in axes[1:]) else None
