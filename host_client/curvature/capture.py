@@ -222,6 +222,11 @@ class Capture:
                 "", f"was given an empty batch, of shape {tuple(call.outputs[0].shape)}; skip it"
             )
         if loss.device.type == "cpu" and not bool(torch.isfinite(loss)):  # an accelerator would be waited for
+            counts = call.counts()
+            if counts is not None and not bool(counts.any()):
+                raise UnsupportedCriterion(
+                    "", "was given targets of which none counts, so that the mean is 0 / 0; skip such a batch"
+                )
             if self._scaled:
                 return  # the scaler skips the step
             raise Diverged(self.step, self._linearise.not_finite(call))
