@@ -54,8 +54,8 @@ def test_batches_of_other_sizes_are_captured_alike(case: Case, batch: int) -> No
     problem = case.problem(batch=batch)
     capture = Capture(problem.model, problem.criterion)
     outputs = problem.outputs()
-    if case.name.startswith("ignored") and batch == 1:
-        with pytest.raises(UnsupportedCriterion, match="none counts.*skip"):
+    if case.name.startswith("ignored") and case.reduction == "mean" and batch == 1:
+        with pytest.raises(UnsupportedCriterion, match=r"none counts.*skip"):
             problem.criterion(outputs, problem.targets)
         return
     problem.criterion(outputs, problem.targets)
