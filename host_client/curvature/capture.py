@@ -11,7 +11,7 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from host_client.curvature.errors import Diverged, UnsupportedCriterion, UnsupportedProcessGroup
+from host_client.curvature.errors import Diverged, UnsupportedCriterion, UnsupportedLayer, UnsupportedProcessGroup
 from host_client.curvature.gradients import Gradients, GradScaler
 from host_client.curvature.hooks import WeakHook
 from host_client.curvature.linearise import Check, Curvature, Linearise
@@ -230,15 +230,26 @@ class Capture:
             if self._scaled:
                 return  # the scaler skips the step
             raise Diverged(self.step, self._linearise.not_finite(call))
+        before = self._versions()
         # Under autocast the factors would be rounded, and the backward pass is not made for it.
         with torch.no_grad(), torch.autocast(call.outputs[0].device.type, enabled=False):
             found = self._linearise(call)
+        if self._versions() != before:
+            raise UnsupportedLayer(
+                "",
+                "has a checkpoint that is computed again for the capture, and changes buffers each time (the running "
+                "statistics of a BatchNorm); leave that layer out of the checkpoint, or put it in eval mode",
+            )
         if found is None:
             return
         self._operator = found.operator
         self._gradients.follow(loss, found)
         if self._on_operator is not None:
             self._on_operator(found.operator)
+
+    def _versions(self) -> list[int]:
+        """How often each buffer of the model has been changed."""
+        return [buffer._version for buffer in self.model.buffers()]
 
 
 class _Switch:

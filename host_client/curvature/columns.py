@@ -25,7 +25,7 @@ def ways_to_group(loss: LossCall, graph: Graph, *, further: bool) -> list[list[A
     Args:
         loss: the loss.
         graph: behind its outputs.
-        further: whether the further dimensions count.
+        further: whether other dimensions count than the leading one, and the first of those that it was joined from.
 
     Returns:
         Axes of the outputs, for each way.
@@ -33,7 +33,8 @@ def ways_to_group(loss: LossCall, graph: Graph, *, further: bool) -> list[list[A
     shape = loss.element_shape
     if not shape:
         return [[Axis(WHOLE, 1, 0, 1) for _ in loss.outputs]]
-    ways = [Axis(0, 1, 0, shape[0]), *_joined(graph, shape[0])]
+    joined = _joined(graph, shape[0])
+    ways = [Axis(0, 1, 0, shape[0]), *(joined if further else joined[:1])]
     if further:  # with one sample nothing mixes, and nothing is gained either
         ways += [Axis(dim, 1, 0, extent) for dim, extent in enumerate(shape) if dim > 0 and extent > 1]
     return [

@@ -144,15 +144,15 @@ class Linearise:
         """The grouping into samples of which the least has to be unpacked, the usual one if there are several."""
         empirical = self._kind == "empirical"
         best = _best(loss, graph, further=not empirical)
-        if empirical and best[0].unpacked_elements and loss.outputs[0].dim() > 2:
+        if empirical and best[0].unpacked_elements:
             # An exact F does not depend on which elements make up a sample; an empirical one does.
             other = _best(loss, graph, further=True)
-            if other[0].unpacked_elements == 0:
+            if other[0].unpacked_elements < best[0].unpacked_elements and loss.outputs[0].dim() > 1:
                 raise UnsupportedCriterion(
                     "",
-                    f"was given an input of shape {tuple(loss.outputs[0].shape)}, whose samples seem to lie along "
-                    f"dimension {other[1][0].dim}, and curvature='empirical' takes those along dimension 0; transpose "
-                    "input and target so that samples come first",
+                    f"was given an input of shape {tuple(loss.outputs[0].shape)}, along whose leading dimension "
+                    "samples mix while they lie apart along another, and curvature='empirical' depends on which is meant; "
+                    "transpose input and target so that samples come first",
                 )
         return best
 
@@ -241,11 +241,13 @@ class Linearise:
         found = operator.adjoint(weights.flatten()).split(self._sizes)
         rough = max((eps for call in graph.calls for eps in map(_eps, call.dtypes)), default=0.0)
         total = torch.stack([value.to(self._dtype).square().sum() for value in expected.values()]).sum().sqrt()
+        # Where all rows vanish, both sides are rounding.
+        floor = 100 * rough * torch.stack([one.to(self._dtype).norm() for one in cotangents]).max()
         off = []
         for index, part in enumerate(found):
             there = expected[index].to(self._dtype).flatten() if index in expected else torch.zeros_like(part)
             error, size = (part - there).norm(), there.norm()
-            off.append(error - rough**0.5 * (size + rough**0.25 * total))
+            off.append(error - rough**0.5 * (size + rough**0.25 * total) - floor)
         worst = torch.stack(off)
         if not bool((worst <= 0).all()):  # NaN is not
             self._mismatch(int(worst.nan_to_num(torch.inf).argmax()))

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from host_client.curvature import Capture, UnsupportedCriterion
+from host_client.curvature import Capture, CurvatureApproximation, UnsupportedCriterion, UnsupportedLayer
 from tests.cases import Problem, named
 from tests.host_client.curvature.oracle import assert_same_curvature, jacobian
 
@@ -65,3 +66,46 @@ def test_a_factor_as_of_a_gradient_scaler_is_refused_without_one(factor: float) 
     (factor * problem.loss()).backward()
     with pytest.raises(RuntimeError, match=rf"a factor of {factor:g}, .*grad_scaler="):
         capture.operator_of_gradients()
+
+
+def test_a_checkpoint_that_changes_buffers_each_time_is_refused() -> None:
+    class Checkpointed(nn.Module):
+        """A batch norm that is computed again."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm = nn.Linear(3, 4), nn.BatchNorm1d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            """Logits (b, 4)."""
+            normal: Tensor = checkpoint(self.norm, self.first(x), use_reentrant=False)
+            return normal
+
+    model, criterion = Checkpointed(), nn.CrossEntropyLoss()
+    capture = Capture(model, criterion)
+    with pytest.warns(CurvatureApproximation), pytest.raises(UnsupportedLayer, match=r"running statistics.*eval mode"):
+        criterion(model(torch.randn(6, 3)), torch.arange(6) % 4)
+    model.norm.eval()
+    criterion(model(torch.randn(6, 3)), torch.arange(6) % 4)
+    assert capture.operator.parameters == 24
+
+
+def test_rows_that_vanish_but_for_rounding_are_no_mismatch() -> None:
+    model = nn.Linear(3, 4).double()
+
+    class Difference(nn.Module):
+        """What differs from the mean, averaged: nothing."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = model, nn.Linear(4, 2).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            """Logits (2,) of the whole batch."""
+            h = self.body(x)
+            logits: Tensor = self.head((h - h.mean(0)).mean(0, keepdim=True))
+            return logits
+
+    capture = Capture(Difference(), nn.CrossEntropyLoss(), check="always")
+    capture.criterion(capture.model(torch.randn(5, 3, dtype=torch.float64)), torch.tensor([1]))
+    assert capture.operator.dense()[:, :16].abs().max() < 1e-12
