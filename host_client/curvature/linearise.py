@@ -151,8 +151,8 @@ class Linearise:
                 raise UnsupportedCriterion(
                     "",
                     f"was given an input of shape {tuple(loss.outputs[0].shape)}, along whose leading dimension "
-                    "samples mix while they lie apart along another, and curvature='empirical' depends on which is meant; "
-                    "transpose input and target so that samples come first",
+                    "samples mix while they lie apart along another, and curvature='empirical' depends on which "
+                    "is meant; transpose input and target so that samples come first",
                 )
         return best
 
