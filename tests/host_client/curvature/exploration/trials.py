@@ -35,7 +35,7 @@ class Outcome:
     Attributes:
         kind: ``"right"``; ``"refused"`` with a documented error; ``"wrong"`` for another F; ``"disturbed"`` where
             something else differs from a run without a capture; ``"crashed"`` with any other error; or
-            ``"undefined"`` where the reference itself is not finite.
+            ``"undefined"`` where the reference itself is not finite, or torch raises an error without a capture.
         reason: the class of the error, or what differs.
         detail: the message, or by how much.
     """
@@ -70,12 +70,14 @@ class Trial(Brief):
         """Run the loop and compare; `options` are further ones of the `Capture`."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the fallback's, and torch's about what is unusual here
-            expected = Dense(self)
-            expected.run()
+            expected, plain = Dense(self), Run(self, watch=True)
+            try:
+                expected.run()
+                plain.run()
+            except Exception as error:  # noqa: BLE001 - torch itself cannot run it, with or without a capture
+                return Outcome("undefined", type(error).__name__, str(error))
             if not all(f.isfinite().all() for f in expected.curvatures):
                 return Outcome("undefined")
-            plain = Run(self, watch=True)
-            plain.run()
             captured = Captured(self, options)
             error: Exception | None = None
             try:
