@@ -25,7 +25,7 @@ def ways_to_group(loss: LossCall, graph: Graph, *, further: bool) -> list[list[A
     Args:
         loss: the loss.
         graph: behind its outputs.
-        further: whether other dimensions count than the leading one, and the first of those that it was joined from.
+        further: whether other dimensions count than the leading one, or the first of those that it was joined from.
 
     Returns:
         Axes of the outputs, for each way.
@@ -34,8 +34,10 @@ def ways_to_group(loss: LossCall, graph: Graph, *, further: bool) -> list[list[A
     if not shape:
         return [[Axis(WHOLE, 1, 0, 1) for _ in loss.outputs]]
     joined = _joined(graph, shape[0])
-    ways = [Axis(0, 1, 0, shape[0]), *(joined if further else joined[:1])]
-    if further:  # with one sample nothing mixes, and nothing is gained either
+    ways = joined[:1] or [Axis(0, 1, 0, shape[0])]
+    if further:
+        ways = [Axis(0, 1, 0, shape[0]), *joined]
+        # With one sample nothing mixes, and nothing is gained either.
         ways += [Axis(dim, 1, 0, extent) for dim, extent in enumerate(shape) if dim > 0 and extent > 1]
     return [
         [_of_output(way, dims, z.dim()) for z, dims in zip(loss.outputs, loss.element_dims, strict=True)]

@@ -70,6 +70,8 @@ class Trial(Brief):
         """Run the loop and compare; `options` are further ones of the `Capture`."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the fallback's, and torch's about what is unusual here
+            if self.kind == "empirical" and any(head.form == "flat" for head in self.program.heads):
+                return Outcome("undefined", "samples", "of joined dimensions are those of the first")
             expected, plain = Dense(self), Run(self, watch=True)
             try:
                 expected.run()
