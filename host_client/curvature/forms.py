@@ -185,12 +185,11 @@ def explicit(parameters: Sequence[Sequence[Claim]], sizes: Sequence[int], batch:
             total: Tensor | None = None
             for i, axis, way in of_parameter:
                 rows = way(cotangents[i])
-                if total is None and axis.count == batch.samples:
-                    total = rows
-                    continue
-                if total is None:
-                    total = rows.new_zeros(len(rows), batch.samples, rows.shape[2])
-                total[:, axis.start : axis.start + axis.count] += rows
+                if axis.count != batch.samples:
+                    whole = rows.new_zeros(len(rows), batch.samples, rows.shape[2])
+                    whole[:, axis.start : axis.start + axis.count] = rows
+                    rows = whole
+                total = rows if total is None else total + rows  # not in place: rows may be the cotangents themselves
             assert total is not None
             parts.append(total)
         return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
