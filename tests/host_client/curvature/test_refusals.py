@@ -109,3 +109,24 @@ def test_rows_that_vanish_but_for_rounding_are_no_mismatch() -> None:
     capture = Capture(Difference(), nn.CrossEntropyLoss(), check="always")
     capture.criterion(capture.model(torch.randn(5, 3, dtype=torch.float64)), torch.tensor([1]))
     assert capture.operator.dense()[:, :16].abs().max() < 1e-12
+
+
+def test_a_bias_used_twice_leaves_the_rows_of_a_scale_between_alone() -> None:
+    class Twice(nn.Module):
+        """A bias before and after a scale."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias, self.scale = nn.Parameter(torch.randn(2)), nn.Parameter(torch.randn(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            """Shape (b, 2)."""
+            return (x + self.bias).tanh() * self.scale + self.bias
+
+    model = Twice().double()
+    capture, twin, x = Capture(model, nn.MSELoss(), check="never"), Twice().double(), torch.randn(5, 2).double()
+    twin.load_state_dict(model.state_dict())
+    capture.criterion(model(x), torch.zeros_like(x))
+    j = jacobian(twin(x), list(twin.parameters()))
+    a = capture.operator.dense()
+    torch.testing.assert_close(a.T @ a, j.T @ j * 2 / 10)
