@@ -35,8 +35,8 @@ class Call:
     def __init__(self, node: Node, name: str) -> None:
         self.node, self.name, self._metadata = node, name, node._input_metadata
         self.outputs = [torch.Size(m.shape) for m in self._metadata]
-        self.empty = any(0 in shape for shape in self.outputs)
-        self.edges: list[tuple[Call, int] | None] = []
+        self.empty = any([0 in shape for shape in self.outputs])  # noqa: C419 - a generator takes twice as long
+        self.edges: list[Place | None] = []
         self.parameter: int | None = None
 
     @property
@@ -137,14 +137,17 @@ class Graph:
         self, root: Node, parameters: Mapping[int, int], calls: dict[Node, Call | None], order: list[Call]
     ) -> None:
         """Add the calls behind a node in the order in which depth-first search leaves them."""
-        todo: list[tuple[Node, tuple[tuple[Node | None, int], ...] | None]] = [(root, None)]
+        todo: list[tuple[Node, str, tuple[tuple[Node | None, int], ...]]] = [(root, "", ())]
         while todo:
-            node, arguments = todo.pop()
-            if arguments is not None:  # all that lies behind them has been visited
-                edges = [None if n is None or calls[n] is None else (calls[n], k) for n, k in arguments]
+            node, name, arguments = todo.pop()
+            if arguments:  # all that lies behind them has been visited
+                edges: list[Place | None] = []
+                for argument, number in arguments:
+                    behind = None if argument is None else calls[argument]
+                    edges.append(None if behind is None else (behind, number))
                 if any(edges):
-                    call = Call(node, node.name())
-                    call.edges = edges  # type: ignore[assignment]
+                    call = Call(node, name)
+                    call.edges = edges
                     calls[node] = call
                     order.append(call)
                 continue
@@ -161,8 +164,8 @@ class Graph:
                 continue
             self.reentrant |= name == REENTRANT
             arguments = node.next_functions
-            todo.append((node, arguments))
-            todo += [(argument, None) for argument, _ in arguments if argument is not None]
+            todo.append((node, name, arguments))
+            todo += [(argument, "", ()) for argument, _ in arguments if argument is not None]
 
 
 def fit_at(place: Place, cotangent: Tensor) -> Tensor:

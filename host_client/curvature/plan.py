@@ -15,6 +15,7 @@ from host_client.curvature.axis import WHOLE, Axis
 from host_client.curvature.graph import Call, Graph, Place
 from host_client.curvature.rules import RULES, UNKNOWN, Operation, Rule
 from host_client.curvature.rules.affine import Broadcast
+from host_client.curvature.rules.base import Axes
 from host_client.curvature.rules.embedding import Embedding
 from host_client.curvature.rules.products import Product
 from host_client.curvature.sources import Source, source_of
@@ -145,6 +146,7 @@ def _arrive(there: dict[Call, list[Axis | None]], place: Place, axis: Axis) -> b
         there[call] = known = [None] * len(call.outputs)
     if known[number] is None:
         known[number] = axis
+        return True
     return known[number] == axis
 
 
@@ -154,21 +156,21 @@ def _follow(call: Call, there: dict[Call, list[Axis | None]], result: Plan) -> S
     step = Step(call, rule, axes, [False] * len(call.edges))
     if call.empty:
         return step  # nothing comes down
-    known = set(axes) - {None} if len(axes) > 1 else {axes[0]}
-    one = known.pop() if len(known) == 1 else None
+    one = axes[0] if len(axes) == 1 else _only(axes)
     alone = one is not None and one.single  # one sample: whatever the function is, all of it is that sample's
     followed = [one] * len(call.edges) if alone else rule.follow(call, axes)
-    found = [None] * len(call.edges) if followed is None else followed
-    operation = None
-    if followed is not None and (
-        alone or any(place and not axis for place, axis in zip(call.edges, found, strict=True))
-    ):
-        operation = rule.operation(call)
-    for edge, (place, axis) in enumerate(zip(call.edges, found, strict=True)):
+    operation = unasked = object()
+    for edge, place in enumerate(call.edges):
         if place is None or place[0].empty:
             continue
-        form = operation if operation is not None and edge in operation.roles and (alone or axis is None) else None
-        claim = None if form is None or one is None else _claim(call, edge, one, form)
+        axis = None if followed is None else followed[edge]
+        form = claim = None
+        if followed is not None and (alone or axis is None):
+            if operation is unasked:
+                operation = rule.operation(call)
+            if isinstance(operation, Operation) and edge in operation.roles:
+                form = operation
+                claim = None if one is None else _claim(call, edge, one, form)
         if claim is not None:
             result.claims.append(claim)
         elif axis is not None and place[0].parameter is None and _arrive(there, place, _whole(axis)):
@@ -178,6 +180,12 @@ def _follow(call: Call, there: dict[Call, list[Axis | None]], result: Plan) -> S
             result.spills.append(Spill(call, edge, tuple(axes), form if axis is None else None))
         step.kept = True
     return step
+
+
+def _only(axes: Axes) -> Axis | None:
+    """The axis of all outputs that have one, if it is the same."""
+    known = set(axes) - {None}
+    return known.pop() if len(known) == 1 else None
 
 
 def _whole(axis: Axis) -> Axis:
