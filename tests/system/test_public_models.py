@@ -21,14 +21,11 @@ CLASSES = 3
 
 @pytest.fixture(autouse=True)
 def _offline_and_seeded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing is fetched; every run is the same; and two processes share this machine's processors."""
+    """Nothing is fetched; every run is the same."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

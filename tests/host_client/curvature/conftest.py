@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from tests.cases import CASES, Case
-from tests.threads import one_thread as one_thread
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.name)

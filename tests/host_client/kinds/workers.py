@@ -55,7 +55,6 @@ WAYS: dict[str, Callable[[], None]] = {
 
 def work(rank: int, folder: str) -> None:
     """Join a gloo group of two, do everything, and let rank 0 write down what was raised, by way."""
-    torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=120)
     )

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from tests.cases import Problem, named
-from tests.threads import one_thread as one_thread
 
 
 @pytest.fixture

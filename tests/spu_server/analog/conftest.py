@@ -1,3 +1,0 @@
-"""Small matrices."""
-
-from tests.threads import one_thread as one_thread
