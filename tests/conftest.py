@@ -75,15 +75,15 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., D
         one.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def stepped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """One stepped daemon for all tests of a module that leave it usable."""
+    """One stepped daemon for all tests of this process that leave it usable."""
     with Daemon(tmp_path_factory.mktemp("d") / "s", "--clock", "stepped", "--seed", "0") as one:
         yield one
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def free(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """One free-running daemon, at 1000 τ a second, for all tests of a module that leave it usable."""
+    """One free-running daemon, at 1000 τ a second, for all tests of this process that leave it usable."""
     with Daemon(tmp_path_factory.mktemp("d") / "s", "--clock", "free", "--rate", "1000") as one:
         yield one
