@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from host_client.optimizers.ranges import Ranges, check
+from host_client.optimizers.ranges import Ranges, check, check_one_momentum
 from spu_link.values import all_finite
 
 Groups = Sequence[Mapping[str, Any]]
@@ -79,15 +79,15 @@ def check_fits(state_dict: Mapping[str, Any], groups: Groups, ranges: Ranges, na
         _check_shapes(state_dict["shapes"], groups, name)
     for number, (mine, theirs) in enumerate(zip(groups, saved, strict=True)):
         _check_paths(number, mine, theirs, name)
+        if theirs.get("adam", mine["adam"]) != mine["adam"]:
+            there, here = ("is not", "is") if mine["adam"] else ("is", "is not")
+            raise ValueError(f"group {number} {there} left to Adam in the state dictionary, and {here} in this {name}")
         missing = [key for key in _required(mine, ranges) if key not in theirs]
         if missing:
             raise ValueError(
                 f"the state dictionary is of another kind of optimizer than this {name}: it has no "
                 f"{', '.join(map(repr, missing))} in group {number}"
             )
-        if theirs["adam"] != mine["adam"]:
-            left, leaves = ("is", "is not") if theirs["adam"] else ("is not", "is")
-            raise ValueError(f"group {number} {left} left to Adam in the state dictionary, and {leaves} in this {name}")
 
 
 def check_groups(groups: Groups, ranges: Ranges) -> None:
@@ -98,6 +98,7 @@ def check_groups(groups: Groups, ranges: Ranges) -> None:
     """
     for number, group in enumerate(groups):
         check(group, ranges, number)
+    check_one_momentum(groups)
     steps = next(group["steps"] for group in groups if "steps" in group)
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
         raise ValueError(f"Invalid steps in the state dictionary: {steps}; it must be a whole number, at least 0")
