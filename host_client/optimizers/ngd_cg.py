@@ -83,4 +83,5 @@ class NGDCG(NaturalGradient):
     def _start(self) -> Tensor | None:
         if not self.hyperparameters["warm_start"]:
             return None
-        return kept_vector("solution", [p for _, p in self._parameters], self.state)
+        last = kept_vector("solution", [p for _, p in self._parameters], self.state)
+        return last if last.any() else None

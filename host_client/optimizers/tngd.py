@@ -142,6 +142,7 @@ class TNGD(NaturalGradient):
         self._session: Session | None = None
         self._embedding = session.embedding
         self._ahead: ref[Operator] | None = None
+        self._has_read = False
         self._readings, self._period, self._combine, self._freshness = readings, period, combine, freshness
         self._on_loss, self._patience, self._record = on_loss, patience, record
         super().__init__(
@@ -237,6 +238,7 @@ class TNGD(NaturalGradient):
     def _resume(self, device: Mapping[str, Any]) -> None:
         """Go on with the device where it was; one that cannot, being of another kind, starts from the last reading."""
         self.last_reading = None
+        self._has_read = any(bool(self.state[p]["reading"].any()) for _, p in self._parameters)
         self._feed.close()
         self._feed = self.session.feed(on_loss=self._on_loss, record=self._record, counts=self.counts)
         if device.get("state") is None:
@@ -339,12 +341,14 @@ class TNGD(NaturalGradient):
                 self._feed.back(deadline - time.monotonic())
 
     def _keep(self, reading: Reading) -> None:
-        self.last_reading = reading
+        self.last_reading, self._has_read = reading, True
         for parameter, part in parts_of(reading.value, [parameter for _, parameter in self._parameters]).items():
             self.state[parameter]["reading"] = part.clone()  # not a view into the whole
 
     def _last_value(self) -> Tensor | None:
         """The last reading, of this run or of the one that it goes on with."""
+        if not self._has_read:
+            return None
         return kept_vector("reading", [parameter for _, parameter in self._parameters], self.state)
 
     def _staleness(self, reading: Reading) -> float:

@@ -38,11 +38,9 @@ def parts_of(vector: Tensor, parameters: Sequence[Tensor]) -> dict[Tensor, Tenso
     return {p: piece.view_as(p).to(p) for p, piece in zip(parameters, pieces, strict=True)}
 
 
-def kept_vector(name: str, parameters: Sequence[Tensor], state: Mapping[Tensor, Mapping[str, Any]]) -> Tensor | None:
-    """Return what is kept of all parameters under a name as a vector of shape (N,); None if it is 0."""
-    pieces = {p: state[p][name] for p in parameters if name in state.get(p, {})}
-    vector = vector_of(pieces, parameters)
-    return vector if vector.any() else None
+def kept_vector(name: str, parameters: Sequence[Tensor], state: Mapping[Tensor, Mapping[str, Any]]) -> Tensor:
+    """Return what is kept of all parameters under a name as a vector of shape (N,); 0 where there is nothing."""
+    return vector_of({p: state[p][name] for p in parameters if name in state.get(p, {})}, parameters)
 
 
 def rates_of(groups: Iterable[Mapping[str, Any]], parameters: Sequence[Tensor]) -> Tensor:
