@@ -89,12 +89,16 @@ class Linearise:
         self._index = {id(parameter): index for index, (_, parameter) in enumerate(parameters)}
         self._parameters = [parameter for _, parameter in parameters]
         self._sizes = [parameter.numel() for _, parameter in parameters]
-        double = any(parameter.dtype == torch.float64 for _, parameter in parameters)
-        self._dtype = torch.float64 if double else torch.float32
         self._verified: set[int] = set()
         self._announced: set[str] = set()
         self.device: Capacity | None = None
         self.link_itemsize: int | None = None
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """The dtype of the factor: that of the parameters now, which may have got another one since."""
+        double = any(parameter.dtype == torch.float64 for parameter in self._parameters)
+        return torch.float64 if double else torch.float32
 
     def __call__(self, loss: LossCall) -> Curvature | None:
         """Return the curvature of a loss; None if it uses no trained parameter.

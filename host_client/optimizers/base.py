@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, NoReturn, overload
+from typing import Any, NoReturn, overload
 from weakref import WeakMethod
 
 import torch
@@ -15,17 +15,19 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from host_client.curvature import Capture, Check, Criteria, Diverged, GradScaler, Kind, trained_parameters
 from host_client.optimizers.change import Change
+from host_client.optimizers.checkpoints import Resumable
 from host_client.optimizers.descent import descend
 from host_client.optimizers.diverged import check_finite
-from host_client.optimizers.groups import check_fits, check_frozen, make_groups, shapes_of
+from host_client.optimizers.groups import check_frozen, make_groups
 from host_client.optimizers.levenberg_marquardt import LevenbergMarquardt
 from host_client.optimizers.line_search import LineSearch
 from host_client.optimizers.options import Curvature
-from host_client.optimizers.ranges import COMMON, Ranges, at_least_one, check_one_momentum, check_together
+from host_client.optimizers.ranges import at_least_one, check_one_momentum, check_together
 from host_client.optimizers.replay import Reevaluation, number
 from host_client.optimizers.saved import restored_operator, saved_operator
 from host_client.optimizers.schedules import Scheduled, Schedules
 from host_client.optimizers.spring import keep_direction, spring_drive
+from host_client.optimizers.state_checks import shapes_of
 from host_client.optimizers.trial import Trial, check_closure
 from host_client.optimizers.trust_region import TrustRegion
 from host_client.optimizers.vectors import dense_gradient, gradient_of, parts_of, rates_of
@@ -34,7 +36,7 @@ from spu_link.operators import Operator
 from spu_link.values import all_finite
 
 
-class NaturalGradient(torch.optim.Optimizer, ABC):
+class NaturalGradient(Resumable, ABC):
     """θ ← θ − η g̃ with g̃ a solution of (F + λI) g̃ = ∇ℓ, or an estimate of it; how it is found is up to the subclass.
 
     F is the curvature of the losses that the gradients are those of (see `Capture`, whose restrictions on model and
@@ -60,8 +62,9 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         groups: parameters with hyperparameters of their own, ``{"params": …, "lr": …, "weight_decay": …}``, also
             ``"momentum"`` or, if the optimizer has them, ``"betas"`` and ``"eps"``. With ``"adam": True`` a group is
             left to Adam on the plain gradient, by default with Adam's own ``lr``, ``betas`` and ``eps``, and is no part
-            of F. The parameters that no group names are the first group, which may be empty; damping and what else is
-            not of a group lives there.
+            of F. The parameters that no group names, if there are any, are the first group. Damping and what else is
+            not of a group is in the first one with a natural gradient, `hyperparameters`. Further keys are kept as they
+            are, as torch keeps them.
         curvature: ``"exact"``, ``"mc"`` or ``"empirical"``, see `Capture`; or a function that is called when a step
             needs F and gives it, an operator of the N parameters with a natural gradient in the order of
             ``model.parameters()``: then nothing is captured.
@@ -92,10 +95,8 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
             the curvature is given.
         counts: what happened how often.
         steps: how many steps have been taken.
+        hyperparameters: the first group with a natural gradient.
     """
-
-    ranges: ClassVar[Ranges] = COMMON
-    """The range of each hyperparameter; subclasses add theirs, which makes them known."""
 
     def __init__(
         self,
@@ -128,9 +129,9 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         rule = {"momentum": momentum} if betas is None else {"betas": betas, "eps": eps}
         shared = {"lr": lr, "weight_decay": weight_decay, **rule}
         own = {"damping": damping, "trust_region": trust_region, "spring": spring, **hyperparameters}
-        made = make_groups(model, groups, shared, own)
+        made = make_groups(model, groups, shared, {**own, "optimizer": type(self).__name__, "steps": 0})
         check_together(made, momentum=momentum, trust_region=trust_region, spring=spring, line_search=line_search)
-        self._schedules = Schedules(made)
+        self._schedules = Schedules(made, self.ranges)
         self._schedules.apply(made, 0, self.ranges)
         natural = [p for group in made if not group["adam"] for p in group["params"]]
         self._parameters = trained_parameters(model, natural)
@@ -139,10 +140,11 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         self._left = [(path, p) for path, p in trained_parameters(model) if id(p) not in chosen]
         self._frozen = [(path, p) for path, p in model.named_parameters() if not p.requires_grad]
         self._whole = False
-        super().__init__(made, {name: made[0][name] for name in shared})
+        now = next(group for group in made if "damping" in group)
+        super().__init__(made, {name: now[name] if callable(value) else value for name, value in shared.items()})
         self._whole = True
+        self._complete()
         self.counts: Counter[str] = Counter()
-        self.steps = 0
         self.curvature_every = curvature_every
         self._options = {
             "curvature": curvature,
@@ -205,11 +207,6 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
     def _curvature_due(self) -> bool:
         """Whether the step to come has a curvature of its own; until then forward passes are captured."""
         return self.steps % self.curvature_every == 0 or self._operator is None
-
-    @property
-    def hyperparameters(self) -> dict[str, Any]:
-        """The first parameter group: learning rate, damping and so on, by name; changes hold from the next step on."""
-        return self.param_groups[0]
 
     def __repr__(self) -> str:
         """All hyperparameters: those of each group as they are now, then those of no group."""
@@ -324,33 +321,23 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
             parameter.grad = part if parameter.grad.is_sparse else parameter.grad.copy_(part)  # type: ignore[union-attr]
         self._taken(direction)
 
-    def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on, for ``torch.save``: hyperparameters, momentum or moments, the steps.
+    def _kept(self, group: Mapping[str, Any], whole: Mapping[str, Any]) -> tuple[str, ...]:
+        return super()._kept(group, whole) + (("spring",) if whole["spring"] and not group["adam"] else ())
 
-        Between two curvatures the last one is part of it, and may be large: with `curvature_every` k, it is not after
-        each k-th step.
-        """
+    def _further(self) -> dict[str, Any]:
         operator = None if self._operator is None else saved_operator(self._operator)
-        own = {"steps": self.steps, "shapes": shapes_of(self.param_groups), "operator": operator}
-        return {**super().state_dict(), **own}
+        return {"shapes": shapes_of(self.param_groups), "operator": operator}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where another optimizer of this class, for parameters in the same order, was.
+    def _read(self, state_dict: Mapping[str, Any]) -> Callable[[], None]:
+        blocks = state_dict.get("operator")
+        operator = None if blocks is None else restored_operator(blocks, [p for _, p in self._parameters])
 
-        Its numbers hold from then on; its schedules were not saved, and those that this optimizer was made with go on
-        at the step reached.
+        def place() -> None:
+            self._schedules.found(self.param_groups)
+            self._operator = operator
+            self._pace()
 
-        Raises:
-            ValueError: for the state of another kind of optimizer or of other parameters; nothing has changed then.
-        """
-        check_fits(state_dict, self.param_groups, type(self).__name__)
-        super().load_state_dict({name: state_dict[name] for name in ("state", "param_groups")})
-        self.steps = state_dict["steps"]
-        self._schedules.found(self.param_groups)
-        operator = state_dict["operator"]
-        parameters = [parameter for _, parameter in self._parameters]
-        self._operator = None if operator is None else restored_operator(operator, parameters)
-        self._pace()
+        return place
 
     @contextmanager
     def _attempt(self) -> Iterator[None]:
@@ -434,7 +421,7 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
     def _taken(self, direction: Tensor | None) -> None:
         """Finish a step along this direction; None if it was not taken."""
         keep_direction(direction if self.hyperparameters["spring"] else None, self._parameters, self.state)
-        self.steps += 1
+        self.hyperparameters["steps"] += 1
         if self.capture is not None:
             self.capture.forget_gradients()
         self._pace()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import ClassVar, Unpack
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Unpack
 
-import torch
 from torch import Tensor, nn
 
 from host_client.curvature import Criteria
@@ -13,6 +12,7 @@ from host_client.optimizers.base import NaturalGradient
 from host_client.optimizers.options import NaturalGradientOptions
 from host_client.optimizers.ranges import COMMON, Ranges, above_zero, at_least_one, one_of
 from host_client.optimizers.solvers.cg import conjugate_gradients
+from host_client.optimizers.vectors import kept_vector, parts_of
 from spu_link.operators import Operator
 
 
@@ -72,13 +72,16 @@ class NGDCG(NaturalGradient):
         if found.residual > group["tolerance"]:
             self.counts["not converged"] += 1
         if group["warm_start"]:
-            parameters = [parameter for _, parameter in self._parameters]
-            for parameter, part in zip(parameters, found.x.split([p.numel() for p in parameters]), strict=True):
-                self.state[parameter]["solution"] = part.view_as(parameter)
+            for parameter, part in parts_of(found.x, [p for _, p in self._parameters]).items():
+                self.state[parameter]["solution"] = part.clone()  # not a view into the whole
         return [found.x]
 
+    def _kept(self, group: Mapping[str, Any], whole: Mapping[str, Any]) -> tuple[str, ...]:
+        own = ("solution",) if whole["warm_start"] and not group["adam"] else ()
+        return super()._kept(group, whole) + own
+
     def _start(self) -> Tensor | None:
-        states = [self.state[parameter] for _, parameter in self._parameters]
-        if not (self.hyperparameters["warm_start"] and all("solution" in state for state in states)):
+        if not self.hyperparameters["warm_start"]:
             return None
-        return torch.cat([state["solution"].flatten() for state in states])
+        last = kept_vector("solution", [p for _, p in self._parameters], self.state)
+        return last if last.any() else None

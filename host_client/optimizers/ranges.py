@@ -143,7 +143,7 @@ def check_one_momentum(groups: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         ValueError: naming the value.
     """
-    if groups[0]["spring"] == 0.0:
+    if all(group.get("spring", 0.0) == 0.0 for group in groups):
         return
     for group in groups:
         if not group["adam"] and group.get("momentum", 0.0) != 0.0:

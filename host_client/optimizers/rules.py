@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -14,6 +14,30 @@ State = MutableMapping[Tensor, dict[str, Any]]
 
 RULE_STATE = frozenset({"momentum_buffer", "step", "exp_avg", "exp_avg_sq"})
 """The names of what the rules here keep."""
+
+
+def kept(group: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of what the rule of a group keeps of each parameter, of those in `RULE_STATE`."""
+    if "betas" in group:
+        return ("step", "exp_avg", "exp_avg_sq")
+    return ("momentum_buffer",) if group["momentum"] else ()
+
+
+def complete(state: dict[str, Any], parameter: Tensor, names: Iterable[str]) -> None:
+    """Add what is missing of a parameter's state as zeros, and let the rest follow it to another device or dtype.
+
+    Args:
+        state: what is kept of the parameter; changed.
+        parameter: what has the shape, dtype and device. Zeros are contiguous whatever its layout, as safetensors needs.
+        names: what is kept; ``step`` is a number on the CPU.
+    """
+    for name in names:
+        if name == "step":
+            state.setdefault(name, torch.zeros(()))
+        elif name in state:
+            state[name] = state[name].to(parameter)
+        else:
+            state[name] = torch.zeros(parameter.shape, dtype=parameter.dtype, device=parameter.device)
 
 
 def update(group: Mapping[str, Any], directions: Mapping[Tensor, Tensor], state: State) -> dict[Tensor, Tensor]:
@@ -35,7 +59,9 @@ def update(group: Mapping[str, Any], directions: Mapping[Tensor, Tensor], state:
     parameters = [p for p in group["params"] if p in directions]
     if not parameters:
         return {}
-    along = [directions[p] for p in parameters]
+    along, names = [directions[p] for p in parameters], kept(group)
+    for p in parameters:
+        complete(state[p], p, names)
     if "betas" in group:
         _adam(group, parameters, along, state)
         return {}
@@ -45,32 +71,18 @@ def update(group: Mapping[str, Any], directions: Mapping[Tensor, Tensor], state:
 def _sgd(group: Mapping[str, Any], parameters: list[Tensor], along: list[Tensor], state: State) -> list[Tensor]:
     lr, momentum, decay = float(group["lr"]), group["momentum"], group["weight_decay"]
     if momentum:
-        along = _averaged(parameters, along, momentum, state)
+        buffers = [state[p]["momentum_buffer"] for p in parameters]
+        torch._foreach_mul_(buffers, momentum)
+        torch._foreach_add_(buffers, along)
+        along = buffers
     if decay:
         torch._foreach_mul_(parameters, 1.0 - lr * decay)
     torch._foreach_add_(parameters, along, alpha=-lr)
     return along
 
 
-def _averaged(parameters: list[Tensor], along: list[Tensor], momentum: float, state: State) -> list[Tensor]:
-    """The momentum u of each parameter, brought up to date; it is the direction itself at first."""
-    moving = [(p, d) for p, d in zip(parameters, along, strict=True) if "momentum_buffer" in state[p]]
-    if moving:
-        buffers = [state[p]["momentum_buffer"] for p, _ in moving]
-        torch._foreach_mul_(buffers, momentum)
-        torch._foreach_add_(buffers, [direction for _, direction in moving])
-    for p, direction in zip(parameters, along, strict=True):
-        if "momentum_buffer" not in state[p]:
-            state[p]["momentum_buffer"] = direction.clone()
-    return [state[p]["momentum_buffer"] for p in parameters]
-
-
 def _adam(group: Mapping[str, Any], parameters: list[Tensor], along: list[Tensor], state: State) -> None:
     states = [state[p] for p in parameters]
-    for p, one in zip(parameters, states, strict=True):
-        if "exp_avg" not in one:
-            one["step"] = torch.zeros(())
-            one["exp_avg"], one["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
     beta1, beta2 = group["betas"]
     adam(
         parameters,

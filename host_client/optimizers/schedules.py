@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from host_client.optimizers.ranges import Ranges, check
@@ -18,13 +18,14 @@ class Schedules:
     """The schedules among the hyperparameters of parameter groups.
 
     Args:
-        groups: parameter groups; the functions in them are taken out, for `apply` to put numbers there.
+        groups: parameter groups; functions that are hyperparameters are taken out, for `apply` to put numbers there.
+        names: of the hyperparameters; what else is in a group is the user's.
     """
 
-    def __init__(self, groups: Sequence[dict[str, Any]]) -> None:
+    def __init__(self, groups: Sequence[dict[str, Any]], names: Iterable[str]) -> None:
+        known = set(names)
         self._schedules: list[dict[str, Schedule]] = [
-            {name: group.pop(name) for name in [name for name, value in group.items() if callable(value)]}
-            for group in groups
+            {name: group.pop(name) for name in known & group.keys() if callable(group[name])} for group in groups
         ]
         self._set: list[dict[str, float]] = [{} for _ in groups]
 

@@ -34,4 +34,4 @@ def keep_direction(direction: Tensor | None, parameters: Sequence[tuple[str, Ten
             continue
         state.get(p, {}).pop("spring", None)
         if parts is not None:
-            state[p]["spring"] = parts[p]
+            state[p]["spring"] = parts[p].clone()  # not a view into the whole

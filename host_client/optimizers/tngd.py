@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack, get_args
 from weakref import WeakMethod, ref
@@ -21,7 +21,7 @@ from host_client.optimizers.ranges import COMMON, Ranges, at_least_zero, one_of
 from host_client.optimizers.schedules import Scheduled
 from host_client.optimizers.solvers.direct import solve_direct
 from host_client.optimizers.solvers.kronecker_capture import KroneckerCapture
-from host_client.optimizers.vectors import gradient_of, parts_of
+from host_client.optimizers.vectors import gradient_of, kept_vector, parts_of
 from host_client.record.events import Differentiated, Event, Source, Updated
 from spu_link.errors import SpuError
 from spu_link.operators import Operator
@@ -142,6 +142,7 @@ class TNGD(NaturalGradient):
         self._session: Session | None = None
         self._embedding = session.embedding
         self._ahead: ref[Operator] | None = None
+        self._has_read = False
         self._readings, self._period, self._combine, self._freshness = readings, period, combine, freshness
         self._on_loss, self._patience, self._record = on_loss, patience, record
         super().__init__(
@@ -209,8 +210,11 @@ class TNGD(NaturalGradient):
                 self._abandon()
         super().zero_grad(set_to_none)
 
-    def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on, for ``torch.save``; with the device's state, if it can save it."""
+    def _kept(self, group: Mapping[str, Any], whole: Mapping[str, Any]) -> tuple[str, ...]:
+        return super()._kept(group, whole) + (() if group["adam"] else ("reading",))
+
+    def _further(self) -> dict[str, Any]:
+        """Return the device's state too, if it can save it."""
         device: dict[str, Any] = {"state": None, "free_from": None}
         if self._feed.free_from is not None and "state" in self.session.spu.features:
             try:
@@ -220,21 +224,23 @@ class TNGD(NaturalGradient):
             else:
                 device["state"] = torch.frombuffer(bytearray(state), dtype=torch.uint8)
                 device["free_from"] = float(self._feed.free_from)
-        return {**super().state_dict(), "device": device}
+        return {**super()._further(), "device": device}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where another optimizer of this class was, see `NaturalGradient`, and the device where that one's was.
+    def _read(self, state_dict: Mapping[str, Any]) -> Callable[[], None]:
+        place = super()._read(state_dict)
 
-        A device that cannot, being of another kind for instance, starts from the last reading; the log tells.
+        def place_both() -> None:
+            place()
+            self._resume(state_dict.get("device") or {})
 
-        Raises:
-            ValueError: for the state of another kind of optimizer or of other parameters; nothing has changed then.
-        """
-        super().load_state_dict(state_dict)
+        return place_both
+
+    def _resume(self, device: Mapping[str, Any]) -> None:
+        """Go on with the device where it was; one that cannot, being of another kind, starts from the last reading."""
         self.last_reading = None
+        self._has_read = any(bool(self.state[p]["reading"].any()) for _, p in self._parameters)
         self._feed.close()
         self._feed = self.session.feed(on_loss=self._on_loss, record=self._record, counts=self.counts)
-        device = state_dict.get("device", {})
         if device.get("state") is None:
             return
         try:
@@ -335,16 +341,15 @@ class TNGD(NaturalGradient):
                 self._feed.back(deadline - time.monotonic())
 
     def _keep(self, reading: Reading) -> None:
-        self.last_reading = reading
+        self.last_reading, self._has_read = reading, True
         for parameter, part in parts_of(reading.value, [parameter for _, parameter in self._parameters]).items():
-            self.state[parameter]["reading"] = part
+            self.state[parameter]["reading"] = part.clone()  # not a view into the whole
 
     def _last_value(self) -> Tensor | None:
         """The last reading, of this run or of the one that it goes on with."""
-        states = [self.state[parameter] for _, parameter in self._parameters]
-        if not all("reading" in state for state in states):
+        if not self._has_read:
             return None
-        return torch.cat([state["reading"].flatten() for state in states])
+        return kept_vector("reading", [parameter for _, parameter in self._parameters], self.state)
 
     def _staleness(self, reading: Reading) -> float:
         """Device time since a reading, in τ."""

@@ -28,7 +28,7 @@ def dense_gradient(parameter: Tensor) -> Tensor:
 
 def vector_of(pieces: Mapping[Tensor, Tensor], parameters: Sequence[Tensor]) -> Tensor:
     """Return pieces of parameters as a vector of shape (N,), in float32 at least; 0 where there is none."""
-    joined = torch.cat([pieces[p].flatten() if p in pieces else p.new_zeros(p.numel()) for p in parameters])
+    joined = torch.cat([pieces[p].flatten().to(p) if p in pieces else p.new_zeros(p.numel()) for p in parameters])
     return joined.to(torch.promote_types(joined.dtype, torch.float32))
 
 
@@ -36,6 +36,11 @@ def parts_of(vector: Tensor, parameters: Sequence[Tensor]) -> dict[Tensor, Tenso
     """A vector of shape (N,) in pieces with the shape, dtype and device of the parameters."""
     pieces = vector.split([p.numel() for p in parameters])
     return {p: piece.view_as(p).to(p) for p, piece in zip(parameters, pieces, strict=True)}
+
+
+def kept_vector(name: str, parameters: Sequence[Tensor], state: Mapping[Tensor, Mapping[str, Any]]) -> Tensor:
+    """Return what is kept of all parameters under a name as a vector of shape (N,); 0 where there is nothing."""
+    return vector_of({p: state[p][name] for p in parameters if name in state.get(p, {})}, parameters)
 
 
 def rates_of(groups: Iterable[Mapping[str, Any]], parameters: Sequence[Tensor]) -> Tensor:

@@ -189,6 +189,25 @@ def test_digital_methods_train_there_as_here(name: str, options: dict[str, Any])
     torch.testing.assert_close(there.parameters(), here.parameters())
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ngd-woodbury", {"momentum": 0.9}),
+        ("ngd-woodbury", {"betas": (0.5, 0.9)}),
+        ("ngd-woodbury", {"spring": 0.9}),
+        ("ngd-cg", {"warm_start": True}),
+    ],
+    ids=str,
+)
+def test_a_model_moves_there_when_its_optimizer_has_been_made(name: str, options: dict[str, Any]) -> None:
+    here, there = (Training(CPU, name, {"damping": 1.0, **options}) for _ in range(2))
+    there.model.to(ACCELERATOR)
+    there.place = ACCELERATOR
+    here.steps()
+    there.steps()
+    torch.testing.assert_close(there.parameters(), here.parameters())
+
+
 @pytest.mark.parametrize("embedding", ["sample", "block", "kronecker"])
 def test_small_devices_train_a_model_there_as_here(embedding: Any) -> None:
     results = []

@@ -15,7 +15,7 @@ from host_client.optimizers.base import NaturalGradient
 from spu_link.operators import Damped, Dense, Operator
 from tests.cases import Problem, named
 from tests.host_client.optimizers.fakes import Recorder
-from tests.host_client.optimizers.training import flat, train
+from tests.host_client.optimizers.training import flat, same, train
 
 
 def _optimizer(problem: Problem, **options: Any) -> NGDWoodbury:
@@ -213,11 +213,11 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(
     before = copy.deepcopy(optimizer.state_dict())
     with pytest.raises(ValueError, match=message):
         optimizer.load_state_dict(state(problem))
-    torch.testing.assert_close(optimizer.state_dict(), before, rtol=0, atol=0)
+    assert same(optimizer.state_dict(), before)
 
 
 def test_a_device_needs_what_a_solver_does_not(problem: Problem) -> None:
     state = _optimizer(problem).state_dict()
     optimizer = TNGD(problem.model, problem.criterion, Recorder(), lr=0.1, damping=0.1, analog_time=1.0)
-    with pytest.raises(ValueError, match=r"than this TNGD: it has no 'analog_time', .* in group 0"):
+    with pytest.raises(ValueError, match="of another kind of optimizer than this TNGD: of NGDWoodbury"):
         optimizer.load_state_dict(state)

@@ -81,7 +81,7 @@ def test_what_is_left_to_adam_takes_its_steps_and_is_no_part_of_the_curvature(ml
 
 def test_what_is_left_to_adam_has_adams_defaults_and_not_the_optimizers(mlp: Problem) -> None:
     optimizer = _optimizer(mlp, [{"params": mlp.model[1].parameters(), "adam": True}], lr=1.0, weight_decay=0.1)
-    group = {name: value for name, value in optimizer.param_groups[1].items() if name != "params"}
+    group = {name: value for name, value in optimizer.param_groups[1].items() if not name.startswith("param")}
     assert group == {"adam": True, "lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
 
 
