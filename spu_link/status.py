@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
@@ -83,8 +84,9 @@ def from_rpc_error(error: grpc.RpcError, *, call: str, address: str) -> errors.S
     reason = _reason(error.details() or "")
     because = f" ({reason})" if reason else ""
     if code == grpc.StatusCode.UNAVAILABLE:
+        command = f"spu-server serve --listen {shlex.quote(address)}"
         return errors.DeviceUnavailable(
-            f"{call}: no SPU daemon answers at {address}{because}; is `spu-server serve --listen {address}` running?",
+            f"{call}: no SPU daemon answers at {address}{because}; is `{command}` running?",
             field="address",
             found=address,
             expected="the address of a running daemon",

@@ -6,7 +6,6 @@ import asyncio
 import os
 import re
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -49,19 +48,18 @@ MEMORY_SUFFIX = ".memory"
 SERVICE = spu_pb2.DESCRIPTOR.services_by_name["SpuService"].full_name
 
 
-async def serve(settings: ServeSettings) -> None:
-    """Serve until SIGTERM or SIGINT. Prints ``ready ADDRESS…`` on standard output once every address answers.
+async def serve(settings: ServeSettings, endpoints: Endpoints, stop: asyncio.Event) -> None:
+    """Serve until told to stop. Prints ``ready ADDRESS…`` on standard output once every address answers.
+
+    Args:
+        settings: of device and clock.
+        endpoints: the addresses, bound.
+        stop: set by signals.
 
     Raises:
-        AddressError: when an address cannot be listened on.
         DeviceFault: when the driver cannot be opened, or its device finds that something is wrong with it.
         LogUnusable: when a log is asked for and cannot be written.
     """
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    endpoints = Endpoints()
-    await endpoints.bind(settings.listen, insecure_remote=settings.insecure_remote)
     addresses = endpoints.addresses
     driver = DriverProcess(settings.driver, settings.driver_options, settings.driver_deadline)
     port: DriverPort[Payload] = driver
@@ -118,7 +116,6 @@ async def serve(settings: ServeSettings) -> None:
         await driver.close()
         if isinstance(port, RecordingPort):
             await port.close()
-        endpoints.withdraw()
     log.info("stopped")
 
 
@@ -127,10 +124,14 @@ def announce_ready(addresses: Sequence[str]) -> None:
 
     An address with white space, quotes or backslashes is quoted as in a shell.
     """
+    if sys.stdout is None:  # it was closed from the start
+        return
     shown = [shlex.quote(address) if re.search(r"[\s'\"\\]", address) else address for address in addresses]
-    sys.stdout.flush()
-    sys.stdout.buffer.write(os.fsencode(" ".join(["ready", *shown]) + "\n"))
-    sys.stdout.buffer.flush()
+    try:
+        sys.stdout.buffer.write(os.fsencode(" ".join(["ready", *shown]) + "\n"))
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        log.warning("nobody reads standard output")
 
 
 def _memory_service(addresses: Sequence[str], device: Device[Payload], regions: Regions) -> MemoryService | None:

@@ -211,7 +211,8 @@ def explained(path: str) -> Iterator[None]:
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         folder = os.path.dirname(path) or "."
-        raise AddressError(f"cannot listen on unix:{path}: folder {folder}: {reason}") from None
+        trouble = f"folder {folder} cannot be used" if os.path.isdir(folder) else f"there is no folder {folder}"
+        raise AddressError(f"cannot listen on unix:{path}: {trouble} ({reason})") from None
 
 
 def _somebody_listens(path: str) -> bool:
