@@ -110,7 +110,9 @@ async def test_a_daemon_whose_files_have_all_been_removed_leaves_those_of_anothe
         await opened(address)
 
 
-@pytest.mark.parametrize("name", ["a b", "a%20b", "100%", "a#b", "a?b=c", "a:b", "é τ", "a'b\"c\\d", "-", "a\nb", "[x]"])
+@pytest.mark.parametrize(
+    "name", ["a b", "a%20b", "100%", "a#b", "a?b=c", "a:b", "é τ", "a'b\"c\\d", "-", "a\nb", "[x]"]
+)
 async def test_any_file_name_is_taken_as_it_is(opened, tmp_path, name):
     await (await opened(f"unix:{tmp_path}/{name}")).start(serve_health)
     assert {one.name for one in tmp_path.iterdir()} == {name, f"{name}.lock"}
