@@ -66,7 +66,13 @@ async def serve(settings: ServeSettings, endpoints: Endpoints, stop: asyncio.Eve
     memory: MemoryService | None = None
     supervision: asyncio.Task[None] | None = None
     try:
-        capabilities = await driver.start()
+        opening, stopping = asyncio.create_task(driver.start()), asyncio.create_task(stop.wait())
+        await asyncio.wait([opening, stopping], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not opening.done():
+            opening.cancel()
+            return
+        capabilities = await opening
         settle_process()
         tau = capabilities.tau or settings.tau
         clock = FreeClock(settings.rate or 1.0 / tau) if settings.clock == "free" else SteppedClock()
@@ -139,7 +145,7 @@ def _memory_service(addresses: Sequence[str], device: Device[Payload], regions: 
     path = next(filter(None, map(socket_path, addresses)), None)
     if path is None or not supported():
         return None
-    path = os.path.abspath(path) + MEMORY_SUFFIX
+    path = os.path.join(os.getcwd(), path) + MEMORY_SUFFIX  # clients have other working directories
     try:
         return MemoryService(path, device.sessions, regions)
     except AddressError as error:

@@ -211,8 +211,13 @@ def explained(path: str) -> Iterator[None]:
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         folder = os.path.dirname(path) or "."
-        trouble = f"folder {folder} cannot be used" if os.path.isdir(folder) else f"there is no folder {folder}"
-        raise AddressError(f"cannot listen on unix:{path}: {trouble} ({reason})") from None
+        if not os.path.isdir(folder):
+            raise AddressError(f"cannot listen on unix:{path}: there is no folder {folder} ({reason})") from None
+        named = isinstance(error.filename, str) and not error.filename.startswith("/proc/self/fd/")
+        raise AddressError(
+            f"cannot listen on unix:{path}: {error.filename if named else folder} cannot be used ({reason}); choose "
+            "another path"
+        ) from None
 
 
 def _somebody_listens(path: str) -> bool:
@@ -231,7 +236,7 @@ def _somebody_listens(path: str) -> bool:
             return True  # it does not answer, but it is there
         except OSError as error:
             if error.errno != errno.EPROTOTYPE:  # of a socket for packets, which somebody listens on
-                raise
+                raise OSError(error.errno, error.strerror, path) from None
     return True
 
 

@@ -153,7 +153,7 @@ async def test_an_address_that_others_can_reach_needs_to_be_asked_for_by_name(op
     [
         ("unix:/nonexistent/folder/s", "there is no folder /nonexistent/folder"),
         ("unix:/dev/null/s", "there is no folder /dev/null"),
-        ("unix:/proc/s", "folder /proc cannot be used"),
+        ("unix:/proc/s", "/proc/s.lock cannot be used"),
         ("unix:/dev/null", "no socket has this path"),
         ("unix:/tmp", "no socket has this path"),
         ("unix:/tmp/", "is that of a folder"),
