@@ -8,6 +8,8 @@ The names load what they need when they are first used, so that ``tngd --help`` 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import spu_link  # noqa: F401 - comes before gRPC, whose own log it turns off
+
 if TYPE_CHECKING:
     from host_client.blocking import Session, Spu, connect
     from host_client.curvature import (

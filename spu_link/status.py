@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+import shlex
+
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import Message
@@ -11,6 +16,9 @@ from grpc_status import rpc_status
 from spu_link import errors
 
 DOMAIN = "spu.tngd"
+
+SYSTEM_WORDS = frozenset(map(os.strerror, errno.errorcode))
+"""Everything that the system says about a connection that fails."""
 
 
 def to_status(error: errors.SpuError) -> status_pb2.Status:
@@ -73,17 +81,37 @@ def from_rpc_error(error: grpc.RpcError, *, call: str, address: str) -> errors.S
             if isinstance(found, errors.DeviceBusy):
                 found.retry_after = _retry_after(status)
             return found
-    text = error.details() or code.name
+    reason = _reason(error.details() or "")
+    because = f" ({reason})" if reason else ""
     if code == grpc.StatusCode.UNAVAILABLE:
+        command = f"spu-server serve --listen {shlex.quote(address)}"
         return errors.DeviceUnavailable(
-            f"{call}: no SPU daemon answers at {address} ({text}); is `spu-server serve --listen {address}` running?",
+            f"{call}: no SPU daemon answers at {address}{because}; is `{command}` running?",
             field="address",
             found=address,
             expected="the address of a running daemon",
         )
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return errors.DeadlineExceeded(f"{call}: {address} did not answer within the deadline")
-    return errors.SpuError(f"{call}: {address} answered {code.name}: {text}")
+    if code == grpc.StatusCode.UNIMPLEMENTED:
+        return errors.SpuError(
+            f"{call}: {address} does not know this call{because}; what listens there is no SPU daemon, or one of "
+            "another version",
+            field="address",
+            found=address,
+            expected="the address of a running daemon",
+        )
+    if code == grpc.StatusCode.CANCELLED:
+        return errors.SpuError(f"{call}: the call to {address} was cancelled{because}")
+    return errors.SpuError(f"{call}: the call to {address} failed{because}")
+
+
+def _reason(details: str) -> str:
+    """The system's own words in what gRPC says, as in "last error: UNKNOWN: ipv4:…: Connection refused (111)"."""
+    if "resol" in details:
+        return "its host name cannot be resolved"
+    words = re.sub(r"\s*\(\d+\)$", "", details.rpartition(":")[2].strip())
+    return words if words in SYSTEM_WORDS else ""
 
 
 def _retry_after(status: status_pb2.Status) -> float:

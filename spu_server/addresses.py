@@ -1,4 +1,4 @@
-"""Where the daemon may listen."""
+"""Where the daemon listens, and where it does not."""
 
 from __future__ import annotations
 
@@ -6,76 +6,129 @@ import asyncio
 import ipaddress
 import os
 import socket
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NoReturn
 
 import grpc
 
+from spu_link.addresses import channel_target, socket_path
+from spu_server.socket_files import AddressError, SocketFile, SocketLock, keep
 
-class AddressError(ValueError):
-    """An address that the daemon will not or cannot listen on."""
+
+@dataclass(frozen=True)
+class _Place:
+    """A Unix socket of the daemon, and the lock that goes with it."""
+
+    file: SocketFile
+    lock: SocketLock
 
 
-async def bind(server: grpc.aio.Server, addresses: Sequence[str], *, insecure_remote: bool) -> list[str]:
-    """Bind the server to every address; the addresses as bound, with ports filled in.
+class Endpoints:
+    """The addresses of a daemon, and the gRPC servers behind them.
 
-    Unix sockets are open to their owner alone (mode 0600). TCP is for loopback addresses, unless `insecure_remote`.
+    Usually there is one server. A Unix socket whose file has been removed, by a cleaner of temporary files for
+    instance, is made again with a server of its own; connections to the former one go on.
 
-    Raises:
-        AddressError: when an address is remote, in use, or cannot be bound.
+    Attributes:
+        addresses: as bound, with ports filled in.
     """
-    bound: list[str] = []
-    try:
-        for address in addresses:
-            if address.startswith("unix:"):
-                bound.append(await _bind_unix(server, address.removeprefix("unix:")))
-            else:
-                bound.append(await _bind_tcp(server, address, insecure_remote=insecure_remote))
-    except BaseException:
-        release(bound)
-        raise
-    return bound
+
+    def __init__(self) -> None:
+        self.addresses: list[str] = []
+        self._servers = [_new_server()]
+        self._places: list[_Place] = []
+        self._watching: list[asyncio.Task[NoReturn]] = []
+
+    async def bind(self, addresses: Sequence[str], *, insecure_remote: bool) -> None:
+        """Bind every address. Connections wait until `start`.
+
+        Unix sockets are open to their owner alone (mode 0600). TCP is for loopback addresses, unless `insecure_remote`.
+
+        Raises:
+            AddressError: when an address is remote, in use, or cannot be bound.
+        """
+        try:
+            for address in addresses:
+                path = socket_path(address)
+                if path is None:
+                    self.addresses.append(await _bind_tcp(self._servers[0], address, insecure_remote=insecure_remote))
+                else:
+                    self._bind_unix(path)
+                    self.addresses.append(address)
+        except BaseException:
+            self.withdraw()
+            raise
+
+    async def start(self, register: Callable[[grpc.aio.Server], None]) -> None:
+        """Answer calls.
+
+        Args:
+            register: adds the services to a server.
+        """
+        register(self._servers[0])
+        await self._servers[0].start()
+
+        async def again(place: _Place) -> None:
+            server = _new_server()
+            place.lock.renew()
+            place.file.make(_listen_of(server))
+            register(server)
+            await server.start()
+            self._servers.append(server)
+
+        for place in self._places:
+            self._watching.append(asyncio.create_task(keep(place.file, partial(again, place))))
+
+    def withdraw(self) -> None:
+        """Remove the Unix sockets, so that another daemon may have their paths."""
+        for watching in self._watching:
+            watching.cancel()
+        for place in self._places:
+            place.file.remove()
+            place.lock.release()
+        self._places.clear()
+
+    async def stop(self, grace: float) -> None:
+        """Take no more calls, and end those under way after `grace` seconds."""
+        self.withdraw()
+        await asyncio.gather(*(server.stop(grace) for server in self._servers))
+
+    def _bind_unix(self, path: str) -> None:
+        file = SocketFile(path)
+        lock = SocketLock(path)
+        try:
+            file.make(_listen_of(self._servers[0]))
+        except BaseException:
+            lock.release()
+            raise
+        self._places.append(_Place(file, lock))
 
 
-def release(addresses: Sequence[str]) -> None:
-    """Remove the Unix sockets of a server that has stopped."""
-    for address in addresses:
-        if address.startswith("unix:"):
-            Path(address.removeprefix("unix:")).unlink(missing_ok=True)
+def _new_server() -> grpc.aio.Server:
+    # Without SO_REUSEPORT a second daemon on the same port fails, instead of sharing its calls.
+    return grpc.aio.server(options=[("grpc.so_reuseport", 0)])
 
 
-async def _bind_unix(server: grpc.aio.Server, path: str) -> str:
-    if await _somebody_listens(path):
-        raise AddressError(f"unix:{path} is in use by another process; choose another path or stop that process")
-    mask = os.umask(0o177)
-    try:
-        server.add_insecure_port(f"unix:{path}")
-    except RuntimeError as error:
-        raise AddressError(f"cannot listen on unix:{path}: {error}") from error
-    finally:
-        os.umask(mask)
-    return f"unix:{path}"
+def _listen_of(server: grpc.aio.Server) -> Callable[[str], None]:
+    """A function that lets a server listen on a Unix socket of the name it is given."""
 
+    def listen(name: str) -> None:
+        try:
+            server.add_insecure_port(channel_target(f"unix:{name}"))
+        except RuntimeError:
+            raise _reason(socket.AF_UNIX, name) from None
 
-async def _somebody_listens(path: str) -> bool:
-    try:
-        _, writer = await asyncio.wait_for(asyncio.open_unix_connection(path), timeout=1.0)
-    except (ConnectionRefusedError, FileNotFoundError):
-        return False
-    except TimeoutError:
-        return True  # it does not answer, but it is there
-    except OSError as error:
-        raise AddressError(f"cannot listen on unix:{path}: {error}") from error
-    writer.close()
-    return True
+    return listen
 
 
 async def _bind_tcp(server: grpc.aio.Server, address: str, *, insecure_remote: bool) -> str:
     host, _, port = address.rpartition(":")
     try:
         infos = await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise AddressError(f"cannot listen on {address}: {error}") from error
+    except (OSError, UnicodeError) as error:
+        raise AddressError(f"cannot listen on {address}: {_words(error)}") from None
     remote = sorted({str(info[4][0]) for info in infos if not ipaddress.ip_address(str(info[4][0])).is_loopback})
     if remote and not insecure_remote:
         raise AddressError(
@@ -84,6 +137,26 @@ async def _bind_tcp(server: grpc.aio.Server, address: str, *, insecure_remote: b
         )
     try:
         bound = server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise AddressError(f"cannot listen on {address}: {error}") from error
+    except RuntimeError:
+        family, _, _, _, sockaddr = infos[0]
+        reason = _words(_reason(family, sockaddr))
+        raise AddressError(f"cannot listen on {address}: {reason}; choose another address") from None
     return f"{host}:{bound}"
+
+
+def _reason(family: socket.AddressFamily, address: Any) -> OSError:
+    """Why an address cannot be bound, which gRPC does not say: the system's answer to an attempt."""
+    with socket.socket(family) as attempt:
+        try:
+            attempt.bind(address)
+        except OSError as error:
+            return error
+        finally:
+            if family == socket.AF_UNIX and os.path.lexists(address):
+                os.unlink(address)
+    return OSError("the system gives no reason")
+
+
+def _words(error: OSError | UnicodeError) -> str:
+    """An error of the system without its number."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)

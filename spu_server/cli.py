@@ -6,18 +6,30 @@ import asyncio
 import shlex
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from typer.core import TyperGroup
 
+from spu_link.plain import write_plainly
 from spu_link.tuning import tune_process
+
+
+class Program(TyperGroup):
+    """The commands, on any terminal."""
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        """Run the command that the arguments name."""
+        write_plainly()
+        return super().main(*arguments, **options)
+
 
 app = typer.Typer(
     name="spu-server",
+    cls=Program,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -55,6 +67,9 @@ class LogLevel(StrEnum):
     Options may also be set in the environment (SPU_RATE=1000; several addresses
     in SPU_LISTEN with commas) or in the TOML file given with --config (rate = 1000).
     Options go before the environment, and that before the file.
+
+    A Unix socket PATH comes with PATH.lock, which keeps it for this daemon, and
+    PATH.memory, through which clients share memory; all are removed at the end.
     """
 )
 def serve(
@@ -89,7 +104,7 @@ def serve(
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(help="Seed of the device's noise, 0 to 2⁶³ − 1.", show_default="0"),
+        typer.Option(help="Seed of the device's noise, 0 to 2^63 − 1.", show_default="0"),
     ] = None,
     cells: Annotated[
         int | None,
@@ -157,10 +172,8 @@ def serve(
     Prints one line `ready ADDRESS…` on standard output when it serves. SIGTERM ends it within 5 s, with exit code 0.
     """
     tune_process()
-    from spu_link.errors import LogUnusable, SpuError
-    from spu_server import daemon, log
-    from spu_server.addresses import AddressError
-    from spu_server.config import ServeSettings
+    from spu_server import log
+    from spu_server.config import BadSettings, ServeSettings
 
     try:
         settings = ServeSettings.load(
@@ -175,24 +188,24 @@ def serve(
             max_bytes=max_bytes,
             compute=compute,
             driver_deadline=driver_deadline,
-            driver_option=_named(driver_option) if driver_option else None,
+            driver_option=_named(driver_option) or None,
             calibrate=calibrate,
             record=record,
             insecure_remote=insecure_remote,
             log_level=log_level,
         )
-    except ValidationError as error:
-        for problem in error.errors():
-            option = f"--{problem['loc'][0]}".replace("_", "-")
-            said = problem.get("ctx", {}).get("error", problem["msg"])  # without pydantic's "Value error, "
-            tell(option, f" is {problem['input']!r}: {said}")
+    except BadSettings as error:
+        for where, words in error.problems:
+            tell(where, words)
         raise typer.Exit(2) from None
-    except ValueError as error:
-        tell("--config", f" {config} cannot be read: {error}")
-        raise typer.Exit(2) from None
+    _check_driver(settings.driver)
     log.configure(settings.log_level)
+    from spu_link.errors import LogUnusable, SpuError
+    from spu_server.socket_files import AddressError
+    from spu_server.start import start
+
     try:
-        asyncio.run(daemon.serve(settings))
+        asyncio.run(start(settings))
     except (AddressError, LogUnusable, SpuError) as error:
         tell("not started", f": {error}")
         raise typer.Exit(1) from None
@@ -203,19 +216,33 @@ def tell(what: str, message: str) -> None:
     errors.print(f"[red]{escape(what)}[/red]{escape(message)}", highlight=False, soft_wrap=True)
 
 
-def _named(options: list[str]) -> dict[str, str]:
+def _named(options: list[str] | None) -> dict[str, str]:
     """Options NAME=VALUE by name."""
-    for option in options:
-        if "=" not in option.lstrip("="):
-            raise typer.BadParameter(f"{option!r} is not NAME=VALUE", param_hint="--driver-option")
-    return dict(option.split("=", 1) for option in options)
+    from spu_server.config import named
+
+    try:
+        return named(options or [])
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--driver-option") from None
+
+
+def _check_driver(name: str) -> None:
+    """Exit when no driver has this name."""
+    from spu_server.drivers.registry import DriverUnusable, find_driver
+
+    try:
+        find_driver(name)
+    except (LookupError, DriverUnusable) as error:
+        tell("driver", f": {error}")
+        raise typer.Exit(1) from None
 
 
 @app.command()
 def conformance(
     name: Annotated[str, typer.Argument(help="Driver under test, by its entry point.")],
-    option: Annotated[
-        list[str] | None, typer.Option(help="NAME=VALUE, one of the driver's own options; repeatable.")
+    driver_option: Annotated[
+        list[str] | None,
+        typer.Option("--driver-option", "--option", help="NAME=VALUE, one of the driver's own options; repeatable."),
     ] = None,
     tolerance: Annotated[
         float, typer.Option(help="Largest error that counts as right, as a share of the largest value in play.")
@@ -223,6 +250,8 @@ def conformance(
 ) -> None:
     """Run every rule for drivers on a driver, on the real thing. Exit code 1 if it breaks one."""
     tune_process()
+    settings = _named(driver_option)
+    _check_driver(name)
     from spu_link.errors import SpuError
     from spu_server.drivers.base import DriverOptions
     from spu_server.testing.bench import Bench
@@ -231,7 +260,7 @@ def conformance(
     console = Console()
 
     async def run() -> int:
-        bench = Bench(name, DriverOptions(settings=_named(option or [])), tolerance=tolerance)
+        bench = Bench(name, DriverOptions(settings=settings), tolerance=tolerance)
         broken = 0
         try:
             await bench.open()
@@ -276,9 +305,10 @@ def discover(name: Annotated[str, typer.Argument(help="Driver to ask, by its ent
     """
     from spu_server.drivers.registry import DriverUnusable, load_driver
 
+    _check_driver(name)
     try:
         found = load_driver(name).discover()
-    except (LookupError, DriverUnusable) as error:
+    except DriverUnusable as error:
         tell("not asked", f": {error}")
         raise typer.Exit(1) from None
     for settings in found:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
+import re
+import shlex
+import sys
 import time
 from collections.abc import Sequence
 
@@ -13,8 +15,9 @@ import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 
+from spu_link.addresses import socket_path
 from spu_link.tuning import settle_process
-from spu_server.addresses import bind, release
+from spu_server.addresses import Endpoints
 from spu_server.clock import FreeClock, SteppedClock
 from spu_server.config import ServeSettings
 from spu_server.device import Device
@@ -26,6 +29,7 @@ from spu_server.memory import Payload
 from spu_server.regions import Regions
 from spu_server.services.memory import MemoryService, supported
 from spu_server.services.spu import SpuService
+from spu_server.socket_files import AddressError
 from spu_server.stalls import Stalls
 from spu_server.supervisor import Supervisor
 from tngd.spu.v1 import spu_pb2, spu_pb2_grpc
@@ -44,26 +48,31 @@ MEMORY_SUFFIX = ".memory"
 SERVICE = spu_pb2.DESCRIPTOR.services_by_name["SpuService"].full_name
 
 
-async def serve(settings: ServeSettings) -> None:
-    """Serve until SIGTERM or SIGINT. Prints ``ready ADDRESS…`` on standard output once every address answers.
+async def serve(settings: ServeSettings, endpoints: Endpoints, stop: asyncio.Event) -> None:
+    """Serve until told to stop. Prints ``ready ADDRESS…`` on standard output once every address answers.
+
+    Args:
+        settings: of device and clock.
+        endpoints: the addresses, bound.
+        stop: set by signals.
 
     Raises:
-        AddressError: when an address cannot be listened on.
         DeviceFault: when the driver cannot be opened, or its device finds that something is wrong with it.
         LogUnusable: when a log is asked for and cannot be written.
     """
-    stop = asyncio.Event()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(name, stop.set)
-    # Without SO_REUSEPORT a second daemon on the same port fails, instead of sharing its calls.
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    addresses = await bind(server, settings.listen, insecure_remote=settings.insecure_remote)
+    addresses = endpoints.addresses
     driver = DriverProcess(settings.driver, settings.driver_options, settings.driver_deadline)
     port: DriverPort[Payload] = driver
     memory: MemoryService | None = None
     supervision: asyncio.Task[None] | None = None
     try:
-        capabilities = await driver.start()
+        opening, stopping = asyncio.create_task(driver.start()), asyncio.create_task(stop.wait())
+        await asyncio.wait([opening, stopping], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not opening.done():
+            opening.cancel()
+            return
+        capabilities = await opening
         settle_process()
         tau = capabilities.tau or settings.tau
         clock = FreeClock(settings.rate or 1.0 / tau) if settings.clock == "free" else SteppedClock()
@@ -83,17 +92,23 @@ async def serve(settings: ServeSettings) -> None:
         memory = _memory_service(addresses, device, regions)
         memory_address = f"unix:{memory.path}" if memory else ""
         status = health.HealthServicer()
-        spu_pb2_grpc.add_SpuServiceServicer_to_server(SpuService(device, stalls, regions, memory_address), server)
-        health_pb2_grpc.add_HealthServicer_to_server(status, server)
-        await server.start()
-        for service in ("", SERVICE):
-            await status.set(service, health_pb2.HealthCheckResponse.SERVING)
+        service = SpuService(device, stalls, regions, memory_address)
+
+        def register(server: grpc.aio.Server) -> None:
+            spu_pb2_grpc.add_SpuServiceServicer_to_server(service, server)
+            health_pb2_grpc.add_HealthServicer_to_server(status, server)
+
+        await endpoints.start(register)
+        for name in ("", SERVICE):
+            await status.set(name, health_pb2.HealthCheckResponse.SERVING)
         log.info("serving", addresses=addresses, driver=capabilities.name, driver_pid=driver.pid, clock=clock.kind)
-        print("ready", *addresses, flush=True)
+        announce_ready(addresses)
         await stop.wait()
         log.info("stopping", grace_seconds=GRACE_SECONDS)
         await status.enter_graceful_shutdown()
-        stopped = asyncio.create_task(server.stop(GRACE_SECONDS))
+        if memory:
+            memory.withdraw()
+        stopped = asyncio.create_task(endpoints.stop(GRACE_SECONDS))
         await asyncio.wait([stopped], timeout=FINISH_SECONDS)
         await device.close()
         await stopped
@@ -107,18 +122,32 @@ async def serve(settings: ServeSettings) -> None:
         await driver.close()
         if isinstance(port, RecordingPort):
             await port.close()
-        release(addresses)
     log.info("stopped")
+
+
+def announce_ready(addresses: Sequence[str]) -> None:
+    """Print ``ready ADDRESS…`` as bytes, for file names need not be in the terminal's encoding.
+
+    An address with white space, quotes or backslashes is quoted as in a shell.
+    """
+    if sys.stdout is None:  # it was closed from the start
+        return
+    shown = [shlex.quote(address) if re.search(r"[\s'\"\\]", address) else address for address in addresses]
+    try:
+        sys.stdout.buffer.write(os.fsencode(" ".join(["ready", *shown]) + "\n"))
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        log.warning("nobody reads standard output")
 
 
 def _memory_service(addresses: Sequence[str], device: Device[Payload], regions: Regions) -> MemoryService | None:
     """Listen beside the first Unix socket; without it clients send their bytes over gRPC."""
-    for address in addresses:
-        if address.startswith("unix:") and supported():
-            path = os.path.abspath(address.removeprefix("unix:")) + MEMORY_SUFFIX
-            try:
-                return MemoryService(path, device.sessions, regions)
-            except OSError as error:
-                log.warning("no shared memory", path=path, why=str(error))
-                return None
-    return None
+    path = next(filter(None, map(socket_path, addresses)), None)
+    if path is None or not supported():
+        return None
+    path = os.path.join(os.getcwd(), path) + MEMORY_SUFFIX  # clients have other working directories
+    try:
+        return MemoryService(path, device.sessions, regions)
+    except AddressError as error:
+        log.warning("no shared memory", path=path, why=str(error))
+        return None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from host_client.aio.session import Session
 from host_client.clock import ClockAgreement
 from host_client.links.base import Capacity, Info, Link
-from spu_link.addresses import is_address
+from spu_link.addresses import is_address, path_fault, socket_path
 from spu_link.errors import ClockMismatch, SpuError
 from spu_link.operators.base import mismatch
 from tngd.spu.v1 import spu_pb2 as pb
@@ -80,6 +80,8 @@ async def _connect(address: str, timeout: float, device: dict[str, Any]) -> Spu:
 
         link: Link = await InprocLink.open(**device)
     elif is_address(address):
+        if fault := path_fault(socket_path(address) or ""):
+            raise mismatch("address", repr(address), f"another path: this one {fault}")
         if device:
             raise TypeError(f"{', '.join(device)}: options of an inproc: device; a daemon has its own")
         from host_client.links.remote import RemoteLink

@@ -12,6 +12,7 @@ from host_client.links.memory import SharedMemory
 from host_client.links.responses import errors, received
 from host_client.links.state import restored, saved
 from host_client.links.upload import SMALL_BYTES, RemoteUpload
+from spu_link.addresses import channel_options, channel_target
 from spu_link.operators import Operator
 from spu_link.precision import Precision
 from spu_link.program import Reading, Restored
@@ -35,7 +36,8 @@ class RemoteLink(Link):
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self._channel = grpc.aio.insecure_channel(address, options=RECONNECT)
+        options = [*RECONNECT, *channel_options(address)]
+        self._channel = grpc.aio.insecure_channel(channel_target(address), options=options)
         self._info: Info | None = None
         self._memories: dict[str, SharedMemory] = {}  # by the session's id
         self._stub: spu_pb2_grpc.SpuServiceAsyncStub = spu_pb2_grpc.SpuServiceStub(self._channel)

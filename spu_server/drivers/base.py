@@ -10,11 +10,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
-from torch import Tensor
+if TYPE_CHECKING:  # settings are checked, and drivers found, before torch is loaded
+    from torch import Tensor
 
-from spu_link.program import Program
+    from spu_link.program import Program
 
 INTERFACE = 1
 """Version of this interface. It grows when a driver written for the old one would no longer do."""

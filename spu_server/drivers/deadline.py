@@ -7,6 +7,9 @@ import os
 import time
 from contextlib import suppress
 
+ANSWER_SECONDS = 1.5
+"""Longest that a call may take where the driver has not announced that it takes longer."""
+
 
 class Deadline:
     """When the answer of a process is due. Time in which it waited for a processor is not its own, and is not counted.

@@ -17,7 +17,7 @@ import torch
 from spu_link.errors import DeviceFault
 from spu_server.descriptors import close
 from spu_server.drivers.base import Capabilities, DriverOptions, Measured
-from spu_server.drivers.deadline import Deadline
+from spu_server.drivers.deadline import ANSWER_SECONDS, Deadline
 from spu_server.drivers.hosted import (
     DUE,
     FORGET,
@@ -37,9 +37,6 @@ from tngd.spu.v1 import spu_pb2 as pb
 
 START_SECONDS = 60.0
 """Longest that a driver may take to open its device."""
-
-ANSWER_SECONDS = 1.5
-"""Longest that a call may take where the driver has not announced that it takes longer."""
 
 BYTES_PER_SECOND = 50e6
 """Slowest that an upload or a saved state is copied and looked at, beside what the driver does with it."""

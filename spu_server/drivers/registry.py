@@ -36,12 +36,12 @@ def distribution_of(entry: EntryPoint) -> str:
     return f"{entry.dist.name} {entry.dist.version}" if entry.dist else "an unknown distribution"
 
 
-def load_driver(name: str) -> type[Driver]:
-    """A driver's class.
+def find_driver(name: str) -> EntryPoint:
+    """Return a driver's entry point, without loading it.
 
     Raises:
         LookupError: when no such driver is installed; the message lists those that are.
-        DriverUnusable: when it cannot be loaded, is no driver of this interface, or when there are two of the name.
+        DriverUnusable: when there are two of the name.
     """
     entries = installed()
     found = [entry for entry in entries if entry.name == name]
@@ -51,9 +51,20 @@ def load_driver(name: str) -> type[Driver]:
     if len(found) > 1:
         both = " and ".join(map(distribution_of, found))
         raise DriverUnusable(f"there are {len(found)} drivers named {name!r}, of {both}; uninstall all but one")
-    whose = f"driver {name!r} of {distribution_of(found[0])}"
+    return found[0]
+
+
+def load_driver(name: str) -> type[Driver]:
+    """A driver's class.
+
+    Raises:
+        LookupError: when no such driver is installed; the message lists those that are.
+        DriverUnusable: when it cannot be loaded, is no driver of this interface, or when there are two of the name.
+    """
+    entry = find_driver(name)
+    whose = f"driver {name!r} of {distribution_of(entry)}"
     try:
-        cls = found[0].load()
+        cls = entry.load()
     except Exception as error:
         raise DriverUnusable(f"{whose} cannot be loaded: {error!r}") from error
     if not (isinstance(cls, type) and issubclass(cls, Driver)):

@@ -17,6 +17,7 @@ from spu_link.errors import ProtocolError, SpuError
 from spu_link.status import to_status
 from spu_server.regions import Regions
 from spu_server.sessions import Sessions
+from spu_server.socket_files import SocketFile, keep
 from tngd.spu.v1 import spu_pb2 as pb
 
 log = structlog.get_logger(__name__)
@@ -43,36 +44,63 @@ class MemoryService:
     """Listens beside a gRPC server's Unix socket, for its owner alone.
 
     Args:
-        path: of the socket.
+        path: of the socket. The caller holds the lock of the gRPC server's socket, and with it the right to this one.
         sessions: who may.
         regions: the table.
 
     Raises:
-        OSError: when the path cannot be listened on.
+        AddressError: when the path cannot be listened on.
     """
 
     def __init__(self, path: str, sessions: Sessions, regions: Regions) -> None:
         self.path = path
         self._sessions = sessions
         self._regions = regions
-        self._socket = _listening(path)
         self._talks: set[asyncio.Task[None]] = set()
-        self._accepting = asyncio.get_running_loop().create_task(self._accept())
+        self._file = SocketFile(path)
+        self._accepting = self._listen()
+        self._watching = asyncio.create_task(keep(self._file, self._listen_again))
+
+    def withdraw(self) -> None:
+        """Remove the socket, so that another daemon may have its path; clients that are connected stay."""
+        self._watching.cancel()
+        self._file.remove()
 
     async def close(self) -> None:
         """Stop; what clients have registered is forgotten."""
+        self.withdraw()
         tasks = [self._accepting, *self._talks]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._socket.close()
-        os.unlink(self.path)
 
-    async def _accept(self) -> None:
+    def _listen(self) -> asyncio.Task[None]:
+        """Make the socket and accept clients on it."""
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+        def listen(name: str) -> None:
+            listening.bind(name)
+            listening.listen(MAX_CONNECTIONS)
+            listening.setblocking(False)
+
+        try:
+            self._file.make(listen)
+        except BaseException:
+            listening.close()
+            raise
+        accepting = asyncio.create_task(self._accept(listening))
+        accepting.add_done_callback(lambda _: listening.close())
+        return accepting
+
+    async def _listen_again(self) -> None:
+        before, self._accepting = self._accepting, self._listen()
+        before.cancel()
+
+    async def _accept(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                connection, _ = await loop.sock_accept(self._socket)
+                connection, _ = await loop.sock_accept(listening)
             except OSError as error:  # out of descriptors, for instance: others may be closed meanwhile
                 log.warning("memory socket cannot accept", why=str(error))
                 await asyncio.sleep(WATCH_SECONDS)
@@ -140,24 +168,6 @@ class MemoryService:
             return _failure(error)
         finally:
             _close(descriptors)
-
-
-def _listening(path: str) -> socket.socket:
-    """A socket of mode 0600. Whoever listened there before listened beside a gRPC socket that is ours now."""
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    mask = os.umask(0o177)
-    try:
-        if os.path.lexists(path):
-            os.unlink(path)
-        listening.bind(path)
-        listening.listen(MAX_CONNECTIONS)
-        listening.setblocking(False)
-    except BaseException:
-        listening.close()
-        raise
-    finally:
-        os.umask(mask)
-    return listening
 
 
 async def _readable(connection: socket.socket, seconds: float) -> bool:

@@ -13,7 +13,8 @@ from spu_link.errors import DeviceFault
 from spu_link.operators import Dense
 from spu_link.program import Program, StartPolicy
 from spu_server.drivers.base import Capabilities, DriverOptions, Measured
-from spu_server.drivers.process import ANSWER_SECONDS, DriverProcess
+from spu_server.drivers.deadline import ANSWER_SECONDS
+from spu_server.drivers.process import DriverProcess
 
 
 @dataclass(frozen=True)

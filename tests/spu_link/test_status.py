@@ -98,8 +98,9 @@ def test_an_invalid_argument_names_its_field_for_other_languages_too():
     [
         (grpc.StatusCode.UNAVAILABLE, errors.DeviceUnavailable, "spu-server serve --listen unix:/s"),
         (grpc.StatusCode.DEADLINE_EXCEEDED, errors.DeadlineExceeded, "deadline"),
-        (grpc.StatusCode.UNIMPLEMENTED, SpuError, "UNIMPLEMENTED"),
-        (grpc.StatusCode.CANCELLED, SpuError, "CANCELLED"),
+        (grpc.StatusCode.UNIMPLEMENTED, SpuError, "no SPU daemon"),
+        (grpc.StatusCode.CANCELLED, SpuError, "cancelled"),
+        (grpc.StatusCode.INTERNAL, SpuError, "failed"),
     ],
 )
 def test_statuses_of_others_become_the_nearest_error(code, cls, match):

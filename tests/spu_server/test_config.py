@@ -1,11 +1,10 @@
 """Settings: options before the environment before the file; every bad one is named."""
 
 import pytest
-from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from spu_server.cli import app
-from spu_server.config import ServeSettings
+from spu_server.config import BadSettings, ServeSettings
 
 
 @pytest.fixture(autouse=True)
@@ -41,23 +40,37 @@ def test_addresses_in_the_environment_are_separated_by_commas(monkeypatch):
     assert ServeSettings.load(None).listen == ("unix:/tmp/a", "127.0.0.1:0")
 
 
+@pytest.mark.parametrize("text", ["bits=8,preset=ideal", '{"bits": "8", "preset": "ideal"}'])
+def test_options_of_the_driver_in_the_environment_are_separated_by_commas(monkeypatch, text):
+    monkeypatch.setenv("SPU_DRIVER_OPTION", text)
+    assert ServeSettings.load(None).driver_option == {"bits": "8", "preset": "ideal"}
+
+
 BAD = {
-    "rate": [0.0, -1.0, float("nan"), float("inf")],
-    "tau": [0.0, -1.0, float("nan"), float("inf")],
+    "rate": [0.0, -1.0, float("nan"), float("inf"), 1e308],
+    "tau": [0.0, -1.0, float("nan"), float("inf"), 5e-324],
+    "driver_deadline": [0.0, 1e300],
     "seed": [-1, 2**63],
-    "cells": [0, -1],
-    "max_bytes": [0],
+    "cells": [0, -1, 2**63],
+    "max_bytes": [0, 2**63],
     "clock": ["broken"],
     "log_level": ["loud"],
-    "listen": [[], ["nowhere"], ["unix:"], [":1"], ["127.0.0.1"], ["127.0.0.1:http"], ["127.0.0.1:65536"]],
+    "listen": [
+        *([], ["nowhere"], ["unix:"], [":1"], ["127.0.0.1"], ["127.0.0.1:http"], ["127.0.0.1:65536"], ["127.0.0.1:²"]),
+        *(["unix:/tmp/a", "unix:/tmp/a"], ["127.0.0.1:50051", "127.0.0.1:50051"]),
+    ],
 }
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
 def test_a_bad_setting_is_named(name, value):
-    with pytest.raises(ValidationError) as caught:
+    with pytest.raises(BadSettings) as caught:
         ServeSettings.load(None, **{name: value})
-    assert [error["loc"][0] for error in caught.value.errors()] == [name]
+    assert [where for where, _ in caught.value.problems] == [f"--{name}".replace("_", "-")]
+
+
+def test_any_port_may_be_asked_for_twice():
+    assert ServeSettings.load(None, listen=["127.0.0.1:0"] * 2).listen == ("127.0.0.1:0",) * 2
 
 
 @pytest.mark.parametrize(
@@ -68,26 +81,51 @@ def test_a_bad_setting_is_named(name, value):
         (["--max-bytes", "0"], {}, "--max-bytes"),
         (["--listen", "[red]x[/nonsense]"], {}, "[red]x[/nonsense]"),
         (["--seed", "one"], {}, "--seed"),
-        ([], {"SPU_MAX_BYTES": "many"}, "--max-bytes"),
-        ([], {"SPU_LISTEN": "nowhere"}, "--listen"),
+        (["--driver-option", "fast"], {}, "--driver-option"),
+        ([], {"SPU_MAX_BYTES": "many"}, "SPU_MAX_BYTES is 'many'"),
+        ([], {"SPU_LISTEN": "nowhere"}, "SPU_LISTEN: 'nowhere'"),
+        ([], {"spu_rate": "-1"}, "spu_rate is '-1'"),
+        ([], {"SPU_DRIVER_OPTION": "fast"}, "SPU_DRIVER_OPTION: 'fast' is not NAME=VALUE"),
+        ([], {"SPU_DRIVER_OPTION": "{fast"}, "SPU_DRIVER_OPTION: "),
+        (["--rate", "-1"], {"SPU_RATE": "-2"}, "--rate is -1"),
     ],
 )
-def test_the_command_ends_with_exit_code_2_and_the_name_of_the_option(options, environment, told):
+def test_the_command_ends_with_exit_code_2_and_where_the_setting_was_made(options, environment, told):
     result = CliRunner().invoke(app, ["serve", *options], env={"COLUMNS": "300", **environment})
     assert result.exit_code == 2
     assert told in result.output
+    assert options or "--" not in result.output
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
-    [("rate = ", "cannot be read"), ("speed = 3.0", "--speed"), ("rate = -1.0", "--rate"), ("rate = '\xff", "read")],
+    [
+        ("rate = ", "{path} cannot be read: it is not TOML"),
+        ("rate = '\xff", "{path} cannot be read: it is not UTF-8"),
+        ("a = " + "[" * 100_000, "{path} cannot be read: it is not TOML"),
+        ("speed = 3.0", "speed in {path} is not a setting; there are calibrate, cells"),
+        ("max-bytes = 3", "max-bytes in {path} is not a setting"),
+        ("[serve]\nrate = 1", "serve in {path} is not a setting"),
+        ("rate = -1.0", "rate in {path} is -1.0"),
+        ("listen = 3", "listen in {path} is 3"),
+        ("driver_option = {bits = 8}", "driver_option.bits in {path} is 8"),
+        ("driver_option = 8", "driver_option in {path} is 8"),
+    ],
 )
-def test_a_bad_file_is_named(tmp_path, text, told):
+def test_a_bad_file_is_named_with_the_key(tmp_path, text, told):
     path = tmp_path / "spu.toml"
     path.write_bytes(text.encode("latin-1"))
     result = CliRunner().invoke(app, ["serve", "--config", str(path)], env={"COLUMNS": "300"})
     assert result.exit_code == 2
-    assert told in result.output
+    assert told.format(path=path) in result.output
+    assert "--" not in result.output
+
+
+@pytest.mark.parametrize("path", ["/tmp", "/proc/self/mem", "/nonexistent.toml"])
+def test_a_configuration_that_is_no_file_is_named(path):
+    result = CliRunner().invoke(app, ["serve", "--config", path], env={"COLUMNS": "300"})
+    assert result.exit_code == 2
+    assert path in result.output
 
 
 def test_all_problems_are_told_at_once():

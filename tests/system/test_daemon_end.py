@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -15,7 +19,9 @@ from spu_link.operators import Rows
 from tests.daemon import STOP_SECONDS, Daemon
 from tests.pressure import Undisturbed
 from tests.system.device import SteadyDevice
-from tests.system.raw import Raw, refused
+from tests.system.raw import Raw, eventually, refused
+
+SERVER = str(Path(sys.executable).with_name("spu-server"))
 
 ROWS, DRIVE = Rows(torch.ones(1, 3)), torch.ones(3)
 
@@ -49,6 +55,37 @@ async def test_sigterm_finishes_short_readings_fails_long_ones_and_leaves_nothin
     assert not one.socket.exists()
     _, alive = psutil.wait_procs(children, timeout=30.0)  # the interpreter's own helpers see it end, and follow
     assert not alive
+
+
+@pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGINT])
+def test_a_daemon_that_is_ended_while_it_starts_leaves_nothing_behind(tmp_path_factory, name):
+    path = tmp_path_factory.mktemp("d") / "s"
+    command = [SERVER, "serve", "--listen", f"unix:{path}"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as starting:
+        eventually(path.exists, "it has its address, and loads what computes")
+        starting.send_signal(name)
+        _, told = starting.communicate(timeout=60.0)
+    assert starting.returncode == 0
+    assert "Traceback" not in told
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_daemon_that_is_ended_while_its_device_does_not_answer_ends_well(tmp_path_factory):
+    path = tmp_path_factory.mktemp("d") / "s"
+    with socket.create_server(("127.0.0.1", 0)) as board:
+        board.settimeout(60.0)
+        address = f"address=tcp:127.0.0.1:{board.getsockname()[1]}"
+        command = [SERVER, "serve", "--listen", f"unix:{path}", "--driver", "board", "--driver-option", address]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as starting:
+            silent, _ = board.accept()
+            watch = Undisturbed()
+            starting.terminate()
+            out, told = starting.communicate(timeout=60.0)
+            assert watch.seconds < STOP_SECONDS
+        silent.close()
+    assert (starting.returncode, out) == (0, "")
+    assert "Traceback" not in told
+    assert list(path.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGINT])

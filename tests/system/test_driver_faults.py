@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from host_client import Session, connect
 from spu_link.errors import DeviceFault, DeviceHalted, SpuError
 from spu_link.operators import Rows
-from spu_server.drivers.process import ANSWER_SECONDS
+from spu_server.drivers.deadline import ANSWER_SECONDS
 from tests.daemon import Daemon
 from tests.plugins.install import distribution
 from tests.pressure import Undisturbed

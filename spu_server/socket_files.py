@@ -1,0 +1,264 @@
+"""Unix sockets as files: made at one instant, locked while they are used, and removed by their maker alone."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+import secrets
+import socket
+import stat
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import NoReturn
+
+import structlog
+
+from spu_link.addresses import path_fault
+
+log = structlog.get_logger(__name__)
+
+CONNECT_SECONDS = 1.0
+"""Timeout of the connection that finds out whether somebody listens on a socket."""
+
+WATCH_SECONDS = 0.5
+"""Pause between two looks at whether a socket's file is still in its place."""
+
+LOCK_SUFFIX = ".lock"
+"""Of a lock file's path, after that of its socket."""
+
+LOCK_BYTES = 20
+"""Bytes that are read of a lock file: more than a process number has."""
+
+
+class AddressError(ValueError):
+    """An address that the daemon will not or cannot listen on."""
+
+
+class SocketFile:
+    """The file of a Unix socket that this process listens on, open to its owner alone (mode 0600).
+
+    The socket is bound under a temporary name and renamed, which replaces a stale one at one instant. It also keeps
+    gRPC from removing the file of another process: when a server stops, gRPC removes whatever has the name it bound.
+
+    Args:
+        path: of the file, exactly as it is to be shown.
+
+    Raises:
+        AddressError: when no socket can have this path.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._made: tuple[int, int] | None = None
+        if fault := path_fault(path):
+            raise AddressError(f"cannot listen on unix:{path}: the path {fault}")
+        if os.path.basename(path) in ("", ".", ".."):
+            raise AddressError(f"cannot listen on unix:{path}: the path is that of a folder")
+
+    @property
+    def missing(self) -> bool:
+        """Whether nothing has this path any more."""
+        return not os.path.lexists(self.path)
+
+    @property
+    def ours(self) -> bool:
+        """Whether the file is the one that this object made."""
+        try:
+            found = os.lstat(self.path)
+        except OSError:
+            return False
+        return (found.st_dev, found.st_ino) == self._made
+
+    def make(self, listen: Callable[[str], object]) -> None:
+        """Make the socket, again if it was removed.
+
+        Args:
+            listen: binds a socket to the name it is given, and listens; raises OSError.
+
+        Raises:
+            AddressError: when the folder cannot be used, a file of another kind has the path, or another process
+                listens there.
+        """
+        with self._folder() as folder:
+            self._check_free()
+            name = f"{folder}/.spu-{secrets.token_hex(6)}"
+            mask = os.umask(0o177)
+            try:
+                listen(name)
+                made = os.lstat(name)
+                os.rename(name, os.path.join(folder, os.path.basename(self.path)))
+            except BaseException:
+                with suppress(FileNotFoundError):
+                    os.unlink(name)
+                raise
+            finally:
+                os.umask(mask)
+            self._made = made.st_dev, made.st_ino
+
+    def remove(self) -> None:
+        """Remove the file, unless it is another one by now."""
+        if self.ours:
+            os.unlink(self.path)
+        self._made = None  # whose number another file may get
+
+    @contextmanager
+    def _folder(self) -> Iterator[str]:
+        """A short path of the folder, valid inside: a temporary name may be longer than the one it stands for."""
+        folder = os.path.dirname(self.path) or "."
+        with explained(self.path):
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                short = f"/proc/self/fd/{descriptor}"
+                yield short if os.path.isdir(short) else folder
+            finally:
+                os.close(descriptor)
+
+    def _check_free(self) -> None:
+        try:
+            found = os.lstat(self.path)
+        except FileNotFoundError:
+            return
+        if not stat.S_ISSOCK(found.st_mode):
+            raise AddressError(
+                f"cannot listen on unix:{self.path}: a file that is no socket has this path; choose another path"
+            )
+        if _somebody_listens(self.path):
+            raise AddressError(
+                f"unix:{self.path} is in use by another process; choose another path or stop that process"
+            )
+
+
+class SocketLock:
+    """The right to a Unix socket's path: a lock file beside it, locked until this process ends or releases it.
+
+    Args:
+        path: of the socket.
+
+    Raises:
+        AddressError: when another process holds the lock, or it cannot be had.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._lock = path + LOCK_SUFFIX
+        with explained(path):
+            self._descriptor = self._locked()
+
+    @property
+    def lost(self) -> bool:
+        """Whether the lock file has been removed, so that another process could lock a new one."""
+        try:
+            return not os.path.samestat(os.fstat(self._descriptor), os.lstat(self._lock))
+        except OSError:
+            return True
+
+    def renew(self) -> None:
+        """Lock a new file, if the one that is locked has been removed.
+
+        Raises:
+            AddressError: when another process has been faster.
+        """
+        if self.lost:
+            with explained(self.path):
+                descriptor = self._locked()
+            os.close(self._descriptor)
+            self._descriptor = descriptor
+
+    def release(self) -> None:
+        """Remove the lock file, and let others have the path."""
+        if not self.lost:
+            os.unlink(self._lock)
+        os.close(self._descriptor)
+
+    def _locked(self) -> int:
+        """Descriptor of the lock file, locked and holding the number of this process."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        while True:
+            descriptor = os.open(self._lock, flags, 0o600)
+            try:
+                holder = os.pread(descriptor, LOCK_BYTES, 0).decode(errors="replace").strip()
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode) or (holder and not holder.isdecimal()):
+                    raise AddressError(
+                        f"cannot listen on unix:{self.path}: {self._lock} would be its lock file, and is a file of "
+                        "something else; choose another path"
+                    )
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    whose = f"process {holder}" if holder else "another process, which is just starting"
+                    if holder == str(os.getpid()):
+                        whose = "this daemon itself: it is listed twice"
+                    raise AddressError(
+                        f"unix:{self.path} is in use by {whose}; choose another path or stop that process"
+                    ) from None
+                if os.path.lexists(self._lock) and os.path.samestat(os.fstat(descriptor), os.lstat(self._lock)):
+                    os.ftruncate(descriptor, 0)
+                    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+                    return descriptor
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)  # its last holder has removed it meanwhile
+
+
+@contextmanager
+def explained(path: str) -> Iterator[None]:
+    """Turn an error of the system inside into an `AddressError` with the socket's path."""
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        folder = os.path.dirname(path) or "."
+        if not os.path.isdir(folder):
+            raise AddressError(f"cannot listen on unix:{path}: there is no folder {folder} ({reason})") from None
+        named = isinstance(error.filename, str) and not error.filename.startswith("/proc/self/fd/")
+        raise AddressError(
+            f"cannot listen on unix:{path}: {error.filename if named else folder} cannot be used ({reason}); choose "
+            "another path"
+        ) from None
+
+
+def _somebody_listens(path: str) -> bool:
+    """Whether a process listens on a socket, of whatever kind.
+
+    Raises:
+        OSError: when that cannot be known, for instance because it belongs to another user.
+    """
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(CONNECT_SECONDS)
+        try:
+            client.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except (TimeoutError, BlockingIOError):
+            return True  # it does not answer, but it is there
+        except OSError as error:
+            if error.errno != errno.EPROTOTYPE:  # of a socket for packets, which somebody listens on
+                raise OSError(error.errno, error.strerror, path) from None
+    return True
+
+
+async def keep(file: SocketFile, make: Callable[[], Awaitable[None]]) -> NoReturn:
+    """Watch a socket's file: make it again when it has been removed, and log when something else is in its place.
+
+    Args:
+        file: the file.
+        make: makes it again; raises `AddressError`.
+    """
+    logged = ""
+    while True:
+        await asyncio.sleep(WATCH_SECONDS)
+        problem = ""
+        if file.missing:
+            try:
+                await make()
+                log.warning("the socket's file had been removed and was made again", path=file.path)
+            except AddressError as error:
+                problem = str(error)
+        elif not file.ours:
+            problem = "another file is in its place; remove it, and the socket is made again"
+        if problem and problem != logged:
+            log.error("clients cannot connect to a socket", path=file.path, why=problem)
+        logged = problem
