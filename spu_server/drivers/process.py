@@ -158,14 +158,25 @@ class DriverProcess(DriverPort[Payload]):
         return await self._run(self._read(at, window))
 
     async def halt(self, at: float) -> None:
-        """Drop all programs and discharge the cells. A driver that is busy for too long is killed."""
+        """Drop all programs and discharge the cells. A driver that is busy for too long is killed.
+
+        As for every call, time in which its process waited for a processor is not its own.
+        """
+        halting = self._begin(self._call("halt", at))
+        halting.add_done_callback(_look_at)
+        due = Deadline(self.pid)
+        due.begin(self._halt_seconds)
         try:
-            async with asyncio.timeout(self._halt_seconds):
-                halting = self._begin(self._call("halt", at))
-                halting.add_done_callback(_look_at)
-                await asyncio.shield(halting)
-        except TimeoutError:
+            while not halting.done() and (left := due.left()) > 0.0:
+                await asyncio.wait([halting], timeout=left)
+            # This process may have waited for a processor too, while the answer came.
+            done, _ = await asyncio.wait([halting], timeout=0.001)
+        finally:
+            due.close()
+        if not done:
             self.condemn(f"it was busy for more than {self._halt_seconds:g} s when the device was halted: killed")
+        else:
+            await halting
 
     def forget(self, region: int) -> None:
         """Let the driver's process close the descriptor of a region that has gone."""
