@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         UnsupportedLayer,
         UnsupportedProcessGroup,
     )
+    from host_client.loop import NoOlderThan
     from host_client.optimizers import (
         KFAC,
         NGD,
@@ -45,6 +46,7 @@ __all__ = [
     "LevenbergMarquardt",
     "LineSearch",
     "NGDWoodbury",
+    "NoOlderThan",
     "PerSampleLoss",
     "Session",
     "Spu",
@@ -57,6 +59,7 @@ __all__ = [
 
 _HOMES = {
     **dict.fromkeys(("Session", "Spu", "connect"), "host_client.blocking"),
+    "NoOlderThan": "host_client.loop",
     **dict.fromkeys(
         (
             "CurvatureApproximation",

@@ -130,7 +130,7 @@ def test_a_run_leaves_a_record_of_what_happened_when(stripes: Task, tmp_path: Pa
     assert record.header["versions"]["torch"] == torch.__version__
     assert record.header["machine"]["cores"] >= 1
     differentiated, updated = list(record.of(Differentiated)), list(record.of(Updated))
-    assert [event.step for event in differentiated] == [event.step for event in updated] == [0, 1, 2]
+    assert [event.step for event in differentiated] == [event.step for event in updated] == [1, 2, 3]
     assert {event.source for event in updated} == {"digital"}
     for made, used in zip(differentiated, updated, strict=True):
         assert made.began < made.ended <= used.began < used.ended
