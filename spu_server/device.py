@@ -347,8 +347,8 @@ class Device(Generic[P]):
             )
         return (
             f"Device time goes on by itself, {self.clock.rate:,.9g} τ a second: to read a program after a given analog "
-            "time, upload both at once with session.solve(..., analog_time=...); or leave out `at` to read now; or slow "
-            "the clock down with `spu-server serve --rate`"
+            "time, upload both at once with session.solve(..., analog_time=...); to read now, leave out `at`; to have "
+            "more time, slow the clock down with `spu-server serve --rate`"
         )
 
     def _schedule_read(self, ref: pb.SessionRef, at: float, window: float) -> asyncio.Future[Reading]:
