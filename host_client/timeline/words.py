@@ -47,7 +47,7 @@ def measured(timeline: Timeline, window: Window) -> str:
     turns = measure_turns(timeline, window)
     if turns is None:
         return ""
-    parts = [f"measured: t = {in_tau(turns.analog_time)}"]
+    parts = [f"measured medians: t = {in_tau(turns.analog_time)}"]
     parts += [f"t_d = {in_tau(turns.delay)}"] if turns.delay is not None else []
     youngest, oldest = turns.ages
     if oldest == 0:

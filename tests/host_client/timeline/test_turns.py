@@ -21,7 +21,7 @@ def words(run: Emulated | FreeRunning | Stepped) -> tuple[str, str]:
 def test_steps_that_wait_for_their_own_readings_take_turns_also_where_the_clocks_disagree(error: float) -> None:
     title, times = words(Emulated(error=error))
     assert title == "host and device take turns"
-    assert times == "measured: t = 50 τ, t_d = 77,000 τ, each update uses the reading of its own step"
+    assert times == "measured medians: t = 50 τ, t_d = 77,000 τ, each update uses the reading of its own step"
 
 
 def test_what_overlaps_on_a_fast_clock_is_the_emulators_computing() -> None:
@@ -46,7 +46,10 @@ def test_in_device_time_nothing_is_said_of_overlap() -> None:
     timeline = lay_out(Stepped(steps=4, delay=10.0).record())
     window = choose_window(timeline)
     assert headline(timeline, window) == "Steps 1 to 4, in device time"
-    assert measured(timeline, window) == "measured: t = 50 τ, t_d = 10 τ, each update uses the reading of its own step"
+    assert (
+        measured(timeline, window)
+        == "measured medians: t = 50 τ, t_d = 10 τ, each update uses the reading of its own step"
+    )
 
 
 def test_a_window_without_a_reading_says_so() -> None:
