@@ -114,11 +114,13 @@ class Gap:
         began: place at which the host knew.
         ended: place at which it was back; the end of the record, if it was not.
         lost: why, and what was done.
+        returned: whether it was back before the record ended.
     """
 
     began: float
     ended: float
     lost: DeviceLost
+    returned: bool = True
 
 
 @dataclass(frozen=True)

@@ -234,7 +234,7 @@ def _gaps(events: Sequence[Event], base: TimeBase, end: float) -> list[Gap]:
             gaps.append(Gap(base.of_host(lost.host), max(base.of_host(lost.host), base.of_host(event.host)), lost))
             lost = None
     if lost is not None:
-        gaps.append(Gap(base.of_host(lost.host), max(base.of_host(lost.host), end), lost))
+        gaps.append(Gap(base.of_host(lost.host), max(base.of_host(lost.host), end), lost, returned=False))
     return gaps
 
 

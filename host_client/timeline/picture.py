@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from host_client.report import in_tau
 from host_client.timeline.elements import Arrow, Bar, Timeline
 from host_client.timeline.example import Example, find_example
 from host_client.timeline.scale import Scale
+from host_client.timeline.strips import BAR, PAD, ROW, stack
 from host_client.timeline.strokes import FONT, curve, fitting, inches
 from host_client.timeline.theme import THEMES, Theme, ThemeName
 from host_client.timeline.window import Window
@@ -27,10 +27,6 @@ WIDTH = 9.4
 LEFT, RIGHT, TOP, BOTTOM = 1.22, 0.18, 0.66, 0.56
 LINE = 0.17
 """Margins in inches; each line below the title takes one more `LINE`."""
-
-BAR, ROW, PAD, HEAD, BETWEEN, NOTES = 0.27, 0.34, 0.1, 0.13, 0.38, 0.36
-"""Inches: a bar's height, a row's, a lane's around its rows, above the host's for words, between lanes, and below the
-SPU for t and t_d."""
 
 THINNEST = 0.06
 """Inches that a bar is wide at least, so that it is seen and an arrow can point at it."""
@@ -71,16 +67,6 @@ def draw(
         figure.savefig(path, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
-@dataclass(frozen=True)
-class _Lane:
-    """Extent of a lane, in inches from the bottom of the axes."""
-
-    name: str
-    about: str
-    bottom: float
-    top: float
-
-
 class _Picture:
     """Places in the window become inches from the left, lanes inches from the bottom."""
 
@@ -98,29 +84,8 @@ class _Picture:
         self._computing = {bar.event: bar for bar in self._bars if bar.kind == "computing"}
         self._used = {id(arrow.target): arrow.source.program for arrow in timeline.arrows if arrow.kind == "reading"}
         self._said_until = -LEFT  # end of the last words above the host's bars
-        self._place_lanes()
-
-    def _place_lanes(self) -> None:
-        rows = self._rows
-        y = NOTES if self._example is not None else 0.05
-        self._bottoms = {"SPU": y + PAD}
-        spu = _Lane("SPU", "evolves by itself", y, y := y + 2 * PAD + ROW * rows["SPU"])
-        y += BETWEEN
-        emulator = []
-        if self._computing:
-            self._bottoms["emulator"] = y + PAD
-            words = "computes what a\ndevice has at once"
-            emulator = [_Lane("emulator", words, y, y := y + 2 * PAD + ROW * self._rows["emulator"])]
-            y += BETWEEN
-        link_bottom = y
-        self._bottoms["uploads"] = y + PAD
-        self._bottoms["readings"] = y + PAD + ROW * rows["uploads"]
-        y += 2 * PAD + ROW * (rows["readings"] + rows["uploads"])
-        link = _Lane("link", "readings up,\nuploads down", link_bottom, y)
-        y += BETWEEN
-        self._bottoms["host"] = y + PAD
-        host = _Lane("host", "differentiates,\nupdates", y, y := y + 2 * PAD + HEAD + ROW * rows["host"])
-        self._lanes, self._height = (spu, *emulator, link, host), y
+        self._strips, self._bottoms = stack(self._rows, emulated=bool(self._computing), notes=self._example is not None)
+        self._height = self._strips[-1].top
 
     def figure(self, title: str, subtitles: Sequence[str]) -> Figure:
         """The whole picture."""
@@ -161,17 +126,19 @@ class _Picture:
         return self._bottoms[bar.lane] + ROW * row + 0.5 * (ROW - BAR)
 
     def _draw_lanes(self, axes: Axes) -> None:
-        for lane in self._lanes:
+        for strip in self._strips:
             axes.add_patch(
-                Rectangle((0, lane.bottom), self._width, lane.top - lane.bottom, color=self._theme.lane, lw=0, zorder=0)
+                Rectangle(
+                    (0, strip.bottom), self._width, strip.top - strip.bottom, color=self._theme.lane, lw=0, zorder=0
+                )
             )
-            middle, half = 0.5 * (lane.bottom + lane.top), 0.055 + 0.075 * lane.about.count("\n")
+            middle, half = 0.5 * (strip.bottom + strip.top), 0.055 + 0.075 * strip.about.count("\n")
             words: dict[str, Any] = {"va": "center", "linespacing": 1.15}
-            axes.text(0.16 - LEFT, middle + half, lane.name, size=11, weight="bold", color=self._theme.ink, **words)
-            axes.text(0.16 - LEFT, middle - 0.1, lane.about, size=7.5, color=self._theme.muted, **words)
+            axes.text(0.16 - LEFT, middle + half, strip.name, size=11, weight="bold", color=self._theme.ink, **words)
+            axes.text(0.16 - LEFT, middle - 0.1, strip.about, size=7.5, color=self._theme.muted, **words)
 
     def _draw_gaps(self, axes: Axes) -> None:
-        bottom, top = self._lanes[0].bottom, self._lanes[-1].top
+        bottom, top = self._strips[0].bottom, self._strips[-1].top
         for gap in self._timeline.gaps:
             if not self._window.shows(gap.began, gap.ended):
                 continue
@@ -186,7 +153,7 @@ class _Picture:
             policy, reason = f"policy: {gap.lost.policy}", gap.lost.reason.partition(":")[0]
             words = [f"{words[0]}: {reason} ({policy})", f"{words[0]} ({policy})", f"{words[1]}\n({policy})", *words]
             text = fitting(words, right - x - 0.1, TEXT)
-            y = 0.5 * (self._lanes[-2].bottom + self._lanes[-2].top)
+            y = 0.5 * (self._strips[-2].bottom + self._strips[-2].top)
             axes.text(0.5 * (x + right), y, text, size=TEXT, color=self._theme.lost, ha="center", va="center", zorder=6)
 
     def _draw_bar(self, axes: Axes, bar: Bar) -> None:
@@ -300,7 +267,7 @@ class _Picture:
 
     def _draw_example(self, axes: Axes, example: Example) -> None:
         """Brackets for t and t_d below the SPU's lane."""
-        bottom = self._lanes[0].bottom
+        bottom = self._strips[0].bottom
         y = bottom - 0.2
         x = [self._x(place) for place in (example.program.began, example.measurement.time, example.following.began)]
         for end in x:

@@ -32,8 +32,8 @@ def headline(timeline: Timeline, window: Window) -> str:
         return f"{steps}, without a device"
     lost = [gap for gap in timeline.gaps if window.began < gap.began < window.ended]
     if lost:
-        back = "the device is lost and comes back" if lost[-1].ended < window.ended else "the device is lost"
-        return f"{steps}: {back}"
+        back = lost[-1].returned and lost[-1].ended < window.ended
+        return f"{steps}: the device is lost" + (" and comes back" if back else "")
     if timeline.unit == "τ":
         return f"{steps}, in device time"
     turns = measure_turns(timeline, window)

@@ -5,7 +5,7 @@ from statistics import median
 
 import pytest
 
-from host_client.record import DelayMeter, Record
+from host_client.record import DelayMeter, DeviceBack, Record
 from host_client.timeline import Window, choose_window, headline, lay_out, measured
 from host_client.timeline.example import find_example
 from tests.host_client.timeline.pipeline import Emulated, FreeRunning, Stepped
@@ -92,6 +92,13 @@ def test_the_delay_is_the_same_wherever_it_is_shown() -> None:
     programs = timeline.of("program")
     seconds = median(b.began - a.began for a, b in pairwise(programs))
     assert seconds * run.rate == pytest.approx(meter.delay + 50.0)
+
+
+def test_a_device_that_did_not_come_back_is_not_said_to_have() -> None:
+    events = FreeRunning(lost_after=5, steps=10).events()
+    back = next(place for place, event in enumerate(events) if isinstance(event, DeviceBack))
+    timeline = lay_out(Record({}, tuple(events[:back])))
+    assert headline(timeline, choose_window(timeline, steps=(3, None))).endswith(": the device is lost")
 
 
 def test_without_a_device_there_is_no_delay() -> None:
