@@ -85,7 +85,7 @@ def _draw_curves(axes: Axes, reference: Result, others: Sequence[Result]) -> Non
             label = result.arm.label + (f" ({lost})" if (lost := _diverged(result)) else "")
             median_and_range(axes, *_smoothed(result, window), colour=colour, label=label)
     if reference.finished:
-        style = {"linestyle": DASHES, "linewidth": 1.8, "zorder": 5}
+        style: dict[str, Any] = {"linestyle": DASHES, "linewidth": 1.8, "zorder": 5}
         median_and_range(
             axes, *_smoothed(reference, window), colour=REFERENCE, label=f"{reference.arm.label} (reference)", **style
         )

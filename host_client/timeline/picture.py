@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -13,7 +13,7 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from host_client.record import Read, Updated, Uploaded
 from host_client.report import in_tau
-from host_client.timeline.elements import Arrow, Bar, Timeline
+from host_client.timeline.elements import Arrow, Bar, Lane, Timeline
 from host_client.timeline.example import Example, find_example
 from host_client.timeline.scale import Scale
 from host_client.timeline.strips import BAR, PAD, ROW, stack
@@ -76,9 +76,8 @@ class _Picture:
         self._x = Scale(timeline, window, self._width)
         self._example = find_example(timeline, window)
         self._bars = [bar for bar in timeline.bars if window.shows(bar.began, bar.ended)]
-        self._rows = {
-            lane: 1 + max((bar.row for bar in self._bars if bar.lane == lane), default=0)
-            for lane in ("host", "uploads", "readings", "emulator", "SPU")
+        self._rows: dict[Lane, int] = {
+            lane: 1 + max((bar.row for bar in self._bars if bar.lane == lane), default=0) for lane in get_args(Lane)
         }
         self._steps = {bar.number for bar in timeline.of("differentiation")}
         self._computing = {bar.event: bar for bar in self._bars if bar.kind == "computing"}
@@ -242,12 +241,12 @@ class _Picture:
             case "reading":
                 link = self._y(source) + 0.5 * BAR
                 end = max(self._x(arrow.ended), self._left(target) + 0.5 * self._width_of(target))
-                start = self._x(arrow.began), self._surface
+                leaves = self._x(arrow.began), self._surface
                 if isinstance(source.event, Read) and (computing := self._computing.get(source.event)) is not None:
                     bottom = self._y(computing)
-                    curve(axes, start, (self._left(computing), bottom), colour, head=False)
-                    start = self._x(computing.ended), bottom + BAR
-                curve(axes, start, (self._x(source.began), link), colour, head=False)
+                    curve(axes, leaves, (self._left(computing), bottom), colour, head=False)
+                    leaves = self._x(computing.ended), bottom + BAR
+                curve(axes, leaves, (self._x(source.began), link), colour, head=False)
                 curve(axes, (self._x(source.ended), link), (end, self._y(target)), colour)
 
     @property
@@ -275,8 +274,12 @@ class _Picture:
         axes.plot([x[0], x[2]], [y, y], color=self._theme.ink, lw=0.8, zorder=2)
         box: dict[str, Any] = {"boxstyle": "square,pad=0.25", "facecolor": self._theme.ground, "edgecolor": "none"}
         words: dict[str, Any] = {"size": TEXT, "color": self._theme.ink, "va": "center", "zorder": 3}
-        texts = (f"analog time t = {in_tau(example.analog_time)}", f"delay t$_d$ = {in_tau(example.delay)}")
+        texts = [f"analog time t = {in_tau(example.analog_time)}", f"delay t$_d$ = {in_tau(example.delay)}"]
+        if max(x[2] - x[1], self._width - x[2]) < inches(texts[1], TEXT) + 0.3:  # between its ends, or at their right
+            texts = [", ".join(texts), ""]
         for text, left, right, side in zip(texts, x, x[1:], ("right", "left"), strict=False):
+            if not text:
+                continue
             if right - left > inches(text, TEXT) + 0.3:
                 axes.text(0.5 * (left + right), y, text, ha="center", bbox=box, **words)
             else:
@@ -303,6 +306,6 @@ class _Picture:
         signs = {
             "● reading": any(m.used for m in shown),
             "○ reading not used": any(not m.used for m in shown),
-            "▨ upload that did not take hold": any(bar.lost for bar in self._bars),
+            "▨ upload that did not take effect": any(bar.lost for bar in self._bars),
         }
         return "    ".join(sign for sign, occurs in signs.items() if occurs)
