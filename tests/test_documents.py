@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from host_client import cli
@@ -72,6 +73,7 @@ def fresh() -> BaseContext:
 
 def run_script(path: str, folder: str) -> None:
     os.chdir(folder)
+    torch.manual_seed(0)  # the same in every run of the tests
     runpy.run_path(path, run_name="__main__")
 
 
