@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         UnsupportedLayer,
         UnsupportedProcessGroup,
     )
+    from host_client.loop import NoOlderThan
     from host_client.optimizers import (
         KFAC,
         NGD,
@@ -47,6 +48,7 @@ __all__ = [
     "LevenbergMarquardt",
     "LineSearch",
     "NGDWoodbury",
+    "NoOlderThan",
     "PerSampleLoss",
     "Session",
     "Spu",
@@ -59,6 +61,7 @@ __all__ = [
 
 _HOMES = {
     **dict.fromkeys(("Session", "Spu", "connect"), "host_client.blocking"),
+    "NoOlderThan": "host_client.loop",
     **dict.fromkeys(
         (
             "CurvatureApproximation",

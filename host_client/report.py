@@ -68,6 +68,11 @@ def comparison_table(runs: Mapping[str, Run], title: str | None = None) -> Table
     return table
 
 
+def in_tau(duration: float) -> str:
+    """A device time in words, in three digits or in full."""
+    return f"{duration:.3g} τ" if duration < 1000.0 else f"{duration:,.0f} τ"
+
+
 def moving_average(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
     """Mean of the last `window` values at each place; of all so far where there are fewer."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
@@ -85,7 +90,7 @@ def averaging_window(steps: int) -> int:
 def plot_runs(runs: Mapping[str, Sequence[Run]], path: Path, *, title: str, caption: str = "") -> None:
     """Loss of every batch with its moving average, and test accuracy, against iterations, as PNG.
 
-    Several runs under one label, seeds of the same settings, become their mean and a band of one standard deviation.
+    Several runs under one label, seeds of the same settings, become their median and a band from the min to the max.
 
     Args:
         runs: by label, each in its own colour.
@@ -114,7 +119,7 @@ def _loss_panel(axes: Axes, runs: Mapping[str, Sequence[Run]]) -> None:
         smooth = np.array([moving_average(row, window) for row in values])
         if len(seeds) == 1:
             axes.plot(iterations, values[0], color=colour, alpha=0.2, linewidth=0.8)
-        mean_and_band(axes, iterations, smooth, colour, label)
+        median_and_range(axes, iterations, smooth, colour=colour, label=label)
     plain_logarithmic(axes)
     batch = "each batch, and " if all(len(seeds) == 1 for seeds in runs.values()) else ""
     axes.set_xlabel("iteration", color=MUTED)
@@ -126,21 +131,29 @@ def _accuracy_panel(axes: Axes, runs: Mapping[str, Sequence[Run]]) -> None:
     for colour, (label, seeds) in zip(COLOURS, runs.items(), strict=False):
         curves = [[(e.step, e.accuracy) for e in run.evaluations if e.split == "test"] for run in seeds]
         steps = np.array([step for step, _ in curves[0]])
-        mean_and_band(axes, steps, np.array([[value for _, value in curve] for curve in curves]), colour, label, "o")
+        values = np.array([[value for _, value in curve] for curve in curves])
+        median_and_range(axes, steps, values, colour=colour, label=label, marker="o")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
     axes.set_xlabel("iteration", color=MUTED)
     dress(axes, "Test accuracy")
 
 
-def mean_and_band(
-    axes: Axes, x: NDArray[Any], values: NDArray[np.float64], colour: str, label: str, marker: str = ""
+def median_and_range(
+    axes: Axes, x: NDArray[Any], values: NDArray[np.float64], *, colour: str, label: str, **style: Any
 ) -> None:
-    """Mean over the first axis, and one standard deviation around it where there is more than one."""
-    mean = values.mean(axis=0)
-    axes.plot(x, mean, color=colour, linewidth=2.2, marker=marker, markersize=4, label=label)
+    """Draw the median over the first axis, and a band from the min to the max where there is more than one.
+
+    A band of positive values stays positive, as a logarithmic axis needs; that of a mean and a deviation may not.
+
+    Args:
+        x: shape (points,).
+        values: shape (seeds, points).
+        style: of the line, as of `Axes.plot`.
+    """
+    line = {"linewidth": 2.2, "markersize": 4, **style}
+    axes.plot(x, np.median(values, axis=0), color=colour, label=label, **line)
     if len(values) > 1:
-        spread = values.std(axis=0, ddof=1)
-        axes.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.18, linewidth=0)
+        axes.fill_between(x, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.18, linewidth=0)
 
 
 class PlainTicks(Locator):

@@ -62,6 +62,7 @@ def summary(run: Run) -> dict[str, Any]:
             "seconds": run.steps[-1].time,
             "modelled_device_seconds": run.modelled_seconds,
             "modelled_device_joules": run.modelled_joules,
+            "measured_delay_tau": run.delay,
             "bytes_per_upload": run.bytes_per_upload,
             "explicit_jacobian_bytes": run.jacobian_bytes,
             "parameters": run.parameters,

@@ -14,8 +14,8 @@ from host_client.blocking import Spu
 from host_client.follow import follow
 from host_client.optimizers import make_optimizer
 from host_client.provenance import provenance
-from host_client.record import RunRecord
-from host_client.report import plot_runs
+from host_client.record import DelayMeter, RunRecord
+from host_client.report import in_tau, plot_runs
 from host_client.results import device_summary, step_writer, summary, write_json
 from host_client.settings import Settings
 from host_client.tasks.task import Task
@@ -67,6 +67,7 @@ def run(
         if settings.optimizer == "tngd" and spu is not None:
             session, rate = stack.enter_context(spu.session(ttl=SESSION_TTL)), spu.info.rate
         writer = stack.enter_context(step_writer(csv)) if csv is not None else None
+        delays = DelayMeter(events.record if events is not None else None)
         tally = _Tally(spu) if session is not None and spu is not None else None
         result = follow(
             train(
@@ -75,7 +76,7 @@ def run(
                 session,
                 evaluate_every=evaluate_every,
                 splits=splits,
-                record=events.record if events is not None else None,
+                record=delays,
                 make=make,
             ),
             start(task, settings),
@@ -86,6 +87,7 @@ def run(
             rate=rate,
             each_evaluation=each_evaluation,
         )
+        result.delay = delays.delay
         if tally is not None:
             # The run is made, also where the device has been lost on the way and cannot tell any more.
             with suppress(SpuError):
@@ -152,6 +154,10 @@ def write_report(
         "runs": {label: summary(run) for label, run in runs.items()},
     }
     write_json(folder / f"{name}.json", content)
-    settings = [f"{label}: {run.settings.describe()}" for label, run in runs.items()]
+    settings = [f"{label}: {run.settings.describe()}{_measured(run)}" for label, run in runs.items()]
     one_each = {label: [run] for label, run in runs.items()}
     plot_runs(one_each, folder / f"{name}.png", title=title, caption="\n".join([*settings, caption]).strip())
+
+
+def _measured(run: Run) -> str:
+    return f", measured t_d = {in_tau(run.delay)} (median)" if run.delay is not None else ""

@@ -56,7 +56,7 @@ class Settings(BaseModel):
         default=50.0, description="time t from an upload taking hold to the reading, in τ"
     )
     delay: NonNegativeFloat = Field(
-        default=0.0, description="time t_d from a reading to the next upload taking hold, in τ"
+        default=0.0, description="min time t_d from a reading to the next upload taking effect, in τ"
     )
     noise: NonNegativeFloat = Field(default=0.0, description="noise κ₀ of the device")
     start: Literal["keep", "drive"] = Field(default="keep", description="state at the instant an upload takes hold")
@@ -113,7 +113,7 @@ class Settings(BaseModel):
             parts += [f"k = {self.curvature_every}"] if self.curvature_every > 1 else []
             parts += [f"δ = {self.trust_region:g}"] if self.trust_region else []
         if self.optimizer == "tngd":
-            parts += [f"t = {self.analog_time:g} τ", f"t_d = {self.delay:g} τ"]
+            parts += [f"t = {self.analog_time:g} τ", f"t_d ≥ {self.delay:g} τ"]
             parts += [f"κ₀ = {self.noise:g}"] if self.noise else []
             parts += [self.precision] if self.precision != "float32" else []
             parts += [f"freshness {self.freshness}"] if self.freshness != "this program" else []

@@ -84,6 +84,7 @@ class Run:
         evaluations: in order.
         report: what the device counted meanwhile, see `Spu.report`; empty where it counts nothing, and where it was
             started again on the way.
+        delay: median t_d that was measured, in τ, see `measure_delays`; None without a device.
     """
 
     settings: Settings
@@ -92,6 +93,7 @@ class Run:
     steps: list[Step] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
     report: dict[str, float] = field(default_factory=dict)
+    delay: float | None = None
 
     @property
     def seconds_per_iteration(self) -> float:
@@ -180,7 +182,7 @@ def train(
         optimizer.step()
         optimizer.zero_grad()
         ended = time.perf_counter()
-        told.step(optimizer, number - 1, host_began, differentiated)
+        told.step(optimizer, number, host_began, differentiated)
         batch_loss = loss.item()
         if not math.isfinite(batch_loss):
             raise FloatingPointError(f"the loss is {batch_loss} at iteration {number}; lower the learning rate")

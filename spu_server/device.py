@@ -330,14 +330,26 @@ class Device(Generic[P]):
         if at < now - 1e-9 * max(1.0, now) or at - window < self._last_event - 1e-9 * max(1.0, now):
             reach = f" with a window of {window} τ" if window else ""
             raise ReadInPast(
-                f"a reading at device time {at} τ{reach} reaches back into the past: it is {now} τ now, and the last "
-                f"event, behind which the path is gone, was at {self._last_event} τ",
+                f"a reading at device time {at} τ{reach} lies in the past: it is {now} τ now, and nothing is kept from "
+                f"before the last event, at {self._last_event} τ. {self._later(window)}",
                 field="at",
                 found=at,
                 expected=f"at least {max(now, self._last_event + window)}",
             )
         at = max(at, self._last_event + window)
         return await self._schedule_read(ref, at, window)
+
+    def _later(self, window: float) -> str:
+        """How to get a reading that is not in the past."""
+        if self.clock.kind == "stepped":
+            return "Ask for it before the clock is advanced that far, or leave out `at` to read now" + (
+                f", at least {window} τ after the last event" if window else ""
+            )
+        return (
+            f"Device time goes on by itself, {self.clock.rate:,.9g} τ a second: to read a program after a given analog "
+            "time, upload both at once with session.solve(..., analog_time=...); to read now, leave out `at`; to have "
+            "more time, slow the clock down with `spu-server serve --rate`"
+        )
 
     def _schedule_read(self, ref: pb.SessionRef, at: float, window: float) -> asyncio.Future[Reading]:
         number = next(self._windows)

@@ -1,30 +1,150 @@
 """What the documents say in code is so."""
 
+import multiprocessing
+import os
 import re
+import runpy
+from collections.abc import Callable, Iterator
+from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from typer.testing import CliRunner
+
+from host_client import cli
+from host_client.tasks import mnist as mnist_task
+from tests.daemon import Daemon
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 LINK = re.compile(r"""\]\(([^)\s]+)\)|(?:src|srcset|href)="([^"]+)\"""")
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
-BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+ENOUGH = 240.0
+"""Seconds for a script, on a machine with much else to do."""
 
 
-@pytest.mark.parametrize("name", sorted(page.name for page in DOCS.glob("*.md") if BLOCK.search(page.read_text())))
-def test_every_block_of_code_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+SERVED = "unix:/tmp/spu.sock"
+"""Address of the daemon that the README starts."""
+
+
+def blocks(page: Path) -> list[tuple[int, str]]:
+    """Line and text of each block of code marked as Python."""
+    text = page.read_text()
+    return [(text[: block.start(2)].count("\n"), block[2]) for block in BLOCK.finditer(text) if block[1] == "python"]
+
+
+def scripts() -> Iterator[tuple[str, str]]:
+    """A name and a script for each block of the README, and for each page: its blocks are one program, in their order.
+
+    Padded with empty lines, so that a traceback has the document's own.
+    """
+    for line, block in blocks(ROOT / "README.md"):
+        yield f"README.md:{line}", "\n" * line + block
+    for page in sorted(DOCS.glob("*.md")):
+        whole = ""
+        for line, block in blocks(page):
+            whole += "\n" * (line - whole.count("\n")) + block
+        if whole:
+            yield page.name, whole
+
+
+SCRIPTS = dict(scripts())
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The daemon of the README, started as it says, on a socket of the tests' own."""
+    (options,) = {line.partition(SERVED)[2].partition("#")[0].strip() for line in commands("spu-server serve")[:1]}
+    with Daemon(tmp_path_factory.mktemp("d") / "s", *options.split()) as daemon:
+        yield daemon.address
+
+
+@pytest.fixture(scope="module")
+def fresh() -> BaseContext:
+    """Starts processes that have imported the libraries, and nothing of a test or of another script."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "host_client.blocking", "host_client.optimizers"])
+    return context
+
+
+def run_script(path: str, folder: str) -> None:
+    os.chdir(folder)
+    torch.manual_seed(0)  # the same in every run of the tests
+    runpy.run_path(path, run_name="__main__")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_code_runs_as_it_stands(name: str, served: str, fresh: BaseContext, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPTS[name].replace(SERVED, served))
+    (folder := tmp_path / "fresh").mkdir()
+    process = fresh.Process(target=run_script, args=(str(script), str(folder)))  # type: ignore[attr-defined]
+    process.start()
+    process.join(timeout=ENOUGH)
+    if process.exitcode is None:
+        process.kill()
+    assert process.exitcode == 0, f"{name} ended with exit code {process.exitcode}; its traceback is on standard error"
+
+
+def test_code_that_needs_what_it_does_not_define_is_found(fresh: BaseContext, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("criterion(model(x), y)\n")
+    process = fresh.Process(target=run_script, args=(str(script), str(tmp_path)))  # type: ignore[attr-defined]
+    process.start()
+    process.join(timeout=ENOUGH)
+    assert process.exitcode == 1
+
+
+def commands(program: str, page: Path = ROOT / "README.md") -> list[str]:
+    """Lines of a page's blocks for a shell that start this program."""
+    shown = "".join(text for language, text in BLOCK.findall(page.read_text()) if not language)
+    return [line for line in shown.splitlines() if line.startswith(program)]
+
+
+@pytest.mark.usefixtures("few_digits")
+def test_commands_run_as_they_stand(served: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On few images and for few steps; what they leave is what the next command needs."""
     monkeypatch.chdir(tmp_path)
-    text = (DOCS / name).read_text()
-    blocks = list(BLOCK.finditer(text))
-    assert blocks
-    names: dict[str, Any] = {}
-    for block in blocks:
-        line = text[: block.start(1)].count("\n")
-        # Compiled so that a traceback has the document's own line numbers.
-        exec(compile("\n" * line + block[1], str(DOCS / name), "exec"), names)
+    shown = [line for line in commands("tngd") if line.split()[1] in ("train", "timeline")]
+    assert len(shown) >= 3
+    for line in shown:
+        arguments = line.partition("#")[0].replace(SERVED, served).split()[1:]
+        if arguments[0] == "train":
+            arguments += ["--steps", "3", "--train-size", "64", "--test-size", "64", "--batch-size", "8"]
+        result = CliRunner().invoke(cli.app, arguments, env={"COLUMNS": "80"})
+        assert result.exit_code == 0, f"{line}\n{result.output}"
+
+
+@pytest.mark.usefixtures("few_digits")
+def test_a_run_is_replayed_and_played_back_as_the_page_says(
+    daemon: Callable[..., Daemon], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = DOCS / "time-and-replay.md"
+    few = ["--steps", "3", "--train-size", "64", "--test-size", "64", "--batch-size", "8"]
+    serving, training = commands("spu-server serve", page), commands("tngd train", page)
+    for serve, train in zip(serving, training, strict=True):
+        device = daemon(*serve.partition(SERVED)[2].partition("#")[0].split())
+        arguments = train.replace(SERVED, device.address).split()[1:]
+        result = CliRunner().invoke(cli.app, [*arguments, *few], env={"COLUMNS": "80"})
+        assert result.exit_code == 0, result.output
+        device.close()
+        if "--record" in serve:
+            (replay,) = commands("tngd replay", page)
+            again = CliRunner().invoke(cli.app, replay.split()[1:], env={"COLUMNS": "80"})
+            assert "3 readings are the same, bit for bit" in again.output
+
+
+@pytest.fixture
+def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of MNIST, images of its shape, black but for the first of each part."""
+    pixels = np.zeros((70_000, 28, 28), dtype=np.uint8)
+    pixels[:64] = pixels[60_000:60_064] = np.random.default_rng(0).integers(0, 256, (64, 28, 28))
+    monkeypatch.setattr(mnist_task, "digits", lambda: (pixels, np.arange(70_000, dtype=np.uint8) % 10))
 
 
 def anchors(page: Path) -> set[str]:

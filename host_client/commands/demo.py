@@ -17,7 +17,7 @@ def demo(
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder for plot, JSON and CSV; made if need be.")] = Path(
         "results/demo"
     ),
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over 10,000 training images, for each optimizer.")] = 3,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over 10,000 training images, for each optimizer.")] = 2,
     seed: Annotated[int, typer.Option(min=0, help="Seed of network, batches and the device's noise.")] = 0,
 ) -> None:
     """Train a CNN on MNIST through a daemon of its own, Adam beside it, and show both.

@@ -26,9 +26,11 @@ app = typer.Typer()
 
     [b]How to read it[/b]
 
-    Down: a gradient leaves the host, is an upload on the link, and takes hold on the SPU.
+    Down: a gradient leaves the host, is an upload on the link, and takes effect on the SPU.
 
-    Along: the SPU evolves under that program, in its colour, until the next one takes hold.
+    Along: the SPU evolves under that program, in its colour, until the next one takes effect.
+
+    An emulator computes each reading after its time: yellow bars, which a device would not need.
 
     Up: a dot is a reading; it goes to the update that it made. Red: what was lost.
 
@@ -47,7 +49,7 @@ def timeline(
         str | None,
         typer.Option(
             metavar="A:B",
-            help="Steps A to B − 1, counted from 0; either may be left out.",
+            help="Steps A to B − 1, counted from 1; either may be left out.",
             show_default="four typical ones",
         ),
     ] = None,
@@ -79,7 +81,16 @@ def timeline(
     The axis is host time, device times are placed on it by what the clocks agreed on; a stepped clock's is device time.
     """
     from host_client.record import load
-    from host_client.timeline import choose_window, draw, headline, lay_out, parse_steps, subtitle, write_trace
+    from host_client.timeline import (
+        choose_window,
+        draw,
+        headline,
+        lay_out,
+        measured,
+        parse_steps,
+        subtitle,
+        write_trace,
+    )
 
     if out is not None and out.suffix not in (".png", ".svg", ".pdf"):
         raise typer.BadParameter(f"{out} must end in .png, .svg or .pdf", param_hint="--out")
@@ -94,7 +105,7 @@ def timeline(
             window,
             path,
             title=headline(laid_out, window),
-            subtitle=subtitle(record),
+            subtitles=[measured(laid_out, window), subtitle(record)],
             theme=theme,
         )
         typer.echo(f"{path}: {headline(laid_out, window)}")

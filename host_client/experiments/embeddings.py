@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from host_client.embeddings import Block, Embedding, Kronecker, solve_exactly
+from host_client.experiments.convergence import plot_convergence
 from host_client.experiments.study import Results, Study
 from host_client.experiments.sweeps import Arm, Panel
 from host_client.optimizers import KFAC
@@ -84,7 +85,7 @@ def panel(
         Arm(f"{name}, {cells:,} cells, t = {t:g} τ", t, {**settings, "analog_time": t}, {"cells": cells, **device})
         for t in TIMES
     ]
-    return Panel(f"t in τ; {name}, {cells:,} cells", digital, arms)
+    return Panel(f"{name}, {cells:,} cells", digital, arms)
 
 
 def verdict(panels: Sequence[Panel], results: Results) -> list[str]:
@@ -125,6 +126,7 @@ STUDY = Study(
     seeds=(0, 1, 2),
     verdict=verdict,
     task=small_mnist,
+    plot=plot_convergence,
 )
 
 run = STUDY.reproduce

@@ -109,7 +109,7 @@ def run(out: Path, spu: str | None, console: Console) -> None:
         lines,
         out / "first-light.png",
         title="First light: one epoch of MNIST through a free-running device",
-        caption=f"Mean ± standard deviation over {len(SEEDS)} seeds. TNGD: λ = 0.01, t = 50 τ, t_d = 0. b = 64, "
+        caption=f"Median, and min to max, over {len(SEEDS)} seeds. TNGD: λ = 0.01, t = 50 τ, t_d ≥ 0. b = 64, "
         "10,000 training images. Best η: lowest validation loss of a grid of 4.",
     )
     console.print(f"CSV, JSON, table and plot: {out}", highlight=False)

@@ -1,116 +1,139 @@
-"""Panels of a study: training losses above, test losses against what is varied below."""
+"""A study as a picture: one row for each property varied, training losses at the left, test losses at the right."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import median
+from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from host_client.experiments.sweeps import Panel, Result
 from host_client.report import (
-    COLOURS,
     INK,
     MUTED,
     averaging_window,
     dress,
-    mean_and_band,
+    median_and_range,
     moving_average,
     plain_logarithmic,
 )
 
-REFERENCE = COLOURS[1]
-ACROSS = 4
-"""Most panels side by side, so that words can still be read on a page."""
+REFERENCE = "#111827"
+DASHES = (0, (4, 1.6))
+"""Of the reference, which lies on top of the others, so that they are seen where they lie below it."""
+
+ARMS = (
+    ("#0072b2", "o"),
+    ("#e69f00", "s"),
+    ("#009e73", "^"),
+    ("#cc79a7", "D"),
+    ("#56b4e9", "v"),
+    ("#d55e00", "P"),
+)
+"""Colour and marker of each arm: hues of Okabe and Ito, which colour-blind readers tell apart."""
+
+LEGEND: dict[str, Any] = {
+    "loc": "upper right",  # where falling losses leave room
+    "framealpha": 0.85,
+    "edgecolor": "none",
+    "labelcolor": INK,
+    "fontsize": 8,
+}
 
 CEILING = 10.0
-"""Highest loss shown; one who guesses has ln 10 = 2.3."""
+"""Max loss shown; guessing has ln 10 = 2.3."""
 
 
 def plot_panels(
     path: Path, panels: Sequence[Panel], results: Mapping[str, Result], *, title: str, caption: str
 ) -> None:
-    """Draw all panels, four side by side, as PNG: means over seeds, and bands and bars of one standard deviation.
+    """Write `panels_figure` as PNG.
 
     Raises:
         OSError: when the file cannot be made.
     """
-    lines = -(-len(panels) // ACROSS)
-    columns = -(-len(panels) // lines)
-    size = (max(9.0, 3.4 * columns), 1.0 + 7.4 * lines)
-    figure = Figure(figsize=size, dpi=110, layout="constrained", facecolor="white")
+    panels_figure(panels, results, title=title, caption=caption).savefig(path)
+
+
+def panels_figure(panels: Sequence[Panel], results: Mapping[str, Result], *, title: str, caption: str) -> Figure:
+    """Draw one row for each panel: medians over seeds, and bands and bars from the min to the max."""
+    figure = Figure(figsize=(10.0, 1.0 + 2.7 * len(panels)), dpi=110, layout="constrained", facecolor="white")
     figure.suptitle(title, x=0.012, ha="left", fontsize=14, fontweight="bold", color=INK)
-    grid = figure.add_gridspec(2 * lines, columns)
-    tops: list[Axes] = []
-    bottoms: list[Axes] = []
-    for place, panel in enumerate(panels):
-        line, column = divmod(place, columns)
-        for drawn, row in ((tops, 2 * line), (bottoms, 2 * line + 1)):
-            drawn.append(figure.add_subplot(grid[row, column], sharey=drawn[0] if drawn else None))
-            drawn[-1].tick_params(labelleft=column == 0)
+    grid = figure.subplots(len(panels), 2, squeeze=False, sharey="col", width_ratios=(3, 2))
+    for (left, right), panel in zip(grid, panels, strict=True):
         reference, others = results[panel.reference.label], [results[arm.label] for arm in panel.arms]
-        _curves(tops[-1], reference, others)
-        _ends(bottoms[-1], reference, others, panel.varied)
-    for drawn in (tops, bottoms):
-        drawn[0].set_ylim(top=min(CEILING, drawn[0].get_ylim()[1]))
-    told = textwrap.fill(caption, width=int(14 * size[0]))
-    figure.supxlabel(told, x=0.012, ha="left", fontsize=8.5, color=MUTED)
-    figure.savefig(path)
+        _draw_curves(left, reference, others)
+        _draw_ends(right, reference, others, panel.varied)
+    for axes in grid[0]:
+        axes.set_ylim(top=min(CEILING, axes.get_ylim()[1]))
+    figure.supxlabel(textwrap.fill(caption, width=140), x=0.012, ha="left", fontsize=8.5, color=MUTED)
+    return figure
 
 
-def _curves(axes: Axes, reference: Result, others: Sequence[Result]) -> None:
+def _draw_curves(axes: Axes, reference: Result, others: Sequence[Result]) -> None:
     """Moving averages of the training loss by iteration."""
-    shades = matplotlib.colormaps["YlOrRd"](np.linspace(0.35, 0.95, len(others)))
-    colours = [REFERENCE, *(matplotlib.colors.to_hex(shade) for shade in shades)]
-    window = averaging_window(len(reference.finished[0].steps))
-    for colour, result in zip(colours, (reference, *others), strict=True):
-        losses = np.array([[step.loss for step in run.steps] for run in result.finished])
-        if not losses.size:
-            continue
-        smooth = np.array([moving_average(row, window) for row in losses])
-        mean_and_band(axes, np.arange(1, losses.shape[1] + 1), smooth, colour, result.arm.label)
+    finished = [run for result in (reference, *others) for run in result.finished]
+    window = averaging_window(len(finished[0].steps)) if finished else 1
+    for (colour, _), result in zip(ARMS, others, strict=False):
+        if result.finished:
+            label = result.arm.label + (f" ({lost})" if (lost := _diverged(result)) else "")
+            median_and_range(axes, *_smoothed(result, window), colour=colour, label=label)
+    if reference.finished:
+        style: dict[str, Any] = {"linestyle": DASHES, "linewidth": 1.8, "zorder": 5}
+        median_and_range(
+            axes, *_smoothed(reference, window), colour=REFERENCE, label=f"{reference.arm.label} (reference)", **style
+        )
     dress(axes, f"Training loss (mean of the last {window})")
     axes.set_xlabel("iteration", color=MUTED)
     plain_logarithmic(axes)
-    axes.legend(frameon=False, labelcolor=INK, fontsize=8)
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(handles[-1:] + handles[:-1], labels[-1:] + labels[:-1], **LEGEND)
 
 
-def _ends(axes: Axes, reference: Result, others: Sequence[Result], varied: str) -> None:
+def _smoothed(result: Result, window: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    losses = np.array([moving_average(np.array([step.loss for step in run.steps]), window) for run in result.finished])
+    return np.arange(1, losses.shape[1] + 1), losses
+
+
+def _draw_ends(axes: Axes, reference: Result, others: Sequence[Result], varied: str) -> None:
     """Test losses against the property, how many runs diverged, and the reference as a band across."""
-    expected = reference.finals("loss")
-    mean, spread = fmean(expected), _spread(expected)
-    axes.axhspan(mean - spread, mean + spread, color=REFERENCE, alpha=0.15, linewidth=0)
-    axes.axhline(mean, color=REFERENCE, linewidth=1.2, label=reference.arm.label)
-    ends = {r.arm.value: losses for r in others if (losses := r.finals("loss")) and fmean(losses) < CEILING}
-    means, spreads = [fmean(losses) for losses in ends.values()], [_spread(losses) for losses in ends.values()]
-    axes.errorbar(list(ends), means, spreads, color=COLOURS[0], marker="o", capsize=3, linewidth=2.0)
     values = [result.arm.value for result in others]
-    axes.plot(values, [mean] * len(values), linewidth=0)  # so that the axis also spans where all runs diverged
+    ends = [median(losses) if (losses := result.finals("loss")) else np.nan for result in others]
+    shown = [end if end <= CEILING else np.nan for end in ends]  # a line must not pass over what is missing
+    axes.plot(values, shown, color=MUTED, linewidth=1.0, zorder=1)
+    for (colour, marker), result, end in zip(ARMS, others, shown, strict=False):
+        if not np.isnan(end):
+            losses = result.finals("loss")
+            bar = [[end - min(losses)], [max(losses) - end]]
+            axes.errorbar(
+                [result.arm.value], [end], bar, color=colour, marker=marker, markersize=7, capsize=3, linewidth=1.6
+            )
+    if expected := reference.finals("loss"):
+        axes.axhspan(min(expected), max(expected), color=REFERENCE, alpha=0.1, linewidth=0)
+        label = f"{reference.arm.label} (reference)"
+        axes.axhline(median(expected), color=REFERENCE, linestyle=DASHES, linewidth=1.5, zorder=5, label=label)
+        axes.legend(**LEGEND | {"loc": "best"})
     if min(values) > 0 and max(values) / min(values) > 50:
         axes.set_xscale("log")
     else:
-        axes.set_xticks(values)
-    for result in others:
-        if told := _beyond(result):
-            place, across = (result.arm.value, 0.98), axes.get_xaxis_transform()
-            axes.annotate(told, place, xycoords=across, ha="center", va="top", fontsize=8, color=MUTED)
+        axes.set_xticks(values, [f"{value:g}" for value in values])
+    axes.margins(x=0.12)
+    for result, end in zip(others, ends, strict=True):
+        notes = [f"▲ {end:.2g}" if end > CEILING else "", _diverged(result)]
+        if note := "\n".join(filter(None, notes)).replace(" diverged", "\ndiverged"):
+            place, across = (result.arm.value, 0.03), axes.get_xaxis_transform()
+            axes.annotate(note, place, xycoords=across, ha="center", va="bottom", fontsize=8, color=MUTED)
     dress(axes, "Test loss at the end")
     plain_logarithmic(axes)
     axes.set_xlabel(varied, color=MUTED)
-    axes.legend(frameon=False, labelcolor=INK, fontsize=8)
 
 
-def _beyond(result: Result) -> str:
-    """What of a result lies above the plot, in words."""
-    losses, lost = result.finals("loss"), len(result.runs) - len(result.finished)
-    high = f"▲ {fmean(losses):.1g}" if losses and fmean(losses) > CEILING else ""
-    return "\n".join(filter(None, (high, f"{lost} of {len(result.runs)}\ndiverged" if lost else "")))
-
-
-def _spread(values: Sequence[float]) -> float:
-    return stdev(values) if len(values) > 1 else 0.0
+def _diverged(result: Result) -> str:
+    lost = len(result.runs) - len(result.finished)
+    return f"{lost} of {len(result.runs)} diverged" if lost else ""

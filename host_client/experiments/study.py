@@ -45,6 +45,7 @@ class Study:
         seeds: of network, batches and device.
         verdict: sentences that say what has come out.
         task: makes what is trained.
+        plot: draws the picture, with the arguments of `plot_panels`.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Study:
     seeds: Sequence[int]
     verdict: Callable[[Sequence[Panel], Results], list[str]]
     task: Callable[[], Task] = mnist
+    plot: Callable[..., None] = plot_panels
 
     def reproduce(self, out: Path, spu: str | None, console: Console) -> None:
         """Run it on its own task.
@@ -86,8 +88,8 @@ class Study:
         verdict = self.verdict(self.panels, results)
         self._write_table(out / f"{self.name}.md", results, verdict, console)
         write_json(out / f"{self.name}.json", {**provenance(), **self._summary(task, results), "verdict": verdict})
-        caption = f"Mean ± standard deviation over {len(self.seeds)} seeds. {self.caption}"
-        plot_panels(out / f"{self.name}.png", self.panels, results, title=self.title, caption=caption)
+        caption = f"Median, and min to max, over {len(self.seeds)} seeds. {self.caption}"
+        self.plot(out / f"{self.name}.png", self.panels, results, title=self.title, caption=caption)
         console.print(f"CSV, JSON, table and plot: {out}", highlight=False)
         return results
 

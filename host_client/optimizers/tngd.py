@@ -266,7 +266,7 @@ class TNGD(NaturalGradient):
     def _directions(self, operator: Operator | None, drive: Tensor) -> Iterable[Tensor]:
         if self._record is not None:
             ended = time.monotonic()
-            self._record(Differentiated(self.steps, self._differentiating or ended, ended))
+            self._record(Differentiated(self.steps + 1, self._differentiating or ended, ended))
             self._differentiating = None
         self._updates = []
         directions = self._found(operator is None, drive)
@@ -363,7 +363,7 @@ class TNGD(NaturalGradient):
         if self._record is not None:
             ended = time.monotonic()
             for source, readings, staleness in self._updates:
-                self._record(Updated(self.steps, self._solved_at, ended, readings, staleness, source))
+                self._record(Updated(self.steps + 1, self._solved_at, ended, readings, staleness, source))
         super()._taken(direction)
 
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 
+from host_client.performance.names import CURVATURES, NETWORKS, OURS, name_of
 from host_client.report import COLOURS, GRID, INK, MUTED
 
 Content = Mapping[str, Any]
@@ -50,7 +51,11 @@ def _solve(figure: Figure, results: Content) -> bool:
     """Time against N beside thermox, and bars of the ways to solve the reference network's system."""
     left, right = figure.subplots(1, 2, width_ratios=(2, 3))
     seconds, sizes = results["seconds"], results["settings"]["sizes"]
-    ways = {"thermox": "thermox_draw", "program and reading": "ours_solve", "its mathematics alone": "ours_dynamics"}
+    ways = {
+        "thermox": "thermox_draw",
+        "program and reading": "ours_solve",
+        "the emulator's mathematics alone": "ours_dynamics",
+    }
     for colour, (label, key) in zip(COLOURS, ways.items(), strict=False):
         left.loglog(sizes, [seconds[f"{key}_{n}"] for n in sizes], "o-", color=colour, label=label, linewidth=2)
     left.set_xticks(sizes, [str(n) for n in sizes])
@@ -61,9 +66,9 @@ def _solve(figure: Figure, results: Content) -> bool:
     settings = results["settings"]
     steps = round(settings["analog_time"] / settings["delta"])
     shown = {key: value for key, value in seconds.items() if not key.rpartition("_")[2].isdecimal()}
-    for key in [key for key in shown if key.startswith("euler")]:
-        shown[f"{key} ({steps} steps)"] = shown.pop(key) * steps / settings["euler_steps_timed"]
-    _bars(right, shown, "Reference network's system: wall time (logarithmic)")
+    euler = {key: f", {steps} steps" for key in shown if key.startswith("euler")}
+    shown |= {key: shown[key] * steps / settings["euler_steps_timed"] for key in euler}
+    _bars(right, shown, "Reference network's system: wall time (logarithmic)", euler)
     return True
 
 
@@ -75,10 +80,10 @@ def _step(figure: Figure, results: Content) -> bool:
         "forward and backward": ("plain_forward_backward", grey, 1.0),
         "Monte-Carlo capture": ("plain_capture_mc", violet, 1.0),
         "Monte-Carlo step": ("grpc_mc_step", green, 1.0),
-        "free, Monte-Carlo": ("free_mc_step", green, 0.45),
+        "asynchronous Monte-Carlo step": ("free_mc_step", green, 0.45),
         "exact capture": ("plain_capture_exact", blue, 1.0),
         "exact step": ("grpc_exact_step", red, 1.0),
-        "free, exact": ("free_exact_step", red, 0.45),
+        "asynchronous exact step": ("free_exact_step", red, 0.45),
     }
     networks, width = results["seconds"], 0.86 / len(parts)
     places = np.arange(len(networks))
@@ -90,7 +95,7 @@ def _step(figure: Figure, results: Content) -> bool:
     labels = []
     for name, times in networks.items():
         size = results["sizes"][name]["parameters"]
-        labels.append(f"{name}\nN = {size:,}\nAdam {_duration(times['plain_adam_step'])}")
+        labels.append(f"{NETWORKS[name]}\nN = {size:,}\nAdam {_duration(times['plain_adam_step'])}")
     axes.set_xticks(places, labels)
     axes.set_yscale("log")
     axes.axhline(1.0, color=INK, linewidth=1)
@@ -117,7 +122,7 @@ def _scale(figure: Figure, results: Content) -> bool:
         sizes = [point[x] for point in series]
         axes.loglog(sizes, [point["seconds"] for point in series], "o-", color=COLOURS[0], linewidth=2)
         axes.yaxis.set_major_formatter(FuncFormatter(_duration))
-        axes.set_ylabel("program and reading", color=COLOURS[0])
+        axes.set_ylabel("wall time of program and reading", color=COLOURS[0])
         memory = axes.twinx()
         memory.loglog(sizes, [point["peak_bytes"] for point in series], "s--", color=COLOURS[1], linewidth=2)
         memory.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 2**30:g} GiB"))
@@ -127,8 +132,8 @@ def _scale(figure: Figure, results: Content) -> bool:
         memory.set_ylim(2.0**26, 2.0**35)
         memory.tick_params(length=0, colors=MUTED)
         memory.spines[["top", "right", "left", "bottom"]].set_visible(False)
-        axes.set_xlabel(x, color=MUTED)
         _dress(axes, "Time and memory against " + label)
+        axes.set_xlabel({"parameters": "parameters N", "rows": "rows m"}[x], color=MUTED)
     return True
 
 
@@ -159,10 +164,10 @@ def _overlap(figure: Figure, results: Content) -> bool:
     """Time of an iteration of each loop, over the longer of differentiation and analog solve, for every case."""
     axes = figure.subplots()
     loops = {
-        "blocking": "blocking",
-        "readings of the program before": "free_one",
-        "of the two before": "free",
-        "newest": "newest",
+        "synchronous": "blocking",
+        "readings up to 1 step old": "free_one",
+        "up to 2 steps old": "free",
+        "newest reading": "newest",
     }
     cases = results["settings"]["cases"]
     places, width, labels = np.arange(len(cases)), 0.8 / len(loops), []
@@ -175,13 +180,13 @@ def _overlap(figure: Figure, results: Content) -> bool:
         axes.bar_label(bars, fmt=lambda value: f"{value:.2f}", fontsize=7.5, color=MUTED, padding=1)
     for suffix, (name, batch, kind) in cases.items():
         host = results["seconds"][f"{name}{suffix}"]["host"]
-        labels.append(f"{name}, b = {batch}, {kind}\ndifferentiation {_duration(host)}")
+        labels.append(f"{NETWORKS[name]}, b = {batch}\n{CURVATURES[kind]}\ndifferentiation {_duration(host)}")
     axes.set_xticks(places, labels)
     axes.axhline(1.0, color=INK, linewidth=1)
     axes.axhline(2.0, color=INK, linewidth=1, linestyle=":")
     axes.legend(frameon=False, labelcolor=INK, fontsize=9, ncols=len(loops), loc="upper center")
     axes.margins(y=0.18)
-    _dress(axes, "An iteration, over the longer of differentiation and analog solve (dotted: twice that)")
+    _dress(axes, "Time of a step / the longer of differentiation and analog solve (dotted: twice that)")
     return True
 
 
@@ -194,20 +199,23 @@ _DRAWINGS: dict[str, Callable[[Figure, Content], bool]] = {
 }
 
 
-def _bars(axes: Axes, seconds: Mapping[str, float], title: str) -> None:
-    names: Sequence[str] = sorted(seconds, key=lambda name: seconds[name], reverse=True)
-    ours = [name.startswith(("ours", "grpc", "inprocess")) for name in names]
+def _bars(axes: Axes, seconds: Mapping[str, float], title: str, notes: Mapping[str, str] | None = None) -> None:
+    """Bars of wall times by the names in a result file, shortest first; `notes` follow the names of some."""
+    timed: Sequence[str] = sorted(seconds, key=lambda one: seconds[one], reverse=True)
+    ours = [one.removeprefix(f"{one.partition('_')[0]}_") in OURS or one in OURS for one in timed]
     colours = [COLOURS[0] if own else COLOURS[4] for own in ours]
     if len(set(ours)) == 2:
-        kinds = {"this project": COLOURS[0], "other ways": COLOURS[4]}
+        kinds = {"this project": COLOURS[0], "compared with": COLOURS[4]}
         patches = [Patch(color=colour, label=kind) for kind, colour in kinds.items()]
         axes.legend(handles=patches, frameon=False, labelcolor=INK, loc="upper right")
-    bars = axes.barh([name.replace("_", " ") for name in names], [seconds[name] for name in names], color=colours)
-    axes.bar_label(bars, [_duration(seconds[name]) for name in names], fontsize=8, color=MUTED, padding=3)
+    labels = [name_of(one) + (notes or {}).get(one, "") for one in timed]
+    bars = axes.barh(labels, [seconds[one] for one in timed], color=colours)
+    axes.bar_label(bars, [_duration(seconds[one]) for one in timed], fontsize=8, color=MUTED, padding=3)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(_duration))
     axes.set_xlim(min(seconds.values()) / 3.0, max(seconds.values()) * 3.0)
     _dress(axes, title)
+    axes.tick_params(axis="y", labelcolor=INK)
 
 
 def _duration(seconds: float, _: int = 0) -> str:

@@ -1,5 +1,6 @@
 """The record of a run: what happened when, on the host, on the link and on the device."""
 
+from host_client.record.delays import DelayMeter, measure_delays
 from host_client.record.events import (
     ClockAgreed,
     DeviceBack,
@@ -17,6 +18,7 @@ from host_client.record.recorder import RunRecord
 
 __all__ = [
     "ClockAgreed",
+    "DelayMeter",
     "DeviceBack",
     "DeviceLost",
     "Differentiated",
@@ -30,4 +32,5 @@ __all__ = [
     "Updated",
     "Uploaded",
     "load",
+    "measure_delays",
 ]

@@ -99,7 +99,7 @@ class Differentiated:
     """The host made the gradient and the curvature of a batch.
 
     Attributes:
-        step: number of the step that they are for, from 0.
+        step: number of the step that they are for, from 1.
         began: host time at which it began.
         ended: host time at which gradient and curvature were there.
     """
@@ -114,7 +114,7 @@ class Updated:
     """The parameters changed.
 
     Attributes:
-        step: number of the step that it belongs to, from 0. A step may update several times.
+        step: number of the step that it belongs to, from 1. A step may update several times.
         began: host time at which the direction was there and the update began.
         ended: host time at which the parameters were the new ones.
         readings: numbers of the readings used: several if along their average, none without a device.

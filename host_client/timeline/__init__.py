@@ -5,7 +5,7 @@ from host_client.timeline.layout import lay_out
 from host_client.timeline.picture import draw
 from host_client.timeline.trace import write_trace
 from host_client.timeline.window import NoSuchWindow, Window, choose_window, parse_steps
-from host_client.timeline.words import headline, subtitle
+from host_client.timeline.words import headline, measured, subtitle
 
 __all__ = [
     "NoSuchWindow",
@@ -15,6 +15,7 @@ __all__ = [
     "draw",
     "headline",
     "lay_out",
+    "measured",
     "parse_steps",
     "subtitle",
     "write_trace",

@@ -1,4 +1,4 @@
-"""What a timeline is made of: bars, measurements, arrows and gaps on one axis."""
+"""The parts of a timeline: bars, measurements, arrows and gaps on one axis."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Literal, TypeAlias
 from host_client.record import DeviceLost, Event, Read, Uploaded
 from host_client.timeline.time_base import TimeBase, Unit
 
-Lane: TypeAlias = Literal["host", "uploads", "readings", "SPU"]
+Lane: TypeAlias = Literal["host", "uploads", "readings", "emulator", "SPU"]
 """Where a bar lies; uploads and readings are the two directions of the link."""
 
-BarKind: TypeAlias = Literal["differentiation", "wait", "update", "upload", "reading", "program"]
-"""A wait is the host's, for a reading, between a differentiation and its update."""
+BarKind: TypeAlias = Literal["differentiation", "wait", "update", "upload", "reading", "computing", "program"]
+"""A wait is the host's, for a reading, between a differentiation and its update. Computing is an emulator's: from the
+instant of a measurement, which a device would have at once, to its sending."""
 
 ArrowKind: TypeAlias = Literal["hand over", "take hold", "reading"]
 """From a differentiation to its upload, from an upload to the program it becomes, from a measurement to its use."""
@@ -23,6 +24,7 @@ LANES: dict[BarKind, Lane] = {
     "update": "host",
     "upload": "uploads",
     "reading": "readings",
+    "computing": "emulator",
     "program": "SPU",
 }
 
@@ -33,7 +35,8 @@ class Bar:
 
     Attributes:
         kind: what it is.
-        number: of the step (differentiation, wait, update), upload, reading, or the program's sequence.
+        number: of the step that it belongs to, also of the program and its upload; of a reading, its own number. An
+            upload whose step is not known has its own number.
         began: place on the axis.
         ended: place on the axis, not before `began`.
         event: that it comes from.
@@ -67,12 +70,14 @@ class Measurement:
     Attributes:
         time: place on the axis.
         began: place at which its average begins; `time` for the state itself.
+        step: number of the step whose program was active.
         reading: that brought it to the host.
         used: whether an update used it.
     """
 
     time: float
     began: float
+    step: int
     reading: Read
     used: bool
 
@@ -109,11 +114,13 @@ class Gap:
         began: place at which the host knew.
         ended: place at which it was back; the end of the record, if it was not.
         lost: why, and what was done.
+        returned: whether it was back before the record ended.
     """
 
     began: float
     ended: float
     lost: DeviceLost
+    returned: bool = True
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,16 @@ from host_client.record import (
 from host_client.timeline.elements import Arrow, Bar, Gap, Measurement, Timeline
 from host_client.timeline.time_base import TimeBase, time_base
 
+EMULATORS = ("emulator", "analog")
+"""Drivers that compute their readings."""
+
 
 def lay_out(record: Record) -> Timeline:
     """Lay out a run.
 
-    A program's evolution lasts until the next one of its epoch takes hold, or the device is lost, or the record ends.
-    Where the clocks agree with an error, cause comes before effect all the same: nothing takes hold before its upload
+    A program's evolution lasts until the next one of its epoch takes effect, or the device is lost, or the record ends.
+    It has the number of the step whose gradient it carries, whatever the device counts.
+    Where the clocks agree with an error, cause comes before effect all the same: nothing takes effect before its upload
     begins, and no reading is sent after it was received.
     """
     base = time_base(record.events)
@@ -34,7 +38,7 @@ def lay_out(record: Record) -> Timeline:
     made.host(list(record.of(Differentiated)), list(record.of(Updated)))
     made.gaps = _gaps(record.events, base, made.end)
     made.uploads_and_programs(list(record.of(Uploaded)))
-    made.readings(list(record.of(Read)))
+    made.readings(list(record.of(Read)), emulated=_emulated(record))
     return Timeline(
         unit=base.unit,
         base=base,
@@ -63,6 +67,7 @@ class _Made:
     unplaced: Counter[tuple[str, int]] = field(default_factory=Counter)
     differentiations: dict[int, Bar] = field(default_factory=dict)
     updates: dict[int, list[Bar]] = field(default_factory=dict)
+    steps: dict[tuple[int, int], int] = field(default_factory=dict)
     steps_begun: list[tuple[float, int]] = field(default_factory=list)
 
     def host(self, differentiated: Sequence[Differentiated], updated: Sequence[Updated]) -> None:
@@ -113,17 +118,23 @@ class _Made:
             if program is not None:
                 ended = min(max(began, program.began), max(began, ended))
             belongs = program.program if program is not None else None
-            bars.append(Bar("upload", event.number, began, ended, event, belongs))
+            bars.append(Bar("upload", self._step_of(event), began, ended, event, belongs))
         # What travels lies in the first row; what waited until it was dropped, in another.
         travelled = in_rows(bar for bar in bars if not _dropped(bar))
         beside = 1 + max((bar.row for bar in travelled), default=0)
         for bar in travelled + in_rows((bar for bar in bars if _dropped(bar)), first=beside):
             self.bars.append(bar)
-            if isinstance(bar.event, Uploaded) and (made := self._made_for(bar.event)) is not None:
+            assert isinstance(bar.event, Uploaded)
+            if (made := self._made_for(bar.event)) is not None:
                 self.arrows.append(Arrow("hand over", self.base.of_host(bar.event.began), bar.began, made, bar))
-            if program := programs.get(bar.number):
+            if program := programs.get(bar.event.number):
                 self.arrows.append(Arrow("take hold", min(bar.ended, program.began), program.began, bar, program))
         self.bars += programs.values()
+        self.steps = {bar.program: bar.number for bar in programs.values() if bar.program is not None}
+
+    def _step_of(self, upload: Uploaded) -> int:
+        made = self._made_for(upload)
+        return upload.number if made is None else made.number
 
     def _made_for(self, upload: Uploaded) -> Bar | None:
         """The differentiation that an upload is of; if not told, the newest one that had begun by then."""
@@ -150,7 +161,8 @@ class _Made:
             ends.append(self._end_of(epoch, starts[-1][0], placed))
             for (began, event), ended in zip(starts, ends, strict=True):
                 sequence = event.sequence if event.sequence is not None else 0
-                made[event.number] = Bar("program", sequence, began, max(began, ended), event, (epoch, sequence))
+                step = self._step_of(event)
+                made[event.number] = Bar("program", step, began, max(began, ended), event, (epoch, sequence))
         return made
 
     def _end_of(self, epoch: int, began: float, placed: dict[int, list[tuple[float, Uploaded]]]) -> float:
@@ -159,9 +171,12 @@ class _Made:
         ends = [gap.began for gap in self.gaps] + others
         return min((end for end in ends if end >= began), default=max(began, self.end))
 
-    def readings(self, read: Sequence[Read]) -> None:
-        """Measurements, their way over the link, and the updates that used them."""
-        bars = []
+    def readings(self, read: Sequence[Read], *, emulated: bool) -> None:
+        """Measurements, their way over the link, and the updates that used them.
+
+        An emulator answers later than a device would: what lies between a measurement and its sending is its computing.
+        """
+        bars, computing = [], []
         for event in read:
             received = self.base.of_host(event.received)
             sent = self.base.of_device(event.sent, event.epoch)
@@ -172,10 +187,15 @@ class _Made:
                 continue
             sent = min(sent, received)
             time = min(time, sent)
-            bars.append(Bar("reading", event.number, sent, received, event, (event.epoch, event.sequence)))
+            program = event.epoch, event.sequence
+            step = self.steps.get(program, event.sequence)
+            bars.append(Bar("reading", event.number, sent, received, event, program))
+            if emulated and time < sent:
+                computing.append(Bar("computing", step, time, sent, event, program))
             used = event.number in self.updates
-            self.measurements.append(Measurement(time, min(began, time), event, used))
+            self.measurements.append(Measurement(time, min(began, time), step, event, used))
         times = {measurement.reading.number: measurement.time for measurement in self.measurements}
+        self.bars += in_rows(computing)
         for bar in in_rows(bars):
             self.bars.append(bar)
             for update in self.updates.get(bar.number, []):
@@ -194,6 +214,11 @@ def in_rows(bars: Iterable[Bar], first: int = 0) -> list[Bar]:
     return placed
 
 
+def _emulated(record: Record) -> bool:
+    """Whether the device was one of the drivers that compute what they answer."""
+    return (record.header.get("device") or {}).get("driver") in EMULATORS
+
+
 def _dropped(bar: Bar) -> bool:
     return isinstance(bar.event, Uploaded) and bar.event.outcome == "dropped"
 
@@ -209,7 +234,7 @@ def _gaps(events: Sequence[Event], base: TimeBase, end: float) -> list[Gap]:
             gaps.append(Gap(base.of_host(lost.host), max(base.of_host(lost.host), base.of_host(event.host)), lost))
             lost = None
     if lost is not None:
-        gaps.append(Gap(base.of_host(lost.host), max(base.of_host(lost.host), end), lost))
+        gaps.append(Gap(base.of_host(lost.host), max(base.of_host(lost.host), end), lost, returned=False))
     return gaps
 
 

@@ -1,20 +1,22 @@
-"""The timeline as a picture: lanes for host, link and SPU, and what travels between them."""
+"""The timeline as a picture: lanes for host, link, emulator and SPU, and arrows for what travels between them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-from host_client.record import Updated, Uploaded
-from host_client.timeline.elements import Arrow, Bar, Timeline
+from host_client.record import Read, Updated, Uploaded
+from host_client.report import in_tau
+from host_client.timeline.elements import Arrow, Bar, Lane, Timeline
 from host_client.timeline.example import Example, find_example
 from host_client.timeline.scale import Scale
+from host_client.timeline.strips import BAR, PAD, ROW, stack
 from host_client.timeline.strokes import FONT, curve, fitting, inches
 from host_client.timeline.theme import THEMES, Theme, ThemeName
 from host_client.timeline.window import Window
@@ -23,11 +25,8 @@ WIDTH = 9.4
 """Of the picture in inches; text of 9 points is then readable where a page shows it 800 pixels wide."""
 
 LEFT, RIGHT, TOP, BOTTOM = 1.22, 0.18, 0.66, 0.56
-"""Margins in inches."""
-
-BAR, ROW, PAD, HEAD, BETWEEN, NOTES = 0.27, 0.34, 0.1, 0.13, 0.38, 0.36
-"""Inches: a bar's height, a row's, a lane's around its rows, above the host's for words, between lanes, and below the
-SPU for t and t_d."""
+LINE = 0.17
+"""Margins in inches; each line below the title takes one more `LINE`."""
 
 THINNEST = 0.06
 """Inches that a bar is wide at least, so that it is seen and an arrow can point at it."""
@@ -39,7 +38,13 @@ UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
 
 
 def draw(
-    timeline: Timeline, window: Window, path: Path, *, title: str = "", subtitle: str = "", theme: ThemeName = "light"
+    timeline: Timeline,
+    window: Window,
+    path: Path,
+    *,
+    title: str = "",
+    subtitles: Sequence[str] = (),
+    theme: ThemeName = "light",
 ) -> None:
     """Draw a window of a run; the file's ending says whether as PNG, SVG or PDF.
 
@@ -48,7 +53,7 @@ def draw(
         window: what is shown of it.
         path: of the picture; its folder is made.
         title: one line above, in bold.
-        subtitle: one line below it.
+        subtitles: lines below it.
         theme: for a light or a dark page.
 
     Raises:
@@ -57,19 +62,9 @@ def draw(
     """
     # Text as paths looks the same everywhere; without date and with a fixed salt the same run gives the same file.
     with matplotlib.rc_context({"svg.hashsalt": "timeline", "font.family": FONT, "hatch.linewidth": 0.8}):
-        figure = _Picture(timeline, window, THEMES[theme]).figure(title, subtitle)
+        figure = _Picture(timeline, window, THEMES[theme]).figure(title, [line for line in subtitles if line])
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
-
-
-@dataclass(frozen=True)
-class _Lane:
-    """Extent of a lane, in inches from the bottom of the axes."""
-
-    name: str
-    about: str
-    bottom: float
-    top: float
 
 
 class _Picture:
@@ -81,34 +76,19 @@ class _Picture:
         self._x = Scale(timeline, window, self._width)
         self._example = find_example(timeline, window)
         self._bars = [bar for bar in timeline.bars if window.shows(bar.began, bar.ended)]
-        self._rows = {
-            lane: 1 + max((bar.row for bar in self._bars if bar.lane == lane), default=0)
-            for lane in ("host", "uploads", "readings", "SPU")
+        self._rows: dict[Lane, int] = {
+            lane: 1 + max((bar.row for bar in self._bars if bar.lane == lane), default=0) for lane in get_args(Lane)
         }
         self._steps = {bar.number for bar in timeline.of("differentiation")}
+        self._computing = {bar.event: bar for bar in self._bars if bar.kind == "computing"}
         self._used = {id(arrow.target): arrow.source.program for arrow in timeline.arrows if arrow.kind == "reading"}
         self._said_until = -LEFT  # end of the last words above the host's bars
-        self._place_lanes()
+        self._strips, self._bottoms = stack(self._rows, emulated=bool(self._computing), notes=self._example is not None)
+        self._height = self._strips[-1].top
 
-    def _place_lanes(self) -> None:
-        rows = self._rows
-        y = NOTES if self._example is not None else 0.05
-        self._bottoms = {"SPU": y + PAD}
-        spu = _Lane("SPU", "evolves by itself", y, y := y + 2 * PAD + ROW * rows["SPU"])
-        y += BETWEEN
-        link_bottom = y
-        self._bottoms["uploads"] = y + PAD
-        self._bottoms["readings"] = y + PAD + ROW * rows["uploads"]
-        y += 2 * PAD + ROW * (rows["readings"] + rows["uploads"])
-        link = _Lane("link", "readings up,\nuploads down", link_bottom, y)
-        y += BETWEEN
-        self._bottoms["host"] = y + PAD
-        host = _Lane("host", "differentiates,\nupdates", y, y := y + 2 * PAD + HEAD + ROW * rows["host"])
-        self._lanes, self._height = (spu, link, host), y
-
-    def figure(self, title: str, subtitle: str) -> Figure:
+    def figure(self, title: str, subtitles: Sequence[str]) -> Figure:
         """The whole picture."""
-        height = self._height + TOP + BOTTOM
+        height = self._height + TOP + LINE * max(0, len(subtitles) - 1) + BOTTOM
         figure = Figure(figsize=(WIDTH, height), facecolor=self._theme.ground)
         axes = figure.add_axes((LEFT / WIDTH, BOTTOM / height, self._width / WIDTH, self._height / height))
         axes.set_facecolor(self._theme.ground)
@@ -126,7 +106,9 @@ class _Picture:
             self._draw_example(axes, self._example)
         self._draw_axis(axes)
         figure.text(0.16 / WIDTH, 1 - 0.16 / height, title, size=12.5, weight="bold", color=self._theme.ink, va="top")
-        figure.text(0.16 / WIDTH, 1 - 0.40 / height, subtitle, size=SMALL, color=self._theme.muted, va="top")
+        for number, line in enumerate(subtitles):
+            y = 1 - (0.40 + LINE * number) / height
+            figure.text(0.16 / WIDTH, y, line, size=SMALL, color=self._theme.muted, va="top")
         return figure
 
     def _left(self, bar: Bar) -> float:
@@ -143,17 +125,19 @@ class _Picture:
         return self._bottoms[bar.lane] + ROW * row + 0.5 * (ROW - BAR)
 
     def _draw_lanes(self, axes: Axes) -> None:
-        for lane in self._lanes:
+        for strip in self._strips:
             axes.add_patch(
-                Rectangle((0, lane.bottom), self._width, lane.top - lane.bottom, color=self._theme.lane, lw=0, zorder=0)
+                Rectangle(
+                    (0, strip.bottom), self._width, strip.top - strip.bottom, color=self._theme.lane, lw=0, zorder=0
+                )
             )
-            middle, half = 0.5 * (lane.bottom + lane.top), 0.055 + 0.075 * lane.about.count("\n")
+            middle, half = 0.5 * (strip.bottom + strip.top), 0.055 + 0.075 * strip.about.count("\n")
             words: dict[str, Any] = {"va": "center", "linespacing": 1.15}
-            axes.text(0.16 - LEFT, middle + half, lane.name, size=11, weight="bold", color=self._theme.ink, **words)
-            axes.text(0.16 - LEFT, middle - 0.1, lane.about, size=7.5, color=self._theme.muted, **words)
+            axes.text(0.16 - LEFT, middle + half, strip.name, size=11, weight="bold", color=self._theme.ink, **words)
+            axes.text(0.16 - LEFT, middle - 0.1, strip.about, size=7.5, color=self._theme.muted, **words)
 
     def _draw_gaps(self, axes: Axes) -> None:
-        bottom, top = self._lanes[0].bottom, self._lanes[-1].top
+        bottom, top = self._strips[0].bottom, self._strips[-1].top
         for gap in self._timeline.gaps:
             if not self._window.shows(gap.began, gap.ended):
                 continue
@@ -168,7 +152,7 @@ class _Picture:
             policy, reason = f"policy: {gap.lost.policy}", gap.lost.reason.partition(":")[0]
             words = [f"{words[0]}: {reason} ({policy})", f"{words[0]} ({policy})", f"{words[1]}\n({policy})", *words]
             text = fitting(words, right - x - 0.1, TEXT)
-            y = 0.5 * (self._lanes[1].bottom + self._lanes[1].top)
+            y = 0.5 * (self._strips[-2].bottom + self._strips[-2].top)
             axes.text(0.5 * (x + right), y, text, size=TEXT, color=self._theme.lost, ha="center", va="center", zorder=6)
 
     def _draw_bar(self, axes: Axes, bar: Bar) -> None:
@@ -187,7 +171,7 @@ class _Picture:
         axes.add_patch(box)
         left, right = max(x, 0.0), min(x + width, self._width)
         text = fitting(words, right - left - 0.08, TEXT)
-        ink = self._theme.ink if colour == self._theme.neutral else self._theme.on_program
+        ink = self._theme.ink if colour in (self._theme.neutral, self._theme.computing) else self._theme.on_program
         style: dict[str, Any] = {"size": TEXT, "color": ink, "va": "center_baseline"}
         if bar.lost:
             ground = {"boxstyle": "square,pad=0.15", "facecolor": self._theme.ground, "edgecolor": "none"}
@@ -212,7 +196,11 @@ class _Picture:
         ground = {"boxstyle": "square,pad=0.2", "facecolor": self._theme.lane, "edgecolor": "none"}
         style: dict[str, Any] = {"size": SMALL, "color": self._theme.muted, "ha": "center", "va": "center_baseline"}
         lost = any(gap.began < bar.ended and gap.ended > bar.began for gap in self._timeline.gaps)
-        text = fitting([] if lost else ["waits"], right - x - 0.3, SMALL)
+        computed = sum(
+            max(0.0, min(bar.ended, one.ended) - max(bar.began, one.began)) for one in self._computing.values()
+        )
+        words = ["waits for the emulator", "waits"] if 2.0 * computed > bar.ended - bar.began else ["waits"]
+        text = fitting([] if lost else words, right - x - 0.3, SMALL)
         if text:
             axes.text(0.5 * (x + right), y, text, bbox=ground, zorder=2.2, **style)
 
@@ -223,14 +211,19 @@ class _Picture:
             case Uploaded(outcome=outcome) if bar.lost:
                 return self._theme.lost, [outcome]
             case Uploaded(kept=kept) if bar.kind == "upload" and bar.program is not None:
-                number = bar.program[1]
-                return of_program, [f"{'drive' if kept else 'upload'} {number}", f"{number}"]
+                return of_program, [f"{'drive' if kept else 'upload'} {bar.number}", f"{bar.number}"]
             case Uploaded():
                 return of_program, [f"evolves under program {bar.number}", f"program {bar.number}", f"{bar.number}"]
             case Updated(source=source, step=step):
                 by = "" if source == "device" else f" ({source})"
                 following = f", diff. {step + 1}" if self._timeline.unit == "τ" and step + 1 in self._steps else ""
                 return self._theme.of_program(self._used.get(id(bar))), [f"update {step}{by}{following}"]
+            case Read() if bar.kind == "computing":
+                return self._theme.computing, [
+                    f"computes reading {bar.number}",
+                    f"computes {bar.number}",
+                    f"{bar.number}",
+                ]
             case _:
                 return of_program, [f"differentiate {bar.number}", f"diff. {bar.number}", f"{bar.number}"]
 
@@ -248,7 +241,12 @@ class _Picture:
             case "reading":
                 link = self._y(source) + 0.5 * BAR
                 end = max(self._x(arrow.ended), self._left(target) + 0.5 * self._width_of(target))
-                curve(axes, (self._x(arrow.began), self._surface), (self._x(source.began), link), colour, head=False)
+                leaves = self._x(arrow.began), self._surface
+                if isinstance(source.event, Read) and (computing := self._computing.get(source.event)) is not None:
+                    bottom = self._y(computing)
+                    curve(axes, leaves, (self._left(computing), bottom), colour, head=False)
+                    leaves = self._x(computing.ended), bottom + BAR
+                curve(axes, leaves, (self._x(source.began), link), colour, head=False)
                 curve(axes, (self._x(source.ended), link), (end, self._y(target)), colour)
 
     @property
@@ -268,7 +266,7 @@ class _Picture:
 
     def _draw_example(self, axes: Axes, example: Example) -> None:
         """Brackets for t and t_d below the SPU's lane."""
-        bottom = self._lanes[0].bottom
+        bottom = self._strips[0].bottom
         y = bottom - 0.2
         x = [self._x(place) for place in (example.program.began, example.measurement.time, example.following.began)]
         for end in x:
@@ -276,8 +274,12 @@ class _Picture:
         axes.plot([x[0], x[2]], [y, y], color=self._theme.ink, lw=0.8, zorder=2)
         box: dict[str, Any] = {"boxstyle": "square,pad=0.25", "facecolor": self._theme.ground, "edgecolor": "none"}
         words: dict[str, Any] = {"size": TEXT, "color": self._theme.ink, "va": "center", "zorder": 3}
-        texts = (f"analog time t = {_tau(example.analog_time)}", f"delay t$_d$ = {_tau(example.delay)}")
+        texts = [f"analog time t = {in_tau(example.analog_time)}", f"delay t$_d$ = {in_tau(example.delay)}"]
+        if max(x[2] - x[1], self._width - x[2]) < inches(texts[1], TEXT) + 0.3:  # between its ends, or at their right
+            texts = [", ".join(texts), ""]
         for text, left, right, side in zip(texts, x, x[1:], ("right", "left"), strict=False):
+            if not text:
+                continue
             if right - left > inches(text, TEXT) + 0.3:
                 axes.text(0.5 * (left + right), y, text, ha="center", bbox=box, **words)
             else:
@@ -304,10 +306,6 @@ class _Picture:
         signs = {
             "● reading": any(m.used for m in shown),
             "○ reading not used": any(not m.used for m in shown),
-            "▨ upload that did not take hold": any(bar.lost for bar in self._bars),
+            "▨ upload that did not take effect": any(bar.lost for bar in self._bars),
         }
         return "    ".join(sign for sign, occurs in signs.items() if occurs)
-
-
-def _tau(value: float) -> str:
-    return f"{value:.3g} τ" if value < 1000.0 else f"{value:,.0f} τ"

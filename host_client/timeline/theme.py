@@ -23,6 +23,7 @@ class Theme:
             colour-blind readers.
         on_program: text on them.
         lost: of what did not come off.
+        computing: an emulator's computing, which belongs to no device.
     """
 
     ground: str
@@ -33,6 +34,7 @@ class Theme:
     programs: tuple[str, ...]
     on_program: str
     lost: str
+    computing: str
 
     def of_program(self, program: tuple[int, int] | None) -> str:
         """Colour of what belongs to (epoch, sequence)."""
@@ -49,6 +51,7 @@ THEMES: dict[ThemeName, Theme] = {
         programs=("#0f766e", "#c2410c", "#1d4ed8", "#a21caf"),
         on_program="#ffffff",
         lost="#b91c1c",
+        computing="#f6d365",
     ),
     "dark": Theme(
         ground="#0d1117",
@@ -59,5 +62,6 @@ THEMES: dict[ThemeName, Theme] = {
         programs=("#2dd4bf", "#fb923c", "#60a5fa", "#e879f9"),
         on_program="#0d1117",
         lost="#f87171",
+        computing="#7a5f14",
     ),
 }

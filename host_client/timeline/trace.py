@@ -22,7 +22,13 @@ MICROSECONDS: Final[dict[Unit, float]] = {"s": 1e6, "τ": 1e3}
 PROCESSES: Final = {1: "host", 2: "link", 3: "SPU"}
 """Lanes, by the number that a trace gives a process."""
 
-THREADS: Final[dict[Lane, tuple[int, int]]] = {"host": (1, 10), "uploads": (2, 20), "readings": (2, 30), "SPU": (3, 40)}
+THREADS: Final[dict[Lane, tuple[int, int]]] = {
+    "host": (1, 10),
+    "uploads": (2, 20),
+    "readings": (2, 30),
+    "emulator": (3, 60),
+    "SPU": (3, 40),
+}
 """Process, and first thread, of a lane; each further row has the next thread."""
 
 APART: Final[dict[BarKind, tuple[int, int]]] = {"wait": (1, 13), "update": (1, 16)}
@@ -32,7 +38,7 @@ instant, and of two slices on a thread a viewer would take one for a part of the
 MEASUREMENTS: Final = (3, 50)
 """Process and thread of the instants at which the device was measured."""
 
-GAPS: Final = ((2, 60), (3, 60))
+GAPS: Final = ((2, 80), (3, 80))
 """Processes and threads of times without the device."""
 
 NAMES: Final[dict[BarKind, str]] = {
@@ -41,6 +47,7 @@ NAMES: Final[dict[BarKind, str]] = {
     "update": "update",
     "upload": "upload",
     "reading": "reading",
+    "computing": "compute reading",
     "program": "program",
 }
 
@@ -106,9 +113,7 @@ def _events(timeline: Timeline, window: Window) -> Iterator[dict[str, Any]]:
             yield counter | {"ts": _ts(bar.began, scale), "args": {"τ": staleness}}
     measured = [m for m in timeline.measurements if window.shows(m.began, m.time)]
     for m in measured:
-        yield _slice(
-            f"measured under program {m.program[1]}", "measurement", MEASUREMENTS, m.time, m.time, scale, m.reading
-        )
+        yield _slice(f"measure program {m.step}", "measurement", MEASUREMENTS, m.time, m.time, scale, m.reading)
     for gap in timeline.gaps:
         if window.shows(gap.began, gap.ended):
             for thread in GAPS:
@@ -157,6 +162,8 @@ def _thread(bar: Bar, unit: Unit) -> tuple[int, int]:
 def _thread_name(bar: Bar, unit: Unit) -> str:
     if bar.lane == "SPU":
         return "evolution"
+    if bar.lane == "emulator":
+        return "emulator computes"
     return bar.kind if unit == "τ" and bar.lane == "host" else bar.lane
 
 

@@ -115,7 +115,7 @@ def _extents(timeline: Timeline, steps: tuple[int | None, int | None] | None) ->
     if not bars:
         numbers = [bar.number for bar in _steps(timeline)]
         held = f"{min(numbers)} to {max(numbers)}" if numbers else "none"
-        raise NoSuchWindow(f"the record has no steps {first or 0}:{'' if after is None else after}; it has {held}")
+        raise NoSuchWindow(f"the record has no steps {first or 1}:{'' if after is None else after}; it has {held}")
     began, ended = min(bar.began for bar in bars), max(bar.ended for bar in bars)
     lost = sum(gap.ended - gap.began for gap in timeline.gaps if began <= gap.began and gap.ended <= ended)
     margin = MARGIN * (ended - began - lost)

@@ -41,7 +41,10 @@ class Replay(Driver):
         self._log = Log.load(Path(path))
         header = self._log.header
         if options.clock != header.clock:
-            raise ValueError(f"the log is of a {header.clock} clock, this device has a {options.clock} one")
+            raise ValueError(
+                f"the log is of a {header.clock} clock, this device has a {options.clock} one; "
+                f"serve it with --clock {header.clock}"
+            )
         self._timed = header.clock == "stepped"
         self._events = deque(
             (number, event)

@@ -27,7 +27,8 @@ from host_client.results import COLUMNS, summary
 from host_client.runner import run, write_report
 from host_client.settings import LEARNING_RATES, Settings
 from host_client.tasks.task import Examples, Task
-from host_client.timeline import lay_out
+from host_client.timeline import Window, lay_out
+from host_client.timeline.turns import measure_turns
 from host_client.train import Evaluation, Run, Step, train
 from spu_link.errors import DeviceUnavailable
 from tests.daemon import Daemon
@@ -130,7 +131,7 @@ def test_a_run_leaves_a_record_of_what_happened_when(stripes: Task, tmp_path: Pa
     assert record.header["versions"]["torch"] == torch.__version__
     assert record.header["machine"]["cores"] >= 1
     differentiated, updated = list(record.of(Differentiated)), list(record.of(Updated))
-    assert [event.step for event in differentiated] == [event.step for event in updated] == [0, 1, 2]
+    assert [event.step for event in differentiated] == [event.step for event in updated] == [1, 2, 3]
     assert {event.source for event in updated} == {"digital"}
     for made, used in zip(differentiated, updated, strict=True):
         assert made.began < made.ended <= used.began < used.ended
@@ -146,13 +147,17 @@ def test_the_record_of_a_free_running_device_becomes_a_timeline(stripes: Task, f
     assert [bar.number for bar in timeline.of("differentiation")] == [bar.number for bar in timeline.of("update")]
     held = [arrow for arrow in timeline.arrows if arrow.kind == "take hold"]
     assert len(held) == len(timeline.of("program")) >= 11  # the last one may not have taken hold
-    assert {arrow.source.number for arrow in timeline.arrows if arrow.kind == "hand over"} >= set(range(11))
+    assert {arrow.source.number for arrow in timeline.arrows if arrow.kind == "hand over"} >= set(range(1, 12))
     ends = {arrow.target.number: arrow for arrow in timeline.arrows if arrow.kind == "reading"}
-    assert sorted(ends) == list(range(12))
+    assert sorted(ends) == list(range(1, 13))
     # Staleness as the optimizer told it is that of the picture, but where this process was kept waiting in between.
-    drawn = [1000.0 * (ends[step.step - 1].ended - ends[step.step - 1].began) for step in result.steps]
+    drawn = [1000.0 * (ends[step.step].ended - ends[step.step].began) for step in result.steps]
     assert median(abs(step.staleness - one) for step, one in zip(result.steps, drawn, strict=True)) < 5.0
     assert result.steps[-1].counts["updates"] == 12
+    turns = measure_turns(timeline, Window(0.0, timeline.ended))
+    assert turns is not None
+    assert result.delay == turns.delay > 0.0  # though the setting is 0: a free clock does not wait for the host
+    assert "t_d ≥ 0 τ" in settings.describe()
 
 
 def test_a_report_is_written_when_the_device_is_gone_by_then(

@@ -130,9 +130,9 @@ def test_kinds_and_fields_of_a_later_version_are_skipped_and_the_kinds_counted(t
         ("step,loss\n", "line 1, is not JSON"),
         (f'{{"format": {VERSION + 1}}}\n', "update it"),
         ('{"format": 1}\n', "record the run anew"),
-        ('{"format": 2}\n[1]\n', "line 2, is '[1]'"),
-        ('{"format": 2}\nx\n{"event": "Read"}\n', "line 2, is not JSON"),
-        ('{"format": 2}\n{"event": "DeviceBack", "host": 1.0}\n', "line 2: DeviceBack lacks epoch"),
+        ('{"format": 3}\n[1]\n', "line 2, is '[1]'"),
+        ('{"format": 3}\nx\n{"event": "Read"}\n', "line 2, is not JSON"),
+        ('{"format": 3}\n{"event": "DeviceBack", "host": 1.0}\n', "line 2: DeviceBack lacks epoch"),
     ],
 )
 def test_what_is_not_a_record_is_named(tmp_path: Path, content: str, said: str) -> None:

@@ -57,7 +57,7 @@ class FreeRunning:
         self._numbers = count(1)
         now = 1000.0
         self._agree(now)
-        for step in range(self.steps):
+        for step in range(1, self.steps + 1):
             if step == self.lost_after:
                 now = self._lose(now)
             began, now = now, now + self._about(self.differentiation)
@@ -182,16 +182,59 @@ class Stepped:
         """In the order in which they are told."""
         host, device = 50.0, 0.0
         told: list[Event] = [ClockAgreed(host, device, 0, 0.0, 0.0)]
-        for step in range(self.steps):
+        for step in range(1, self.steps + 1):
             told.append(Differentiated(step, host, host + 0.03))
-            held = device + (self.delay if step else 0.0)
+            held = device + (self.delay if step > 1 else 0.0)
             device = held + self.analog_time
             told.append(
-                Uploaded(
-                    step, host + 0.03, host + 0.05, "took hold", 0, step + 1, held, 1000, "in-process", False, step
-                )
+                Uploaded(step, host + 0.03, host + 0.05, "took hold", 0, step, held, 1000, "in-process", False, step)
             )
-            told.append(Read(step, 0, step + 1, device, device, self.analog_time, 0.0, device, host + 0.06))
+            told.append(Read(step, 0, step, device, device, self.analog_time, 0.0, device, host + 0.06))
             told.append(Updated(step, host + 0.06, host + 0.061, (step,), 0.0, "device"))
             host += 0.062
+        return told
+
+
+@dataclass(frozen=True)
+class Emulated:
+    """A loop through a free-running emulator, which computes each reading after its time, by a record of its header.
+
+    Args:
+        age: steps from the one whose program was read to the one that uses the reading; 0: each waits for its own.
+        error: by which device times are placed too early.
+    """
+
+    steps: int = 10
+    age: int = 0
+    differentiation: float = 0.03
+    upload: float = 0.005
+    computing: float = 0.04
+    analog_time: float = 50.0
+    rate: float = 1e6
+    error: float = 0.0
+    driver: str = "emulator"
+
+    def record(self) -> Record:
+        """What the run leaves."""
+        return Record({"format": 3, "device": {"driver": self.driver, "clock": "free"}}, tuple(self.events()))
+
+    def events(self) -> list[Event]:
+        """In the order in which they are told."""
+        told: list[Event] = [ClockAgreed(self.error, 0.0, 1, self.rate, self.error)]
+        now, arrivals = 1.0, {}
+        for step in range(1, self.steps + 1):
+            differentiated = now + self.differentiation
+            held = max(differentiated, arrivals.get(step - 1, 0.0)) + self.upload
+            measured = held + self.analog_time / self.rate
+            arrivals[step] = measured + self.computing
+            told.append(Differentiated(step, now, differentiated))
+            device = held * self.rate
+            told.append(Uploaded(step, differentiated, held, "took hold", 1, step, device, 1000, "grpc", False))
+            times = [measured * self.rate, self.analog_time, 0.0, arrivals[step] * self.rate]
+            told.append(Read(step, 1, step, None, *times, arrivals[step] + 1e-3))
+            used = step - self.age
+            now = max(differentiated, arrivals.get(used, 0.0) + 1e-3)
+            if used >= 1:
+                told.append(Updated(step, now, now + 1e-3, (used,), 0.0, "device"))
+            now += 1e-3
         return told

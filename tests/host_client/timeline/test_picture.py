@@ -68,7 +68,7 @@ def test_timeline_takes_a_run_without_a_device(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--steps", "90:95"], "it has 0 to 11"),
+        (["--steps", "90:95"], "it has 1 to 12"),
         (["--steps", "x"], "such as 40:44"),
         (["--from", "3", "--to", "2"], "nothing lies between 3 and 2 s"),
     ],
@@ -102,5 +102,12 @@ def test_another_kind_of_picture_is_refused(tmp_path: Path) -> None:
 
 def test_help_teaches_how_to_read_it() -> None:
     text = re.sub(r"[\s│╭╮╰╯─]+", " ", tngd("timeline", "--help").output)
-    for said in ("--steps 40:44", "ui.perfetto.dev", "takes hold", "in seconds since the record began", "t_d", "light"):
+    for said in (
+        "--steps 40:44",
+        "ui.perfetto.dev",
+        "takes effect",
+        "in seconds since the record began",
+        "t_d",
+        "light",
+    ):
         assert said in text

@@ -10,8 +10,8 @@ def test_a_window_that_nobody_asked_for_shows_four_steps_in_the_middle() -> None
     timeline = lay_out(FreeRunning(steps=20, jitter=0.0).record())
     window = choose_window(timeline)
     bars = [bar for bar in timeline.of("differentiation") if bar.began >= window.began and bar.ended <= window.ended]
-    assert [bar.number for bar in bars] == [7, 8, 9, 10]
-    assert headline(timeline, window).startswith("Steps 7 to 10:")
+    assert [bar.number for bar in bars] == [8, 9, 10, 11]
+    assert headline(timeline, window).startswith("Steps 8 to 11:")
 
 
 def test_steps_that_took_long_are_not_typical() -> None:
@@ -48,7 +48,7 @@ def test_steps_are_written_as_slices(text: str, steps: tuple[int | None, int | N
 
 
 def test_what_is_not_there_is_named() -> None:
-    with pytest.raises(NoSuchWindow, match="no steps 50:60; it has 0 to 19"):
+    with pytest.raises(NoSuchWindow, match="no steps 50:60; it has 1 to 20"):
         choose_window(TIMELINE, steps=(50, 60))
     with pytest.raises(NoSuchWindow, match="nothing lies between"):
         choose_window(TIMELINE, began=2.0, ended=1.0)

@@ -55,6 +55,17 @@ def test_a_reading_in_the_past(device, free_device):
             session.read(at=session.read().time - 1.0)
 
 
+def test_a_reading_in_the_past_says_how_to_get_one(device, free_device):
+    with free_device.session() as session, pytest.raises(ReadInPast, match=r"session\.solve\(.*--rate"):
+        session.read(at=session.read().time - 1.0)
+    with device.session() as session:
+        session.advance(2.0)
+        with pytest.raises(ReadInPast, match="before the clock is advanced"):
+            session.read(at=session.read().time - 1.0)
+        with pytest.raises(ReadInPast, match=r"at least 3\.0 τ after the last event"):
+            session.read(window=3.0)
+
+
 def test_a_window_that_reaches_back_behind_the_last_event(device):
     with device.session() as session:
         session.read()
