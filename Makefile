@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: install  ## Start a daemon, train the reference CNN on MNIST through it, Adam beside it, and show the result
-	$(BIN)/tngd demo --out results/demo
+	$(BIN)/tngd demo --out results/demo --overwrite
 
 test: install  ## Run the test suite, two files at a time, with the same examples every time (under 10 minutes on 2 cores)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder

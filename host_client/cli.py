@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import typer
+import sys
 
-from host_client.commands import bench, demo, performance, replay, reproduce, timeline, train
-from spu_link.tuning import tune_process
+try:
+    import typer
+
+    from host_client.commands import bench, demo, performance, replay, reproduce, timeline, train
+    from host_client.commands.command import Program
+    from spu_link.tuning import tune_process
+except KeyboardInterrupt:  # nothing has begun
+    sys.exit(130)
 
 app = typer.Typer(
     name="tngd",
+    cls=Program,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,

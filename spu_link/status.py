@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import Message
@@ -11,6 +13,8 @@ from grpc_status import rpc_status
 from spu_link import errors
 
 DOMAIN = "spu.tngd"
+
+log = logging.getLogger(__name__)
 
 
 def to_status(error: errors.SpuError) -> status_pb2.Status:
@@ -73,17 +77,28 @@ def from_rpc_error(error: grpc.RpcError, *, call: str, address: str) -> errors.S
             if isinstance(found, errors.DeviceBusy):
                 found.retry_after = _retry_after(status)
             return found
-    text = error.details() or code.name
+    log.debug("%s: %s: %s", call, code.name, error.details())
     if code == grpc.StatusCode.UNAVAILABLE:
         return errors.DeviceUnavailable(
-            f"{call}: no SPU daemon answers at {address} ({text}); is `spu-server serve --listen {address}` running?",
+            f"{call}: no SPU daemon answers at {address}; is `spu-server serve --listen {address}` running?",
             field="address",
             found=address,
             expected="the address of a running daemon",
         )
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return errors.DeadlineExceeded(f"{call}: {address} did not answer within the deadline")
-    return errors.SpuError(f"{call}: {address} answered {code.name}: {text}")
+    if code == grpc.StatusCode.UNIMPLEMENTED:
+        return errors.Unsupported(
+            f"{call}: what listens at {address} does not know this call; update the older one of client and daemon",
+            field="call",
+            found=call,
+        )
+    return errors.SpuError(
+        f"{call}: {address} answered as no SPU daemon of this version does; check that nothing else listens there, and "
+        "that client and daemon are of the same version",
+        field="address",
+        found=address,
+    )
 
 
 def _retry_after(status: status_pb2.Status) -> float:

@@ -8,12 +8,15 @@ import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import grpc
 
 
 class AddressError(ValueError):
     """An address that the daemon will not or cannot listen on."""
+
+    remedy: ClassVar[str] = "choose another address, or stop the process that listens there; the message says which"
 
 
 async def bind(server: grpc.aio.Server, addresses: Sequence[str], *, insecure_remote: bool) -> list[str]:

@@ -384,6 +384,11 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
                 self._check_finite("direction", direction)
         except (InvalidProgram, FloatingPointError, LinAlgError) as error:
             self._diagnose(gradient, error)
+            if isinstance(error, LinAlgError):
+                damping = group["damping"]
+                raise ValueError(
+                    f"Invalid damping: {damping}; the curvature with it is singular in float64, raise it"
+                ) from error
             raise
         return directions
 

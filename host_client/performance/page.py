@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import benchmarks
 from benchmarks.targets import TARGETS
@@ -24,6 +24,10 @@ nothing in it is written by hand. A figure that misses its target says so."""
 
 class NoResults(Exception):
     """A folder holds no result file of a benchmark."""
+
+    remedy: ClassVar[str] = (
+        "make the results with `tngd bench NAME --json FOLDER/NAME.json`, and move other JSON files away"
+    )
 
 
 def write_page(results: Path, out: Path) -> list[str]:

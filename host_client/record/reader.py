@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from host_client.record.events import Event
 from host_client.record.recorder import FILE, KINDS, VERSION
@@ -17,6 +17,8 @@ E = TypeVar("E")
 
 class UnreadableRecord(Exception):
     """There is no record of a run, or it is not one."""
+
+    remedy: ClassVar[str] = "name the folder of a run of `tngd train`; record the run again if its file is damaged"
 
 
 @dataclass(frozen=True)

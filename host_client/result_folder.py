@@ -1,0 +1,109 @@
+"""The folder of a run's results: never those of another run, and its JSON says whether the run has finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+from host_client import experiments, modules
+
+
+class FolderInUse(Exception):
+    """The folder for the results holds those of another run, or none that could go on."""
+
+    remedy: ClassVar[str] = "name another folder with --out, or replace what is there with --overwrite"
+
+
+def results_in(folder: Path) -> list[Path]:
+    """Return the files in a folder that a run has left."""
+    stems = ["run", "steps", "events", "demo", "tngd", "adam", "daemon", "checkpoint", *modules.names(experiments)]
+    known = re.compile(rf"({'|'.join(stems)})(-curves|-\d+)?\.(json|jsonl|csv|md|png|log|pt)(\.new)?")
+    return sorted(path for path in folder.glob("*") if known.fullmatch(path.name))
+
+
+def check_free(folder: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that cannot be written, or that holds a run which is not to be overwritten; nothing is lost.
+
+    Raises:
+        FolderInUse: naming what it holds.
+        OSError: when it cannot be made or written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / "run.json.new"
+    probe.touch()
+    probe.unlink()
+    found = results_in(folder)
+    if found and not overwrite:
+        raise FolderInUse(
+            f"{folder} holds a run already ({', '.join(path.name for path in found)}); name another folder with --out, "
+            "or replace it with --overwrite"
+        )
+
+
+def clear(folder: Path) -> None:
+    """Remove the results of an earlier run."""
+    for path in results_in(folder):
+        path.unlink()
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file at once: there is either the old one or the new one, whatever happens meanwhile. Make its folder.
+
+    Raises:
+        OSError: when it cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(path.name + ".new")
+    new.write_bytes(data)
+    os.replace(new, path)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a mapping as indented JSON, at once; its folder is made.
+
+    Raises:
+        OSError: when the file cannot be made.
+    """
+    write_whole(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_status(path: Path) -> dict[str, Any]:
+    """Return the JSON of a run; empty where there is none that can be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+@contextmanager
+def new_results(folder: Path, name: str, **about: Any) -> Iterator[None]:
+    """Clear a folder for a new run, whose ``NAME.json`` says from now on whether it is running, interrupted or failed.
+
+    What is done within writes the file anew, with the status ``"finished"``, when it has finished.
+    """
+    clear(folder)
+    path = folder / f"{name}.json"
+    write_json(path, {"status": "running", **about})
+    try:
+        yield
+    except BaseException as error:
+        content = read_status(path)
+        if content.get("status") == "running":
+            interrupted = not isinstance(error, Exception)
+            status = {"status": "interrupted"} if interrupted else {"status": "failed", "reason": str(error)}
+            write_json(path, {**content, **status})
+        raise
+
+
+def interrupted_run(folder: Path) -> str:
+    """Return what a folder holds of a run that was interrupted; empty where there is none."""
+    found = results_in(folder) if folder.is_dir() else []
+    if not any(read_status(path).get("status") == "interrupted" for path in found if path.suffix == ".json"):
+        return ""
+    return f"{folder} holds what there is of the run: {', '.join(path.name for path in found)}"
