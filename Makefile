@@ -41,8 +41,8 @@ format: install  ## Format the code
 protos: install  ## Regenerate the stubs beside their sources
 	$(BIN)/python tools/generate_stubs.py
 
-pages: install  ## Render the tables of docs/curvature.md from the code
-	$(BIN)/python tools/curvature_page.py
+pages: install  ## Render the tables of docs/curvature.md and docs/errors.md from the code
+	$(BIN)/python -m tools.pages
 
 bench: install  ## Run all benchmarks; ratios go to results/bench (about 15 minutes on 2 cores)
 	@failed=; for name in $$($(BIN)/tngd bench list); do \

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +19,21 @@ class FolderInUse(Exception):
 
 
 def results_in(folder: Path) -> list[Path]:
-    """Return the files in a folder that a run has left."""
-    stems = ["run", "steps", "events", "demo", "tngd", "adam", "daemon", "checkpoint", *modules.names(experiments)]
-    known = re.compile(rf"({'|'.join(stems)})(-curves|-\d+)?\.(json|jsonl|csv|md|png|log|pt)(\.new)?")
-    return sorted(path for path in folder.glob("*") if known.fullmatch(path.name))
+    """Return the files in a folder that runs have left; a page or picture without data of a run is no result."""
+    kinds = [
+        ["run.json", "run.png", "steps.csv", "events.jsonl", "events-*.jsonl", "checkpoint.pt"],
+        ["demo.json", "demo.png", "tngd.csv", "adam.csv"],
+        *(
+            [f"{name}.{end}" for end in ("json", "csv", "md", "png")] + [f"{name}-curves.csv"]
+            for name in modules.names(experiments)
+        ),
+    ]
+    found: set[Path] = set()
+    for patterns in kinds:
+        files = {path for pattern in patterns for path in (*folder.glob(pattern), *folder.glob(f"{pattern}.new"))}
+        if any(path.suffix not in (".md", ".png") for path in files):
+            found |= files
+    return sorted(found)
 
 
 def check_free(folder: Path, *, overwrite: bool) -> None:

@@ -331,7 +331,8 @@ class Device(Generic[P]):
             reach = f" with a window of {window} τ" if window else ""
             raise ReadInPast(
                 f"a reading at device time {at} τ{reach} reaches back into the past: it is {now} τ now, and the last "
-                f"event, behind which the path is gone, was at {self._last_event} τ",
+                f"event, behind which the path is gone, was at {self._last_event} τ; read with the program (solve, or "
+                "reads of an upload), ask for a later time, or slow the clock down with --rate",
                 field="at",
                 found=at,
                 expected=f"at least {max(now, self._last_event + window)}",
