@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from host_client.record.events import Event
 from host_client.record.recorder import FILE, KINDS, VERSION
@@ -68,9 +72,10 @@ def load(folder: Path) -> Record:
             if number == 1:
                 header = _checked_header(path, content)
                 continue
-            kind = KINDS.get(name := content.pop("event", None))
+            name = str(content.pop("event", None))
+            kind = KINDS.get(name)
             if kind is None:
-                skipped[str(name)] += 1
+                skipped[name] += 1
             else:
                 events.append(_event(path, number, kind, content))
     if not header:
@@ -81,8 +86,8 @@ def load(folder: Path) -> Record:
 
 def _content(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
-        content = json.loads(line)
-    except json.JSONDecodeError as error:
+        content = json.loads(line, parse_float=_finite, parse_constant=_finite)
+    except (ValueError, RecursionError) as error:
         raise UnreadableRecord(f"{path}, line {number}, is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise UnreadableRecord(f"{path}, line {number}, is {line.strip()[:40]!r}; it must be an object")
@@ -102,9 +107,27 @@ def _checked_header(path: Path, content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _event(path: Path, number: int, kind: type[Event], content: dict[str, Any]) -> Event:
-    """An event from its fields; those that this version does not know are left out."""
-    known = {field.name: field for field in fields(kind)}
-    missing = [name for name, field in known.items() if name not in content and field.default is MISSING]
-    if missing:
-        raise UnreadableRecord(f"{path}, line {number}: {kind.__name__} lacks {', '.join(missing)}")
-    return kind(**{name: value for name, value in content.items() if name in known})
+    """Return an event from its fields; those that this version does not know are left out."""
+    try:
+        return _adapter(kind).validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise UnreadableRecord(f"{path}, line {number}: {field} of {kind.__name__}: {first['msg'].lower()}") from None
+
+
+@cache
+def _adapter(kind: type[Event]) -> TypeAdapter[Event]:
+    return TypeAdapter(kind)
+
+
+def _finite(text: str) -> float:
+    """Return a number from its text.
+
+    Raises:
+        ValueError: for one that is not finite.
+    """
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not a finite number")
+    return value
