@@ -18,6 +18,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV): some 2 GB, a few minutes the first time; no output until it is done"
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
+	@# BackPACK names torchvision, and uses it in its examples alone. Beside a torch for CPUs only, which no torchvision on
+	@# the package index is built for, it cannot be imported, and neither can Lightning then.
+	@$(BIN)/python -m pip uninstall --disable-pip-version-check --quiet --yes torchvision
 	@touch $@
 
 demo: install  ## Start a daemon, train the reference CNN on MNIST through it, Adam beside it, and show the result

@@ -7,23 +7,16 @@ import io
 import pickle
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import torch
 
 from host_client.record.recorder import FILE as RECORD
-from host_client.result_folder import FolderInUse, read_status, write_whole
+from host_client.result_folder import CHECKPOINT, CheckpointUnusable, checkpoint_in, write_whole
 from host_client.results import COLUMNS
 from host_client.train import Evaluation, Run, Step, Training
 
-FILE: Final = "checkpoint.pt"
 STEPS: Final = "steps.csv"
-
-
-class CheckpointUnusable(Exception):
-    """A folder holds no checkpoint, or a damaged one, or one of a run with other options."""
-
-    remedy: ClassVar[str] = "leave out the options that differ, or start anew with --overwrite"
 
 
 def save(folder: Path, options: dict[str, Any], training: Training, run: Run) -> None:
@@ -41,7 +34,7 @@ def save(folder: Path, options: dict[str, Any], training: Training, run: Run) ->
     stream = io.BytesIO()
     evaluations = [asdict(one) for one in run.evaluations]
     torch.save({"options": options, "evaluations": evaluations, **training.state_dict()}, stream)
-    write_whole(folder / FILE, stream.getvalue())
+    write_whole(folder / CHECKPOINT, stream.getvalue())
 
 
 def load(folder: Path) -> dict[str, Any]:
@@ -51,11 +44,7 @@ def load(folder: Path) -> dict[str, Any]:
         CheckpointUnusable: when there is none, or it cannot be read.
         FolderInUse: when the run has finished.
     """
-    path, status = folder / FILE, read_status(folder / "run.json").get("status")
-    if not path.is_file():
-        if status == "finished":
-            raise FolderInUse(f"the run in {folder} has finished; name another folder with --out for a new one")
-        raise CheckpointUnusable(f"{path} does not exist, so no run can go on from it; start one without --resume")
+    path = checkpoint_in(folder)
     try:
         content = torch.load(path, weights_only=True)
         if not {"options", "evaluations", "done", "seconds", "model", "optimizer", "random"} <= content.keys():

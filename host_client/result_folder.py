@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from host_client import experiments, modules
 
@@ -18,10 +18,35 @@ class FolderInUse(Exception):
     remedy: ClassVar[str] = "name another folder with --out, or replace what is there with --overwrite"
 
 
+class CheckpointUnusable(Exception):
+    """A folder holds no checkpoint, or a damaged one, or one of a run with other options."""
+
+    remedy: ClassVar[str] = "leave out the options that differ, or start anew with --overwrite"
+
+
+CHECKPOINT: Final = "checkpoint.pt"
+"""What an interrupted run goes on from."""
+
+
+def checkpoint_in(folder: Path) -> Path:
+    """Return the checkpoint of a run.
+
+    Raises:
+        CheckpointUnusable: when there is none.
+        FolderInUse: when the run has finished.
+    """
+    path = folder / CHECKPOINT
+    if not path.is_file():
+        if read_status(folder / "run.json").get("status") == "finished":
+            raise FolderInUse(f"the run in {folder} has finished; name another folder with --out for a new one")
+        raise CheckpointUnusable(f"{path} does not exist, so no run can go on from it; start one without --resume")
+    return path
+
+
 def results_in(folder: Path) -> list[Path]:
     """Return the files in a folder that runs have left; a page or picture without data of a run is no result."""
     kinds = [
-        ["run.json", "run.png", "steps.csv", "events.jsonl", "events-*.jsonl", "checkpoint.pt"],
+        ["run.json", "run.png", "steps.csv", "events.jsonl", "events-*.jsonl", CHECKPOINT],
         ["demo.json", "demo.png", "tngd.csv", "adam.csv"],
         *(
             [f"{name}.{end}" for end in ("json", "csv", "md", "png")] + [f"{name}-curves.csv"]

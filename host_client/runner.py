@@ -20,7 +20,7 @@ from host_client.optimizers import make_optimizer
 from host_client.provenance import provenance
 from host_client.record import RunRecord
 from host_client.report import plot_runs
-from host_client.result_folder import clear, write_json
+from host_client.result_folder import CHECKPOINT, clear, write_json
 from host_client.results import device_summary, step_writer, summary
 from host_client.settings import Settings
 from host_client.tasks.task import Task
@@ -167,7 +167,7 @@ def run_in(
             report("interrupted")
         else:
             write_report(folder, "run", {label: result}, task, spu, title=f"{task.name} with {label}")
-            (folder / checkpoint.FILE).unlink(missing_ok=True)
+            (folder / CHECKPOINT).unlink(missing_ok=True)
     return result
 
 

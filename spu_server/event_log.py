@@ -32,12 +32,13 @@ from spu_link.errors import LogUnusable
 from spu_server.clock import Clock
 from spu_server.descriptors import read_all, write_all
 from spu_server.drivers.base import Capabilities, DriverOptions
+from spu_server.log_folder import HEADER, only_log
 from spu_server.version import VERSION
 
 FORMAT = 1
 """Version of the format."""
 
-HEADER, EVENTS, DATA = "log.json", "events.jsonl", "data.bin"
+EVENTS, DATA = "events.jsonl", "data.bin"
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """What else says how many threads share a sum, and so in which order its terms are added."""
@@ -218,7 +219,7 @@ class Log:
         Raises:
             LogUnusable: when there is none, or more than one, or when its lines are not what they must be.
         """
-        folder = _only_log(path)
+        folder = only_log(path)
         try:
             fields = json.loads((folder / HEADER).read_text())
             if isinstance(fields, dict) and fields.get("format") != FORMAT:
@@ -259,16 +260,6 @@ class Log:
         if google_crc32c.value(bytes(buffer)) != blob.crc32c:
             raise LogUnusable(f"{self.folder / DATA} is damaged: the checksum at {blob.offset} is not the one written")
         return buffer
-
-
-def _only_log(path: Path) -> Path:
-    if (path / HEADER).is_file():
-        return path
-    found = sorted(header.parent for header in path.glob(f"*/{HEADER}")) if path.is_dir() else []
-    if len(found) == 1:
-        return found[0]
-    names = f"several logs, name one of them: {', '.join(one.name for one in found)}" if found else f"no {HEADER}"
-    raise LogUnusable(f"{path} has {names}")
 
 
 def versions() -> dict[str, str]:

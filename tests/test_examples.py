@@ -20,7 +20,6 @@ from host_client.tasks import mnist as mnist_task
 from spu_link.errors import DeviceUnavailable
 from tests.daemon import Daemon
 from tests.host_client.optimizers.training import flat
-from tests.public import mend_torchvision
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`?isinstance.treespec, LeafSpec.:FutureWarning"),
@@ -42,13 +41,11 @@ def _one_thread() -> Any:
 
 @pytest.fixture(scope="module")
 def lightning_mnist() -> ModuleType:
-    mend_torchvision()
     return import_module("examples.lightning_mnist")
 
 
 @pytest.fixture(scope="module")
 def transformers_trainer() -> ModuleType:
-    mend_torchvision()
     return import_module("examples.transformers_trainer")
 
 

@@ -64,11 +64,20 @@ def explained(error: Exception, options: Mapping[str, str], out: Path | None = N
     name = type(error).__name__
     if hasattr(error, "remedy"):
         return name, as_typed(f"{error}\n{next_step(error)}".strip(), options)
+    if isinstance(error, ModuleNotFoundError):
+        return (
+            "error",
+            f"the package {error.name!r} is not installed; install it, or all with tngd-spu[test]",
+        )
+    if isinstance(error, MemoryError):
+        return "error", as_typed("this machine's memory does not suffice; lower batch_size", options)
     if isinstance(error, OSError):
         place = error.filename or (f"results in {out}" if out is not None else "a file")
         return "error", f"{place}: {error.strerror or error}"
     if type(error).__name__ == "ValidationError" and hasattr(error, "errors"):
-        return "error", as_typed("\n".join(map(_problem, error.errors())), options)
+        # A default that depends on a setting which is wrong is no problem of its own.
+        problems = [one for one in error.errors() if one["type"] != "default_factory_not_called"]
+        return "error", as_typed("\n".join(map(_problem, problems)), options)
     if isinstance(error, ValueError) and re.match(r"Invalid \w+: ", str(error)):
         return "error", as_typed(str(error), options)
     with tempfile.NamedTemporaryFile("w", prefix="tngd-", suffix=".log", delete=False, encoding="utf-8") as file:
@@ -80,9 +89,9 @@ def _problem(problem: Mapping[str, Any]) -> str:
     """Return one problem of a pydantic error as a sentence that begins with the name of the field."""
     context = problem.get("ctx", {})
     field = ".".join(str(part) for part in problem["loc"])
-    bounds = [f"{BOUNDS[name]} {bound}" for name, bound in context.items() if name in BOUNDS]
+    bounds = [f"{BOUNDS[name]} {bound:g}" for name, bound in context.items() if name in BOUNDS]
     if bounds:
-        return f"{field} is {problem['input']}; it must be {' and '.join(bounds)}"
+        return f"{field} is {problem['input']:g}; it must be {' and '.join(bounds)}"
     if problem["type"] == "finite_number":
         return f"{field} is {problem['input']}; it must be finite"
     said = str(context.get("error", problem["msg"]))  # without pydantic's "Value error, "

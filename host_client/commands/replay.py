@@ -31,6 +31,10 @@ def replay(
 
     Exit code 0 if everything came out as in the log, else 1.
     """
+    from spu_server.log_folder import only_log
+
+    only_log(log)
+
     from host_client.replay import replay as run_again
 
     if not run_again(log, Console(stderr=json), json=json):

@@ -156,7 +156,7 @@ def train(
 
     Ctrl-C ends the run after the iteration that is under way, and a second one at once. With --resume it goes on.
     """
-    from host_client.result_folder import check_free
+    from host_client.result_folder import check_free, checkpoint_in
 
     given = {name: value for name, value in context.params.items() if name not in ("out", "overwrite", "resume")}
     if resume and overwrite:
@@ -166,6 +166,8 @@ def train(
         check_free(out, overwrite=overwrite)
         _train(given, out, None)
         return
+
+    checkpoint_in(out)
 
     from host_client import checkpoint
 

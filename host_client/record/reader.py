@@ -7,7 +7,6 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -17,6 +16,8 @@ from host_client.record.events import Event
 from host_client.record.recorder import FILE, KINDS, VERSION
 
 E = TypeVar("E")
+
+_ADAPTERS: dict[type[Event], TypeAdapter[Event]] = {kind: TypeAdapter(kind) for kind in KINDS.values()}
 
 
 class UnreadableRecord(Exception):
@@ -72,7 +73,9 @@ def load(folder: Path) -> Record:
             if number == 1:
                 header = _checked_header(path, content)
                 continue
-            name = str(content.pop("event", None))
+            name = content.pop("event", None)
+            if not isinstance(name, str):
+                raise UnreadableRecord(f"{path}, line {number}: event is {name!r}; it must be the name of a kind")
             kind = KINDS.get(name)
             if kind is None:
                 skipped[name] += 1
@@ -109,16 +112,11 @@ def _checked_header(path: Path, content: dict[str, Any]) -> dict[str, Any]:
 def _event(path: Path, number: int, kind: type[Event], content: dict[str, Any]) -> Event:
     """Return an event from its fields; those that this version does not know are left out."""
     try:
-        return _adapter(kind).validate_python(content)
+        return _ADAPTERS[kind].validate_python(content)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
         raise UnreadableRecord(f"{path}, line {number}: {field} of {kind.__name__}: {first['msg'].lower()}") from None
-
-
-@cache
-def _adapter(kind: type[Event]) -> TypeAdapter[Event]:
-    return TypeAdapter(kind)
 
 
 def _finite(text: str) -> float:

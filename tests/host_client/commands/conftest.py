@@ -6,12 +6,12 @@ import re
 from collections.abc import Callable
 from typing import TypeAlias
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
 from host_client import cli
 from host_client.tasks import mnist as mnist_task
+from tests.host_client.commands.program import digits
 
 Run: TypeAlias = Callable[..., Result]
 
@@ -25,11 +25,8 @@ def tngd() -> Run:
 @pytest.fixture
 def noise_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     """In place of MNIST, images that are all of MNIST's shape and mostly black."""
-    pixels = np.zeros((70_000, 28, 28), dtype=np.uint8)
-    labels = np.arange(70_000, dtype=np.uint8) % 10
-    for part in (slice(0, 300), slice(60_000, 60_300)):
-        pixels[part] = np.random.default_rng(0).integers(0, 256, (300, 28, 28))
-    monkeypatch.setattr(mnist_task, "digits", lambda: (pixels, labels))
+    made = digits()
+    monkeypatch.setattr(mnist_task, "digits", lambda: made)
 
 
 def words(text: str) -> str:

@@ -16,8 +16,8 @@ from rich.console import Console
 from torch import nn
 
 from host_client import checkpoint, connect, runner
-from host_client.checkpoint import CheckpointUnusable
 from host_client.record import load
+from host_client.result_folder import CheckpointUnusable
 from host_client.runner import run_in
 from host_client.settings import Settings
 from host_client.tasks.task import Examples, Task
