@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 try:
@@ -26,6 +27,7 @@ app = typer.Typer(
 @app.callback()
 def before_every_command() -> None:
     """Train neural networks by natural gradient through a stochastic processing unit (SPU)."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what fails is told by a message of ours
     tune_process()
 
 
