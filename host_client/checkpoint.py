@@ -103,8 +103,15 @@ def prepare(folder: Path, checkpoint: dict[str, Any], run: Run) -> None:
 
 def _step(row: dict[str, str]) -> Step:
     """Return an iteration from its row; its counts are not in the file."""
-    values = {name: row[column] for column, name in COLUMNS.items()}
-    whole = {name: int(values[name]) for name in ("step", "epoch", "uploaded")}
-    device = {name: float(values[name]) if values[name] else None for name in ("device_time", "staleness")}
-    rest = {name: float(values[name]) for name in ("loss", "accuracy", "time", "duration")}
-    return Step(**whole, **device, **rest)
+    value = {name: row[column] for column, name in COLUMNS.items()}
+    return Step(
+        step=int(value["step"]),
+        epoch=int(value["epoch"]),
+        loss=float(value["loss"]),
+        accuracy=float(value["accuracy"]),
+        time=float(value["time"]),
+        duration=float(value["duration"]),
+        uploaded=int(value["uploaded"]),
+        device_time=float(value["device_time"]) if value["device_time"] else None,
+        staleness=float(value["staleness"]) if value["staleness"] else None,
+    )

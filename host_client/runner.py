@@ -70,7 +70,7 @@ def run(
         writer = stack.enter_context(step_writer(csv)) if csv is not None else None
         training = Training(task, settings, session, make=make)
         result = start(task, settings)
-        with _counted(session and spu, result):
+        with _counted(spu if session is not None else None, result):
             follow(
                 training.events(evaluate_every=evaluate_every, splits=splits),
                 result,
@@ -141,7 +141,7 @@ def run_in(
             if resume is not None:
                 training.load_state_dict(resume)
             save = partial(checkpoint.save, folder, options, training, result)
-            with _counted(session and spu, result):
+            with _counted(spu if session is not None else None, result):
                 follow(
                     training.events(go_on=_keeping(save, stopped)),
                     result,

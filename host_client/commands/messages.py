@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 from rich.console import Console
@@ -113,7 +113,14 @@ def as_typed(text: str, options: Mapping[str, str]) -> str:
 def _warnings_as_notes(options: Mapping[str, str]) -> Iterator[None]:
     shown: set[str] = set()
 
-    def show(message: Warning | str, *_: object) -> None:
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
         text = as_typed(str(message), options)
         if text not in shown:
             shown.add(text)
