@@ -147,7 +147,7 @@ DAMAGE: dict[str, Callable[[str], str]] = {
     "a number as text": lambda text: text.replace('"began": ', '"began": "soon", "x": ').replace(
         '"time":', '"time":"x'
     ),
-    "a number that is none": lambda text: text.replace('"ended": ', '"ended": NaN, "x": ').replace(
+    "a number that is none": lambda text: text.replace('"ended": ', '"ended": null, "x": ').replace(
         '"time":', '"time":{'
     ),
     "a list as a name": lambda text: text.replace('"event": ', '"event": [], "x": ').replace(
