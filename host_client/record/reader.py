@@ -115,4 +115,6 @@ def _event(path: Path, number: int, kind: type[Event], content: dict[str, Any]) 
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
+        if first["type"] == "missing":
+            raise UnreadableRecord(f"{path}, line {number}: {kind.__name__} lacks {field}") from None
         raise UnreadableRecord(f"{path}, line {number}: {field} of {kind.__name__}: {first['msg'].lower()}") from None
