@@ -18,10 +18,13 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV): some 2 GB, a few minutes the first time; no output until it is done"
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
+	@# BackPACK names torchvision, and uses it in its examples alone. Beside a torch for CPUs only, which no torchvision on
+	@# the package index is built for, it cannot be imported, and neither can Lightning then.
+	@$(BIN)/python -m pip uninstall --disable-pip-version-check --quiet --yes torchvision
 	@touch $@
 
 demo: install  ## Start a daemon, train the reference CNN on MNIST through it, Adam beside it, and show the result
-	$(BIN)/tngd demo --out results/demo
+	$(BIN)/tngd demo --out results/demo --overwrite
 
 test: install  ## Run the test suite, two files at a time, with the same examples every time (under 10 minutes on 2 cores)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
@@ -41,8 +44,8 @@ format: install  ## Format the code
 protos: install  ## Regenerate the stubs beside their sources
 	$(BIN)/python tools/generate_stubs.py
 
-pages: install  ## Render the tables of docs/curvature.md from the code
-	$(BIN)/python tools/curvature_page.py
+pages: install  ## Render the tables of docs/curvature.md and docs/errors.md from the code
+	$(BIN)/python -m tools.pages
 
 bench: install  ## Run all benchmarks; ratios go to results/bench (about 15 minutes on 2 cores)
 	@failed=; for name in $$($(BIN)/tngd bench list); do \

@@ -94,7 +94,6 @@ def lora(batch: int = 16) -> Network:
     Six layers of width 384 with 12 heads, 32 tokens; 10.6 million frozen parameters beside the embeddings, N = 149,000.
     Where the pretrained weights cannot be had, they are random ones of the same shapes, and the log says so.
     """
-    _mend_torchvision()
     # peft asks transformers for something by its old name.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
     from peft import LoraConfig, get_peft_model
@@ -181,18 +180,6 @@ class LogitsOf(nn.Module):
         """Token indices (b, s) to logits (b, classes)."""
         logits: Tensor = self.model(input_ids=tokens).logits
         return logits
-
-
-def _mend_torchvision() -> None:
-    """`transformers` imports any torchvision; one that was built for another torch lacks two operators."""
-    try:
-        import torchvision
-    except RuntimeError:
-        for name in ("nms", "qnms"):
-            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        import torchvision  # noqa: F401
-    except ImportError:
-        pass  # it looks whether there is one
 
 
 def _random(model: nn.Module, inputs: Tensor, *, classes: int) -> Network:

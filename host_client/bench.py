@@ -17,7 +17,7 @@ from rich.table import Table
 import benchmarks
 from host_client import modules
 from host_client.provenance import provenance
-from host_client.results import write_json
+from host_client.result_folder import write_json
 
 
 def bench(name: str, json: Path | None, console: Console | None = None) -> dict[str, Any]:

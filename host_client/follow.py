@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 
 from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from host_client.results import StepWriter
 from host_client.train import Evaluation, Run, Step
@@ -40,41 +42,82 @@ def follow(
 ) -> Run:
     """Collect what happens into `run`, show it, and write it.
 
+    A terminal shows a progress line. Anything else gets a plain line a tenth of the run, at most one a second, and none
+    where only the last evaluations are shown.
+
     Args:
         events: of the run, as they happen.
         run: filled in place, so that it holds what there is when this is interrupted.
         label: name for people.
-        total: iterations to come.
+        total: iterations of the whole run.
         console: where the progress line and a line for each evaluation go.
         writer: of the iterations.
-        rate: τ per second of a free-running device, to tell staleness in milliseconds too; 0 if it has none.
-        each_evaluation: whether each evaluation is told, or only those after the last iteration.
+        rate: τ per second of a free-running device, to show staleness in milliseconds too; 0 if it has none.
+        each_evaluation: whether each evaluation is shown, or only those after the last iteration.
 
     Returns:
         `run`.
     """
-    columns = [
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[status]}"),
-    ]
     line = Line(rate)
-    with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task(label, total=total, status="")
+    moving = console.is_terminal and not console.is_dumb_terminal
+    plain = PlainLines(console, label, total) if each_evaluation and not moving else None
+    with progress(console, disable=not moving) as bar:
+        task = bar.add_task(label, total=total, completed=len(run.steps), status="")
         for event in events:
             if isinstance(event, Step):
                 run.steps.append(event)
                 if writer is not None:
                     writer.write(event)
-                progress.update(bar, advance=1, status=line.add(event))
+                status = line.add(event)
+                bar.update(task, advance=1, status=status)
+                if plain is not None:
+                    plain.show(event.step, status)
             else:
                 run.evaluations.append(event)
                 if each_evaluation or event.step == total:
-                    told = f"{event.split} loss {event.loss:.4f}, accuracy {event.accuracy:.2%}"
-                    console.print(f"{label}: after {event.step} iterations {told}", highlight=False, soft_wrap=True)
+                    result = f"{event.split} loss {event.loss:.4f}, accuracy {event.accuracy:.2%}"
+                    console.print(f"{label}: after {event.step} iterations {result}", highlight=False, soft_wrap=True)
     return run
+
+
+def progress(console: Console, *, disable: bool = False) -> Progress:
+    """Return a progress line of a label, a bar, a count, the time left and a status, which is cut where it is too long.
+
+    From 60 columns on a label of up to 14 characters and counts of up to 10,000 leave room for the status.
+    """
+    label, bar = (14, 10) if console.width < 100 else (40, 24)
+    columns = [
+        TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", max_width=label)),
+        BarColumn(bar_width=bar),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[status]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
+    ]
+    return Progress(*columns, console=console, transient=True, expand=True, disable=disable)
+
+
+class PlainLines:
+    """Lines for a log: one each tenth of a run, at most one a second.
+
+    Args:
+        console: where they go.
+        label: name for people.
+        total: iterations of the whole run.
+    """
+
+    def __init__(self, console: Console, label: str, total: int) -> None:
+        self._console, self._label, self._total = console, label, total
+        self._every = max(1, total // 10)
+        self._last = time.monotonic()
+
+    def show(self, step: int, status: str) -> None:
+        """Show the status after an iteration, if a line is due."""
+        now = time.monotonic()
+        if step % self._every == 0 and now - self._last >= 1.0:
+            self._last = now
+            self._console.print(
+                f"{self._label}: {step} of {self._total} iterations, {status}", highlight=False, soft_wrap=True
+            )
 
 
 class Line:

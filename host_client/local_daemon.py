@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, ClassVar
 
 READY_DEADLINE = 60.0
 """Seconds for the daemon to say that it serves; importing torch takes most of it on a cold machine."""
@@ -23,6 +23,10 @@ STOP_DEADLINE = 10.0
 
 class DaemonFailed(Exception):
     """The daemon did not come up; the message holds the end of what it logged."""
+
+    remedy: ClassVar[str] = (
+        "read the end of the daemon's log in the message; `spu-server serve` in a terminal shows the same"
+    )
 
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")

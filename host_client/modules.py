@@ -2,32 +2,61 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import pkgutil
+from pathlib import Path
 from types import ModuleType
+from typing import ClassVar
 
 
 class UnknownName(Exception):
-    """No module of that name; the message lists those there are."""
+    """No experiment or benchmark has this name."""
+
+    remedy: ClassVar[str] = "use one of the names that the message lists"
 
 
 def names(package: ModuleType) -> list[str]:
-    """Names of a package's modules that have a function ``run``, with hyphens for underscores. Imports them all."""
-    return sorted(_modules(package))
+    """Return the names of a package's modules that define ``run``, with hyphens for underscores; none is imported."""
+    return sorted(_sources(package))
+
+
+def summary(package: ModuleType, name: str) -> str:
+    """Return the first line of a module's docstring, without importing it."""
+    return (ast.get_docstring(_sources(package)[name]) or "").partition("\n")[0]
 
 
 def find(package: ModuleType, name: str) -> ModuleType:
-    """The module of that name.
+    """Import the module of that name.
 
     Raises:
-        UnknownName: when there is none.
+        UnknownName: when there is none; nothing has been imported then.
     """
-    known = _modules(package)
+    check(package, name)
+    return importlib.import_module(f"{package.__name__}.{name.replace('-', '_')}")
+
+
+def check(package: ModuleType, name: str) -> None:
+    """Refuse a name that no module has.
+
+    Raises:
+        UnknownName: listing those there are.
+    """
+    known = names(package)
     if name not in known:
-        raise UnknownName(f"{name!r} is none of {', '.join(sorted(known)) or 'nothing: there are none yet'}")
-    return known[name]
+        raise UnknownName(f"{name!r} is none of {', '.join(known) or 'nothing: there are none yet'}")
 
 
-def _modules(package: ModuleType) -> dict[str, ModuleType]:
-    found = [importlib.import_module(f"{package.__name__}.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
-    return {m.__name__.rpartition(".")[2].replace("_", "-"): m for m in found if callable(getattr(m, "run", None))}
+def _sources(package: ModuleType) -> dict[str, ast.Module]:
+    found = {}
+    for module in pkgutil.iter_modules(package.__path__):
+        tree = ast.parse(Path(package.__path__[0], f"{module.name}.py").read_text(encoding="utf-8"))
+        if any(_defines_run(node) for node in tree.body):
+            found[module.name.replace("_", "-")] = tree
+    return found
+
+
+def _defines_run(node: ast.stmt) -> bool:
+    if isinstance(node, ast.Assign):
+        return any(isinstance(target, ast.Name) and target.id == "run" for target in node.targets)
+    return isinstance(node, ast.FunctionDef) and node.name == "run"

@@ -8,8 +8,8 @@ from json import dumps
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from host_client.follow import progress
 from spu_server.event_log import Log
 from spu_server.replay import Outcome
 from spu_server.replay import replay as make_again
@@ -27,9 +27,9 @@ def replay(path: Path, console: Console, *, json: bool) -> bool:
         LogUnusable: when the log cannot be read.
     """
     log = Log.load(path)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("calls", total=len(log.events))
+    moving = console.is_terminal and not console.is_dumb_terminal
+    with progress(console, disable=not moving) as bar:
+        task = bar.add_task("calls", total=len(log.events), status="")
         outcome = make_again(log, lambda done: bar.update(task, completed=done))
     if json:
         sys.stdout.write(dumps({"log": str(log.folder), "identical": outcome.identical, **asdict(outcome)}) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,9 +14,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, Locator, MaxNLocator, NullLocator, PercentFormatter
 from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.filesize import decimal
 from rich.table import Table
+from rich.text import Text
 
+from host_client.result_folder import write_whole
 from host_client.train import Run
 
 COLOURS = ("#c2410c", "#1d4ed8", "#047857", "#7e22ce", "#64748b")
@@ -27,45 +31,46 @@ PAPER_WINDOW = 200
 """Points in the paper's moving average."""
 
 
-def comparison_table(runs: Mapping[str, Run], title: str | None = None) -> Table:
-    """Loss, accuracy, time per iteration and bytes per upload of runs, by label."""
+def comparison_table(runs: Mapping[str, Run], title: str | None = None) -> Group:
+    """Return loss, accuracy, time per iteration and bytes per upload of runs, a column each under its label.
+
+    Two runs fit into 60 columns of a terminal.
+    """
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, collapse_padding=True)
-    table.add_column("optimizer", no_wrap=True)
-    columns = (
-        "steps",
-        "training\nloss",
-        "test\nloss",
-        "test\naccuracy",
-        "time a\nstep",
-        "upload",
-        "Jacobian",
-    )
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    for label, run in runs.items():
-        test = run.final("test")
-        uploads = run.bytes_per_upload > 0
-        table.add_row(
-            label,
-            f"{len(run.steps)}",
-            f"{run.training_loss():.4f}",
-            f"{test.loss:.4f}",
-            f"{test.accuracy:.2%}",
-            f"{1e3 * run.seconds_per_iteration:.1f} ms",
-            decimal(int(run.bytes_per_upload)) if uploads else "–",
-            f"{run.jacobian_bytes / run.bytes_per_upload:.1f} ×" if uploads else "–",
-        )
+    table.add_column("", no_wrap=True)
+    for label in runs:
+        table.add_column(label, justify="right", no_wrap=True)
+    for name, values in zip(
+        ("steps", "training loss", "test loss", "test accuracy", "time a step", "upload", "Jacobian"),
+        zip(*map(_figures, runs.values()), strict=True),
+        strict=True,
+    ):
+        table.add_row(name, *values)
     jacobian = decimal(next(iter(runs.values())).jacobian_bytes)
-    table.caption = (
+    caption = (
         "Training loss: mean of the last 50 batches. Time and upload: medians over steps.\n"
         f"Jacobian: a batch's explicit float32 rows, {jacobian}, against the upload."
     )
     for label, run in runs.items():
         if run.modelled_seconds:
             ms, mj = (1e3 * total / len(run.steps) for total in (run.modelled_seconds, run.modelled_joules))
-            table.caption += f"\nA device by the timing model, {label}: {ms:.3g} ms and {mj:.3g} mJ a step."
-    table.caption_justify = "left"
-    return table
+            caption += f"\nA device by the timing model, {label}: {ms:.3g} ms and {mj:.3g} mJ a step."
+    return Group(table, Text(caption))
+
+
+def _figures(run: Run) -> tuple[str, ...]:
+    """Return the column of a run in the table."""
+    test = run.final("test")
+    uploads = run.bytes_per_upload > 0
+    return (
+        f"{len(run.steps)}",
+        f"{run.training_loss():.4f}",
+        f"{test.loss:.4f}",
+        f"{test.accuracy:.2%}",
+        f"{1e3 * run.seconds_per_iteration:.1f} ms",
+        decimal(int(run.bytes_per_upload)) if uploads else "–",
+        f"{run.jacobian_bytes / run.bytes_per_upload:.1f} ×" if uploads else "–",
+    )
 
 
 def in_tau(duration: float) -> str:
@@ -107,8 +112,18 @@ def plot_runs(runs: Mapping[str, Sequence[Run]], path: Path, *, title: str, capt
     _loss_panel(loss, runs)
     _accuracy_panel(accuracy, runs)
     figure.supxlabel(caption, x=0.012, ha="left", fontsize=8.5, color=MUTED)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    save_whole(figure, path)
+
+
+def save_whole(figure: Figure, path: Path, **options: Any) -> None:
+    """Write a figure at once, in the format that its name says; its folder is made.
+
+    Raises:
+        OSError: when the file cannot be made.
+    """
+    stream = io.BytesIO()
+    figure.savefig(stream, format=path.suffix.removeprefix("."), **options)
+    write_whole(path, stream.getvalue())
 
 
 def _loss_panel(axes: Axes, runs: Mapping[str, Sequence[Run]]) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import csv
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -30,9 +29,10 @@ COLUMNS = {
 class StepWriter:
     """Writes iterations to a CSV file, each as it happens, so that an interrupted run leaves what it had."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Any, *, header: bool = True) -> None:
         self._writer = csv.writer(stream)
-        self._writer.writerow(COLUMNS)
+        if header:
+            self._writer.writerow(COLUMNS)
 
     def write(self, step: Step) -> None:
         """Add one row; what does not apply stays empty."""
@@ -40,19 +40,21 @@ class StepWriter:
 
 
 @contextmanager
-def step_writer(path: Path) -> Iterator[StepWriter]:
-    """A writer for a new CSV file; its folder is made.
+def step_writer(path: Path, *, append: bool = False) -> Iterator[StepWriter]:
+    """Give a writer for a CSV file, a new one or the one that is there; its folder is made.
 
     Raises:
         OSError: when the file cannot be made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", buffering=1) as stream:
-        yield StepWriter(stream)
+    with path.open("a" if append else "w", newline="", buffering=1, encoding="utf-8") as stream:
+        yield StepWriter(stream, header=not append)
 
 
 def summary(run: Run) -> dict[str, Any]:
-    """Settings and results of a run, ready for JSON."""
+    """Settings and results of a run, ready for JSON; of one without iterations the settings alone."""
+    if not run.steps:
+        return {"settings": run.settings.model_dump(), "results": {"iterations": 0, "parameters": run.parameters}}
     return {
         "settings": run.settings.model_dump(),
         "results": {
@@ -89,13 +91,3 @@ def device_summary(info: Info) -> dict[str, Any]:
         "rate_tau_per_s": info.rate,
         "features": list(info.features),
     }
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a mapping as indented JSON; its folder is made.
-
-    Raises:
-        OSError: when the file cannot be made.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -32,6 +32,13 @@ LEARNING_RATES: dict[OptimizerName, float] = {
 """Learning rates where none is given: the paper's for TNGD and Adam, TNGD's for the digital natural gradient."""
 
 
+LARGEST = 10**9
+"""Of what is counted."""
+
+LONGEST = 1e12
+"""Device time in τ: 12 days for a τ of 1 µs."""
+
+
 class Settings(BaseModel):
     """Settings of one run; times in τ.
 
@@ -39,24 +46,26 @@ class Settings(BaseModel):
         pydantic.ValidationError: naming each setting that is not what it must be.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     optimizer: OptimizerName = Field(default="tngd", description="how the network is trained")
     epochs: PositiveInt = Field(
-        default=1, description="passes over the training set; without effect where steps is given"
+        default=1, le=LARGEST, description="passes over the training set; without effect where steps is given"
     )
-    steps: PositiveInt | None = Field(default=None, description="iterations; None: as many as the epochs need")
-    batch_size: PositiveInt = Field(default=64, description="examples in a batch, b")
+    steps: PositiveInt | None = Field(
+        default=None, le=LARGEST, description="iterations; None: as many as the epochs need"
+    )
+    batch_size: PositiveInt = Field(default=64, le=LARGEST, description="examples in a batch, b")
     lr: PositiveFloat = Field(
         default_factory=lambda given: LEARNING_RATES[given["optimizer"]],
         description="learning rate η; by default the optimizer's own, see LEARNING_RATES",
     )
     damping: NonNegativeFloat = Field(default=0.01, description="damping λ of the curvature")
     analog_time: NonNegativeFloat = Field(
-        default=50.0, description="time t from an upload taking hold to the reading, in τ"
+        default=50.0, le=LONGEST, description="time t from an upload taking hold to the reading, in τ"
     )
     delay: NonNegativeFloat = Field(
-        default=0.0, description="min time t_d from a reading to the next upload taking effect, in τ"
+        default=0.0, le=LONGEST, description="min time t_d from a reading to the next upload taking effect, in τ"
     )
     noise: NonNegativeFloat = Field(default=0.0, description="noise κ₀ of the device")
     start: Literal["keep", "drive"] = Field(default="keep", description="state at the instant an upload takes hold")
@@ -68,20 +77,32 @@ class Settings(BaseModel):
     on_loss: OnLoss = Field(default="raise", description="what a step does when the device is lost")
     patience: PositiveFloat = Field(
         default=60.0,
+        le=1e6,
         description="longest that a step waits for a lost device, or for a reading beyond its device time, in seconds",
     )
     momentum: float = Field(default=0.0, ge=0, lt=1, description="momentum β of the update")
     curvature: Kind = Field(default="exact", description="which curvature is captured")
-    curvature_every: PositiveInt = Field(default=1, description="iterations from one curvature to the next, k")
+    curvature_every: PositiveInt = Field(
+        default=1, le=LARGEST, description="iterations from one curvature to the next, k"
+    )
     trust_region: PositiveFloat | None = Field(
         default=None, description="bound δ on a step, momentum included, as a divergence; None for no bound"
     )
-    seed: int = Field(default=0, ge=0, description="seed of the network's start and of the batches")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="seed of the network's start and of the batches")
 
     @model_validator(mode="after")
     def _momentum_has_a_meaning(self) -> Self:
         if self.momentum and self.optimizer == "adam":
             raise ValueError(f"momentum is {self.momentum}; adam has its own, leave it at 0")
+        return self
+
+    @model_validator(mode="after")
+    def _damping_makes_a_digital_solve_possible(self) -> Self:
+        solved = self.optimizer in ("ngd", "ngd-woodbury", "kfac") or (
+            self.optimizer == "tngd" and self.on_loss == "digital"
+        )
+        if solved and self.damping == 0.0:
+            raise ValueError(f"damping is {self.damping:g}; a digital solve needs more than 0, such as 0.01")
         return self
 
     @model_validator(mode="after")

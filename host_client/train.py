@@ -8,10 +8,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, median
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
+from host_client.curvature import Diverged
 from host_client.optimizers import TNGD, make_optimizer
 from host_client.optimizers.base import NaturalGradient
 from host_client.record import Differentiated, Event, Source, Updated
@@ -135,6 +138,121 @@ def start(task: Task, settings: Settings) -> Run:
     return Run(settings, parameters, task.outputs)
 
 
+class Training:
+    """A network and its optimizer on the way through a task.
+
+    Args:
+        task: data, network and loss.
+        settings: everything else.
+        session: the device; needed for ``tngd`` only.
+        record: called with what happens when, see `host_client.record`.
+        make: makes the optimizer.
+
+    Attributes:
+        total: iterations of the whole run.
+        done: iterations that have been made.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        settings: Settings,
+        session: Session | None = None,
+        *,
+        record: Callable[[Event], None] | None = None,
+        make: Callable[..., Optimizer] = make_optimizer,
+    ) -> None:
+        self._task, self._settings, self._session = task, settings, session
+        self._model = task.build(settings.seed)
+        self._told = _Told(record)
+        hyperparameters = settings.hyperparameters()
+        if settings.optimizer == "tngd":
+            hyperparameters["record"] = self._told
+        self._optimizer = make(settings.optimizer, self._model, task.criterion, session=session, **hyperparameters)
+        self._per_epoch = task.batches_per_epoch(settings.batch_size)
+        self.total = settings.total_steps(self._per_epoch)
+        self.done, self._seconds = 0, 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `load_state_dict` needs: network, optimizer with its device, iterations, random numbers."""
+        return {
+            "done": self.done,
+            "seconds": self._seconds,
+            "model": self._model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a training of the same task with the same settings was."""
+        self._model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random"])
+        self.done, self._seconds = state["done"], state["seconds"]
+
+    def events(
+        self,
+        *,
+        evaluate_every: int | None = None,
+        splits: Sequence[Split] = ("test",),
+        go_on: Callable[[], bool] = lambda: True,
+    ) -> Iterator[Step | Evaluation]:
+        """Make the iterations that are left, giving each of them and each evaluation as it happens.
+
+        Args:
+            evaluate_every: iterations between evaluations; by default an epoch. One comes at the end in any case.
+            splits: which examples to evaluate on.
+            go_on: asked after each iteration and its evaluations; the run ends early when it says no.
+
+        Raises:
+            SpuError: when the device fails.
+            Diverged: when a tensor of a step, or the loss, is no longer finite.
+        """
+        settle_process()
+        task, settings, session = self._task, self._settings, self._session
+        began = time.perf_counter() - self._seconds
+        uploaded = session.uploaded_bytes if session is not None else 0
+        batches = itertools.islice(task.batches(settings.batch_size, settings.seed), self.done, self.total)
+        for number, (inputs, targets) in enumerate(batches, self.done + 1):
+            step_began = time.perf_counter()
+            outputs, loss = self._step(number, inputs, targets)
+            ended = time.perf_counter()
+            before, uploaded = uploaded, session.uploaded_bytes if session is not None else 0
+            self.done, self._seconds = number, ended - began
+            yield Step(
+                step=number,
+                epoch=1 + (number - 1) // self._per_epoch,
+                loss=loss,
+                accuracy=(outputs.argmax(1) == targets).float().mean().item(),
+                time=self._seconds,
+                duration=ended - step_began,
+                uploaded=uploaded - before,
+                device_time=self._told.device_time(self._optimizer),
+                staleness=self._told.update.staleness if self._told.update is not None else None,
+                counts=dict(self._optimizer.counts) if isinstance(self._optimizer, NaturalGradient) else {},
+            )
+            if number % (evaluate_every or self._per_epoch) == 0 or number == self.total:
+                for split in splits:
+                    yield Evaluation(number, split, *task.evaluate(self._model, getattr(task, split)))
+            if not go_on():
+                return
+
+    def _step(self, number: int, inputs: Tensor, targets: Tensor) -> tuple[Tensor, float]:
+        """Make an iteration; return the outputs of the batch and its loss before the update."""
+        began = time.monotonic()
+        outputs = self._model(inputs)
+        loss = self._task.criterion(outputs, targets)
+        batch_loss: float = loss.item()
+        if not math.isfinite(batch_loss):
+            raise Diverged(number, "loss")
+        loss.backward()
+        differentiated = time.monotonic()
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._told.step(self._optimizer, number, began, differentiated)
+        return outputs, batch_loss
+
+
 def train(
     task: Task,
     settings: Settings,
@@ -145,63 +263,9 @@ def train(
     record: Callable[[Event], None] | None = None,
     make: Callable[..., Optimizer] = make_optimizer,
 ) -> Iterator[Step | Evaluation]:
-    """Train a fresh network, giving each iteration and each evaluation as it happens.
-
-    Args:
-        task: data, network and loss.
-        settings: everything else.
-        session: the device; needed for ``tngd`` only.
-        evaluate_every: iterations between evaluations; by default an epoch. One comes at the end in any case.
-        splits: which examples to evaluate on.
-        record: told of what happens when, see `host_client.record`.
-        make: makes the optimizer.
-
-    Raises:
-        SpuError: when the device fails.
-        FloatingPointError: when the loss is no longer finite.
-    """
-    settle_process()
-    model = task.build(settings.seed)
-    told = _Told(record)
-    name, hyperparameters = settings.optimizer, settings.hyperparameters()
-    if name == "tngd":
-        hyperparameters["record"] = told
-    optimizer = make(name, model, task.criterion, session=session, **hyperparameters)
-    per_epoch = task.batches_per_epoch(settings.batch_size)
-    total = settings.total_steps(per_epoch)
-    began = time.perf_counter()
-    uploaded = session.uploaded_bytes if session is not None else 0
-    batches = itertools.islice(task.batches(settings.batch_size, settings.seed), total)
-    for number in range(1, total + 1):
-        step_began, host_began = time.perf_counter(), time.monotonic()
-        inputs, targets = next(batches)
-        outputs = model(inputs)
-        loss = task.criterion(outputs, targets)
-        loss.backward()
-        differentiated = time.monotonic()
-        optimizer.step()
-        optimizer.zero_grad()
-        ended = time.perf_counter()
-        told.step(optimizer, number, host_began, differentiated)
-        batch_loss = loss.item()
-        if not math.isfinite(batch_loss):
-            raise FloatingPointError(f"the loss is {batch_loss} at iteration {number}; lower the learning rate")
-        before, uploaded = uploaded, session.uploaded_bytes if session is not None else 0
-        yield Step(
-            step=number,
-            epoch=1 + (number - 1) // per_epoch,
-            loss=batch_loss,
-            accuracy=(outputs.argmax(1) == targets).float().mean().item(),
-            time=ended - began,
-            duration=ended - step_began,
-            uploaded=uploaded - before,
-            device_time=told.device_time(optimizer),
-            staleness=told.update.staleness if told.update is not None else None,
-            counts=dict(optimizer.counts) if isinstance(optimizer, NaturalGradient) else {},
-        )
-        if number % (evaluate_every or per_epoch) == 0 or number == total:
-            for split in splits:
-                yield Evaluation(number, split, *task.evaluate(model, getattr(task, split)))
+    """Train a fresh network, giving each iteration and each evaluation as it happens. See `Training`."""
+    training = Training(task, settings, session, record=record, make=make)
+    yield from training.events(evaluate_every=evaluate_every, splits=splits)
 
 
 class _Told:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import shlex
@@ -19,6 +20,8 @@ DOMAIN = "spu.tngd"
 
 SYSTEM_WORDS = frozenset(map(os.strerror, errno.errorcode))
 """Everything that the system says about a connection that fails."""
+
+log = logging.getLogger(__name__)
 
 
 def to_status(error: errors.SpuError) -> status_pb2.Status:
@@ -81,6 +84,7 @@ def from_rpc_error(error: grpc.RpcError, *, call: str, address: str) -> errors.S
             if isinstance(found, errors.DeviceBusy):
                 found.retry_after = _retry_after(status)
             return found
+    log.debug("%s: %s: %s", call, code.name, error.details())
     reason = _reason(error.details() or "")
     because = f" ({reason})" if reason else ""
     if code == grpc.StatusCode.UNAVAILABLE:
@@ -96,14 +100,19 @@ def from_rpc_error(error: grpc.RpcError, *, call: str, address: str) -> errors.S
     if code == grpc.StatusCode.UNIMPLEMENTED:
         return errors.SpuError(
             f"{call}: {address} does not know this call{because}; what listens there is no SPU daemon, or one of "
-            "another version",
+            "another version: update the older one of client and daemon",
             field="address",
             found=address,
             expected="the address of a running daemon",
         )
     if code == grpc.StatusCode.CANCELLED:
-        return errors.SpuError(f"{call}: the call to {address} was cancelled{because}")
-    return errors.SpuError(f"{call}: the call to {address} failed{because}")
+        return errors.SpuError(f"{call}: the call to {address} was cancelled{because}; call again")
+    return errors.SpuError(
+        f"{call}: the call to {address} failed{because}; check that nothing else listens there, and that client and "
+        "daemon are of the same version",
+        field="address",
+        found=address,
+    )
 
 
 def _reason(details: str) -> str:

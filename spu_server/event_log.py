@@ -26,17 +26,19 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from spu_link.errors import LogUnusable
 from spu_server.clock import Clock
 from spu_server.descriptors import read_all, write_all
 from spu_server.drivers.base import Capabilities, DriverOptions
+from spu_server.log_folder import HEADER, only_log
 from spu_server.version import VERSION
 
 FORMAT = 1
 """Version of the format."""
 
-HEADER, EVENTS, DATA = "log.json", "events.jsonl", "data.bin"
+EVENTS, DATA = "events.jsonl", "data.bin"
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """What else says how many threads share a sum, and so in which order its terms are added."""
@@ -125,12 +127,15 @@ class Event:
 
     @classmethod
     def parse(cls, line: str) -> Event:
-        """The event of a line."""
-        fields = json.loads(line)
-        arguments = tuple(Blob(**a) if isinstance(a, dict) else a for a in fields.pop("arguments", ()))
-        value = fields.pop("value", None)
-        return cls(arguments=arguments, value=Blob(**value) if value else None, **fields)
+        """Return the event of a line.
 
+        Raises:
+            ValueError: for a line that is none.
+        """
+        return _EVENT.validate_python(json.loads(line))
+
+
+_EVENT, _HEADER = TypeAdapter(Event), TypeAdapter(Header)
 
 _DEFAULTS = {"arguments": (), "value": None, "dtype": "", "taken": None, "refused": "", "fault": ""}
 
@@ -214,16 +219,26 @@ class Log:
         Raises:
             LogUnusable: when there is none, or more than one, or when its lines are not what they must be.
         """
-        folder = _only_log(path)
+        folder = only_log(path)
         try:
             fields = json.loads((folder / HEADER).read_text())
-            if fields.get("format") != FORMAT:
+            if isinstance(fields, dict) and fields.get("format") != FORMAT:
                 raise LogUnusable(f"{folder} has format {fields.get('format')}; this version reads {FORMAT}")
+            header = _HEADER.validate_python(fields)
             lines = (folder / EVENTS).read_text().splitlines(keepends=True)
             whole = [line for line in lines if line.endswith("\n")]  # the last one may have been broken off
-            return cls(folder, Header(**fields), [Event.parse(line) for line in whole])
-        except (OSError, ValueError, TypeError) as error:
+            events = [Event.parse(line) for line in whole]
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"])) or "a line"
+            raise LogUnusable(f"{folder} is damaged: {field}: {first['msg'].lower()}") from error
+        except (OSError, ValueError, RecursionError) as error:
             raise LogUnusable(f"{folder} cannot be read: {error}") from error
+        if events and events[0].call != "start":
+            raise LogUnusable(
+                f"{folder} is damaged: it begins with {events[0].call!r}, not with the opening of a driver"
+            )
+        return cls(folder, header, events)
 
     @property
     def closed(self) -> bool:
@@ -245,16 +260,6 @@ class Log:
         if google_crc32c.value(bytes(buffer)) != blob.crc32c:
             raise LogUnusable(f"{self.folder / DATA} is damaged: the checksum at {blob.offset} is not the one written")
         return buffer
-
-
-def _only_log(path: Path) -> Path:
-    if (path / HEADER).is_file():
-        return path
-    found = sorted(header.parent for header in path.glob(f"*/{HEADER}")) if path.is_dir() else []
-    if len(found) == 1:
-        return found[0]
-    names = f"several logs, name one of them: {', '.join(one.name for one in found)}" if found else f"no {HEADER}"
-    raise LogUnusable(f"{path} has {names}")
 
 
 def versions() -> dict[str, str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spu_link import wire
 from spu_link.aligned import aligned_copy
-from spu_link.errors import SpuError
+from spu_link.errors import LogUnusable, SpuError
 from spu_server.drivers.base import DriverOptions, measured
 from spu_server.drivers.loader import Loader
 from spu_server.drivers.registry import open_driver
@@ -78,19 +78,29 @@ def replay(log: Log, progress: Callable[[int], object] = lambda made: None) -> O
         progress: told the number of events that are done, now and then at least.
 
     Raises:
-        LogUnusable: when the log is damaged.
-        LookupError: when the driver is not installed.
+        LogUnusable: when the log is damaged, or its driver is not installed here.
+        DriverUnusable: when the driver is installed and cannot be used.
     """
     run = _Run(log)
     with _threads(log.header.machine.get("threads")):
         try:
             for number, event in enumerate(log.events):
-                if not run.make(number, event):
-                    break
+                with _sense(log, number, event):
+                    if not run.make(number, event):
+                        break
                 progress(number + 1)
         finally:
             run.close()
     return Outcome(run.calls, run.readings, run.same, run.first, log.closed, tuple(_remarks(log)))
+
+
+@contextmanager
+def _sense(log: Log, number: int, event: Event) -> Iterator[None]:
+    """Report a call that cannot be made of what the log says; failures of the driver have been caught before."""
+    try:
+        yield
+    except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise LogUnusable(f"{log.folder}: call {number + 1}, {event.call!r}, cannot be made again: {error}") from error
 
 
 class _Run:

@@ -100,7 +100,8 @@ class Sessions:
             raise _expired("the daemon has been restarted since the session was opened", ref)
         if ref.fencing < lease.ref.fencing:
             raise StaleSession(
-                f"session {ref.fencing} has been followed by session {lease.ref.fencing} of {lease.holder!r}",
+                f"session {ref.fencing} has been followed by session {lease.ref.fencing} of {lease.holder!r}; "
+                "open a new one when that has ended",
                 field="session.fencing",
                 found=ref.fencing,
                 expected=str(lease.ref.fencing),

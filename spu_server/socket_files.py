@@ -11,7 +11,7 @@ import socket
 import stat
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 import structlog
 
@@ -34,6 +34,8 @@ LOCK_BYTES = 20
 
 class AddressError(ValueError):
     """An address that the daemon will not or cannot listen on."""
+
+    remedy: ClassVar[str] = "choose another address, or stop the process that listens there; the message says which"
 
 
 class SocketFile:

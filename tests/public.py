@@ -6,28 +6,11 @@ import warnings
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import nn
-
-
-def mend_torchvision() -> None:
-    """Let torchvision be imported also where it was built for another torch.
-
-    Packages import it that need nothing of it here, and its import fails for want of two operators.
-    """
-    try:
-        import torchvision
-    except RuntimeError:
-        for name in ("nms", "qnms"):
-            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        import torchvision  # noqa: F401
-    except ImportError:
-        pass  # those packages look whether it is there
 
 
 def transformers() -> ModuleType:
     """The package."""
-    mend_torchvision()
     import transformers as package
 
     package.utils.logging.set_verbosity_error()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -20,7 +22,6 @@ from host_client.tasks import mnist as mnist_task
 from spu_link.errors import DeviceUnavailable
 from tests.daemon import Daemon
 from tests.host_client.optimizers.training import flat
-from tests.public import mend_torchvision
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`?isinstance.treespec, LeafSpec.:FutureWarning"),
@@ -34,13 +35,11 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def lightning_mnist() -> ModuleType:
-    mend_torchvision()
     return import_module("examples.lightning_mnist")
 
 
 @pytest.fixture(scope="module")
 def transformers_trainer() -> ModuleType:
-    mend_torchvision()
     return import_module("examples.transformers_trainer")
 
 
@@ -207,6 +206,15 @@ def test_a_run_that_the_trainer_resumes_ends_where_one_without_a_break_ends(
     assert through.keys() == resumed.keys()
     for name, parameter in through.items():
         assert torch.equal(parameter, resumed[name]), name
+
+
+def test_the_examples_are_imported_without_a_traceback() -> None:
+    root = Path(__file__).parent.parent
+    names = sorted(path.stem for path in (root / "examples").glob("*.py") if path.stem != "__init__")
+    code = f"import {', '.join(f'examples.{name}' for name in names)}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_the_page_shows_what_the_examples_do() -> None:

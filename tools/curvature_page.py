@@ -1,14 +1,12 @@
-"""Render the tables of docs/curvature.md from the code of `host_client.curvature`; ``make pages`` calls it.
+"""The tables of docs/curvature.md, from the code of `host_client.curvature`.
 
-A table lies between the lines ``<!-- generated: NAME -->`` and ``<!-- end -->``. Its rows come from
+Rows come from
 
 - functions: `host_client.curvature.rules.RULES`, the docstrings of each rule's `follow`, and captures of small models
   that show how the rows of their parameters are held;
 - losses: `host_client.curvature.losses.registry.LOSSES`, the docstrings of their calls, and small calls of each;
 - refusals, warnings: the messages at all ``raise`` and ``warnings.warn`` statements of the package, whose part after
   the last semicolon is the remedy.
-
-With ``--check`` the page is only compared: the exit status is 1 if it is not up to date.
 """
 
 from __future__ import annotations
@@ -18,7 +16,6 @@ import inspect
 import itertools
 import math
 import re
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,45 +33,13 @@ from host_client.curvature.losses.opaque import Opaque
 from host_client.curvature.losses.per_sample import PerSampleCall
 from host_client.curvature.losses.registry import LOSSES
 from host_client.curvature.rules import RULES, Rule
+from tools.pages import escaped, sentence, table
 
-ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "curvature.md"
+PAGE = "curvature.md"
 SOURCES = Path(inspect.getfile(package)).parent
-REGION = re.compile(r"(?<=^<!-- generated: )(\w+)( -->\n).*?(?=^<!-- end -->$)", re.MULTILINE | re.DOTALL)
 
 INTERNAL = frozenset({"AssertionError", "NotImplementedError"})
 """Errors that no caller sees, unless this package is wrong."""
-
-
-def main() -> None:
-    """Write the page, or compare it."""
-    text = PAGE.read_text()
-    if "--check" in sys.argv[1:]:
-        sys.exit(0 if rendered(text) == text else f"{PAGE} is not up to date: run `make pages`")
-    PAGE.write_text(rendered(text))
-
-
-def rendered(text: str) -> str:
-    """Return a page with the tables that the code has now."""
-    tables = {
-        "functions": functions_table,
-        "losses": losses_table,
-        "refusals": refusals_table,
-        "warnings": warnings_table,
-    }
-    return REGION.sub(lambda found: f"{found[1]}{found[2]}{tables[found[1]]()}", text)
-
-
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """Return a Markdown table."""
-    lines = [head, tuple("---" for _ in head), *rows]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
-
-
-def sentence(docstring: str | None) -> str:
-    """Return the first sentence of a docstring, without its full stop."""
-    first, _, _ = inspect.cleandoc(docstring or "").partition("\n\n")
-    return first.replace("\n", " ").partition(". ")[0].removesuffix(".")
 
 
 # Functions
@@ -396,13 +361,13 @@ def _is_warning(message: Message) -> bool:
 
 
 def _table(chosen: Callable[[Message], bool]) -> str:
-    rows = sorted({(f"`{m.kind}`", _escaped(m.reason), _escaped(m.remedy)) for m in messages() if chosen(m)})
+    rows = sorted({(f"`{m.kind}`", escaped(m.reason), escaped(m.remedy)) for m in messages() if chosen(m)})
     return table(("class", "reason", "remedy"), rows)
 
 
-def _escaped(text: str) -> str:
-    return re.sub(r"([<>*_])", r"\\\1", text)
-
-
-if __name__ == "__main__":
-    main()
+TABLES = {
+    "functions": functions_table,
+    "losses": losses_table,
+    "refusals": refusals_table,
+    "warnings": warnings_table,
+}

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from host_client.commands.messages import one_clear_message
+from host_client.commands.command import Command
 
 app = typer.Typer()
 
 
-@app.command()
+@app.command(cls=Command)
 def bench(
     name: Annotated[str, typer.Argument(help="Name of the benchmark; `list` shows all of them.")],
     json: Annotated[
@@ -23,11 +23,13 @@ def bench(
     """Run a benchmark; its results are ratios of things timed in the same run."""
     import benchmarks
     from host_client import modules
+
+    if name == "list":
+        for known in modules.names(benchmarks):
+            typer.echo(known)
+        return
+    modules.check(benchmarks, name)
+
     from host_client.bench import bench as run_benchmark
 
-    with one_clear_message():
-        if name == "list":
-            for known in modules.names(benchmarks):
-                typer.echo(known)
-            return
-        run_benchmark(name, json)
+    run_benchmark(name, json)

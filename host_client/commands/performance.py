@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from host_client.commands.messages import one_clear_message
+from host_client.commands.command import Command
 
 app = typer.Typer()
 
 
-@app.command()
+@app.command(cls=Command)
 def performance(
     results: Annotated[
         Path, typer.Argument(help="Folder with files of `tngd bench NAME --json FILE`.", exists=True, file_okay=False)
@@ -24,6 +24,5 @@ def performance(
     """Render benchmark results as a page with table and plots."""
     from host_client.performance import write_page
 
-    with one_clear_message():
-        missed = write_page(results, out)
-        typer.echo(f"Written to {out}; targets missed: {', '.join(missed) or 'none'}")
+    missed = write_page(results, out)
+    typer.echo(f"Written to {out}; targets missed: {', '.join(missed) or 'none'}")

@@ -8,19 +8,20 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from host_client.commands.messages import one_clear_message
+from host_client.commands.command import Command
 
 app = typer.Typer()
 
 
 @app.command(
+    cls=Command,
     epilog="""
     [b]Examples[/b]
 
     spu-server serve --record logs           a daemon that keeps a log
 
     tngd replay logs                         the same run again, on the same driver, in this process
-    """
+    """,
 )
 def replay(
     log: Annotated[Path, typer.Argument(help="Folder of the log, or one that holds this log alone.", exists=True)],
@@ -30,8 +31,11 @@ def replay(
 
     Exit code 0 if everything came out as in the log, else 1.
     """
+    from spu_server.log_folder import only_log
+
+    only_log(log)
+
     from host_client.replay import replay as run_again
 
-    with one_clear_message():
-        if not run_again(log, Console(stderr=json), json=json):
-            raise typer.Exit(1)
+    if not run_again(log, Console(stderr=json), json=json):
+        raise typer.Exit(1)

@@ -7,12 +7,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from host_client.commands.messages import note, one_clear_message
+from host_client.commands.command import Command
+from host_client.commands.messages import note
 
 app = typer.Typer()
 
 
 @app.command(
+    cls=Command,
     epilog="""
     [b]Examples[/b]
 
@@ -35,7 +37,7 @@ app = typer.Typer()
     Up: a dot is a reading; it goes to the update that it made. Red: what was lost.
 
     t: how long a program had run when it was read. t_d: the delay from there to the next program.
-    """
+    """,
 )
 def timeline(
     run: Annotated[
@@ -80,7 +82,13 @@ def timeline(
 
     The axis is host time, device times are placed on it by what the clocks agreed on; a stepped clock's is device time.
     """
+    if out is not None and out.suffix not in (".png", ".svg", ".pdf"):
+        raise typer.BadParameter(f"{out} must end in .png, .svg or .pdf", param_hint="--out")
+
     from host_client.record import load
+
+    record = load(run)
+
     from host_client.timeline import (
         choose_window,
         draw,
@@ -92,26 +100,22 @@ def timeline(
         write_trace,
     )
 
-    if out is not None and out.suffix not in (".png", ".svg", ".pdf"):
-        raise typer.BadParameter(f"{out} must end in .png, .svg or .pdf", param_hint="--out")
-    with one_clear_message():
-        record = load(run)
-        laid_out = lay_out(record)
-        asked = parse_steps(steps) if steps is not None else None
-        window = choose_window(laid_out, steps=asked, began=began, ended=ended)
-        path = out or (run if run.is_dir() else run.parent) / "timeline.png"
-        draw(
-            laid_out,
-            window,
-            path,
-            title=headline(laid_out, window),
-            subtitles=[measured(laid_out, window), subtitle(record)],
-            theme=theme,
-        )
-        typer.echo(f"{path}: {headline(laid_out, window)}")
-        if trace is not None:
-            whole = asked is None and began is None and ended is None
-            count = write_trace(laid_out, trace, window=None if whole else window, about=record.header)
-            typer.echo(f"{trace}: {count} trace events; open it at https://ui.perfetto.dev")
-        for one in (*record.notes, *laid_out.notes):
-            note(one)
+    laid_out = lay_out(record)
+    asked = parse_steps(steps) if steps is not None else None
+    window = choose_window(laid_out, steps=asked, began=began, ended=ended)
+    path = out or (run if run.is_dir() else run.parent) / "timeline.png"
+    draw(
+        laid_out,
+        window,
+        path,
+        title=headline(laid_out, window),
+        subtitles=[measured(laid_out, window), subtitle(record)],
+        theme=theme,
+    )
+    typer.echo(f"{path}: {headline(laid_out, window)}")
+    if trace is not None:
+        whole = asked is None and began is None and ended is None
+        count = write_trace(laid_out, trace, window=None if whole else window, about=record.header)
+        typer.echo(f"{trace}: {count} trace events; open it at https://ui.perfetto.dev")
+    for text in (*record.notes, *laid_out.notes):
+        note(text)

@@ -8,12 +8,15 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from host_client.commands.messages import one_clear_message
+from host_client.commands.command import Command
+from host_client.commands.messages import tell_interrupted
+from host_client.result_folder import interrupted_run
 
 app = typer.Typer()
 
 
 @app.command(
+    cls=Command,
     epilog="""
     [b]Examples[/b]
 
@@ -28,8 +31,9 @@ app = typer.Typer()
     tngd train mnist --optimizer adam --out results/adam             to compare
 
     The folder --out then holds steps.csv (a row an iteration), run.png, run.json
-    (settings, versions, results) and events.jsonl, which `tngd timeline` shows.
-    """
+    (status, settings, versions, results) and events.jsonl, which `tngd timeline`
+    shows; until the run has finished also checkpoint.pt, for --resume.
+    """,
 )
 def train(
     context: typer.Context,
@@ -136,46 +140,93 @@ def train(
     seed: Annotated[
         int, typer.Option(min=0, help="Seed of network, batches and, with inproc:, the device's noise.")
     ] = 0,
-    out: Annotated[Path, typer.Option(file_okay=False, help="Folder for the results; made if need be.")] = Path(
-        "results/train"
-    ),
+    out: Annotated[
+        Path, typer.Option(file_okay=False, help="Folder for the results; made if need be. It may hold no other run.")
+    ] = Path("results/train"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove the run that --out holds.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the run in --out, which was interrupted, with its own options; only --spu may differ.",
+        ),
+    ] = False,
 ) -> None:
     """Train a network and keep a record of every iteration.
 
-    Ctrl-C ends the run; steps.csv keeps the iterations until then.
+    Ctrl-C ends the run after the iteration that is under way, and a second one at once. With --resume it goes on.
     """
+    from host_client.result_folder import check_free, checkpoint_in
+
+    given = {name: value for name, value in context.params.items() if name not in ("out", "overwrite", "resume")}
+    if resume and overwrite:
+        raise typer.BadParameter("it removes what --resume would go on from", param_hint="--overwrite")
+    given["freshness"] = _freshness(freshness)
+    if not resume:
+        check_free(out, overwrite=overwrite)
+        _train(given, out, None)
+        return
+
+    checkpoint_in(out)
+
+    from host_client import checkpoint
+
+    saved = checkpoint.load(out)
+    sources = {name: context.get_parameter_source(name) for name in given}
+    explicit = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+    checkpoint.check_options(saved["options"], {name: given[name] for name in explicit - {"spu"}})
+    _train({**saved["options"], **({"spu": spu} if "spu" in explicit else {})}, out, saved)
+
+
+def _train(given: dict[str, Any], out: Path, saved: dict[str, Any] | None) -> None:
+    """Train with these options, from a checkpoint on if there is one."""
     from contextlib import ExitStack
 
     from host_client.blocking import connect
     from host_client.report import comparison_table
-    from host_client.runner import run, write_report
+    from host_client.runner import run_in
     from host_client.settings import Settings
+    from host_client.stopping import Stop
     from host_client.tasks.mnist import mnist
 
-    with one_clear_message(out / "steps.csv"), ExitStack() as stack:
-        # An option that has the name of a setting is that setting.
-        given = {name: value for name, value in context.params.items() if name in Settings.model_fields}
-        given["freshness"] = _freshness(freshness)
-        if lr is None:
-            del given["lr"]  # each optimizer has its own
-        settings = Settings.model_validate(given)
+    # An option that has the name of a setting is that setting; without a learning rate each optimizer has its own.
+    chosen = {name: value for name, value in given.items() if name in Settings.model_fields}
+    settings = Settings.model_validate({name: value for name, value in chosen.items() if (name, value) != ("lr", None)})
+    name, console = given["optimizer"], Console()
+    with ExitStack() as stack:
         device = None
-        if optimizer == "tngd":
-            options: dict[str, Any] = {"seed": seed} if set(spu) == {"inproc:"} else {}
-            device = stack.enter_context(connect(spu, embedding=embedding, **options))
-        data = mnist(train_size, test_size)
-        console = Console()
-        result = run(data, settings, device, label=optimizer, console=console, csv=out / "steps.csv", record_in=out)
-        sizes = f"{train_size:,} training and {test_size:,} test images, N = {result.parameters:,}"
-        caption = f"b = {batch_size}, {sizes}, seed {seed}"
-        title = f"{task} with {optimizer}"
-        write_report(out, "run", {optimizer: result}, data, device, title=title, caption=caption)
-        console.print(comparison_table({optimizer: result}))
-        console.print(f"Every iteration, settings and plot: {out}", highlight=False)
+        if name == "tngd":
+            own: dict[str, Any] = {"seed": given["seed"]} if set(given["spu"]) == {"inproc:"} else {}
+            device = stack.enter_context(connect(given["spu"], embedding=given["embedding"], **own))
+        data = mnist(given["train_size"], given["test_size"])
+        stop = stack.enter_context(Stop())
+        result = run_in(
+            out,
+            data,
+            settings,
+            device,
+            label=name,
+            console=console,
+            options=given,
+            resume=saved,
+            stopped=lambda: stop.number is not None,
+        )
+    total = settings.total_steps(data.batches_per_epoch(settings.batch_size))
+    if len(result.steps) < total:
+        assert stop.number is not None
+        then = f"go on with `tngd train {given['task']} --resume --out {out}`"
+        tell_interrupted(stop.number, f"after step {len(result.steps)} of {total}; {interrupted_run(out)}; {then}")
+        raise typer.Exit(128 + stop.number)
+    sizes = f"{given['train_size']:,} training and {given['test_size']:,} test images, N = {result.parameters:,}"
+    console.print(comparison_table({name: result}, f"{given['task']}: {sizes}"))
+    console.print(f"Every iteration, settings and plot: {out}", highlight=False, soft_wrap=True)
+    if stop.number is not None:
+        tell_interrupted(stop.number, f"when the run had finished; {out} holds all of it")
+        raise typer.Exit(128 + stop.number)
 
 
 def _freshness(text: str) -> str | int:
-    """The setting that --freshness says."""
+    """Return the setting that --freshness says."""
     if text.isdecimal():
         return int(text)
     if text not in ("program", "newest"):

@@ -6,7 +6,7 @@ docs/curvature.md from the messages at the places where they are raised.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from host_client.curvature.memory import Estimate
@@ -18,6 +18,8 @@ class UnsupportedLayer(ValueError):
     Attributes:
         path: dotted path of the layer in the model; empty for the model itself.
     """
+
+    remedy: ClassVar[str] = "do what the message says about the layer, or leave its parameters to Adam with `groups`"
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(f"layer {path!r} {reason}" if path else f"the model {reason}")
@@ -31,6 +33,8 @@ class UnsupportedCriterion(ValueError):
         field: the option, for instance ``"label_smoothing"``.
     """
 
+    remedy: ClassVar[str] = 'use a loss of the table in curvature.md, a `PerSampleLoss`, or `curvature="empirical"`'
+
     def __init__(self, field: str, reason: str) -> None:
         super().__init__(f"criterion.{field} {reason}" if field else f"the criterion {reason}")
         self.field = field
@@ -42,6 +46,8 @@ class UnsupportedProcessGroup(RuntimeError):
     Attributes:
         ranks: number of processes.
     """
+
+    remedy: ClassVar[str] = "train in one process, with batches as large as those of all processes together"
 
     def __init__(self, ranks: int) -> None:
         super().__init__(
@@ -61,6 +67,8 @@ class CurvatureTooLarge(ValueError):
         estimate: the bytes that it would take.
     """
 
+    remedy: ClassVar[str] = "use one of the settings in the message: each was found to fit by counting again"
+
     def __init__(self, message: str, estimate: Estimate) -> None:
         super().__init__(message)
         self.estimate = estimate
@@ -75,6 +83,10 @@ class Diverged(FloatingPointError):
         step: number of the step, from 1.
         tensor: what is not finite, for instance ``"gradient of 'conv1.weight'"``.
     """
+
+    remedy: ClassVar[str] = (
+        "check that the inputs are finite; lower lr, raise damping or set trust_region; restart from a checkpoint"
+    )
 
     def __init__(self, step: int, tensor: str) -> None:
         super().__init__(step, tensor)
@@ -94,6 +106,10 @@ class CurvatureMismatch(RuntimeError):
         path: dotted path of the parameter.
     """
 
+    remedy: ClassVar[str] = (
+        "do what the message says; if it names a fault of the capture, report it and use another `curvature`"
+    )
+
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(f"parameter {path!r} {reason}")
         self.path = path
@@ -102,6 +118,10 @@ class CurvatureMismatch(RuntimeError):
 class CurvatureFallback(UserWarning):
     """A parameter whose Jacobian rows cost a backward pass for each column and sample."""
 
+    remedy: ClassVar[str] = "expect slower steps, or write the model with a function of the table in curvature.md"
+
 
 class CurvatureApproximation(UserWarning):
     """An F that is approximate on purpose; the message names what is left out."""
+
+    remedy: ClassVar[str] = "read what is left out, and decide whether that is acceptable"

@@ -20,7 +20,8 @@ from host_client.local_daemon import local_daemon
 from host_client.optimizers import OptimizerName
 from host_client.provenance import provenance
 from host_client.report import plot_runs
-from host_client.results import device_summary, summary, write_json
+from host_client.result_folder import write_json
+from host_client.results import device_summary, summary
 from host_client.runner import run as run_once
 from host_client.settings import LEARNING_RATES, Settings
 from host_client.tasks.mnist import mnist
@@ -97,13 +98,13 @@ def run(out: Path, spu: str | None, console: Console) -> None:
         title=f"First light: MNIST, one epoch, mean ± std over {len(SEEDS)} seeds",
     )
     content = {
+        "status": "finished",
         **provenance(),
         "device": info,
         "seeds": SEEDS,
         "grids": GRIDS,
         "arms": [_arm_summary(arm, chosen) for arm in arms],
     }
-    write_json(out / "first-light.json", content)
     lines = {f"{arm.label} ({kind})": arm.runs for kind, those in chosen.items() for arm in those}
     plot_runs(
         lines,
@@ -112,6 +113,7 @@ def run(out: Path, spu: str | None, console: Console) -> None:
         caption=f"Median, and min to max, over {len(SEEDS)} seeds. TNGD: λ = 0.01, t = 50 τ, t_d ≥ 0. b = 64, "
         "10,000 training images. Best η: lowest validation loss of a grid of 4.",
     )
+    write_json(out / "first-light.json", content)
     console.print(f"CSV, JSON, table and plot: {out}", highlight=False)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from rich.console import Console
 
@@ -16,7 +16,8 @@ from host_client.experiments.panels import plot_panels
 from host_client.experiments.sweeps import Panel, Result, sweep
 from host_client.experiments.tables import show_and_write
 from host_client.provenance import provenance
-from host_client.results import summary, write_json
+from host_client.result_folder import write_json
+from host_client.results import summary
 from host_client.tasks.mnist import mnist
 from host_client.tasks.task import Task
 
@@ -30,6 +31,8 @@ of its confidence interval; p, see `Paired`."""
 
 class DeviceNotTaken(ValueError):
     """An experiment that makes its own devices was given one."""
+
+    remedy: ClassVar[str] = "leave out --spu"
 
 
 @dataclass(frozen=True)
@@ -87,9 +90,10 @@ class Study:
         results = {result.arm.label: result for result in self._written(out, done)}
         verdict = self.verdict(self.panels, results)
         self._write_table(out / f"{self.name}.md", results, verdict, console)
-        write_json(out / f"{self.name}.json", {**provenance(), **self._summary(task, results), "verdict": verdict})
         caption = f"Median, and min to max, over {len(self.seeds)} seeds. {self.caption}"
         self.plot(out / f"{self.name}.png", self.panels, results, title=self.title, caption=caption)
+        content = {"status": "finished", **provenance(), **self._summary(task, results), "verdict": verdict}
+        write_json(out / f"{self.name}.json", content)
         console.print(f"CSV, JSON, table and plot: {out}", highlight=False)
         return results
 

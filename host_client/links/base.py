@@ -173,7 +173,9 @@ async def until(deadline: float, call: str, awaitable: Awaitable[T]) -> T:
         async with asyncio.timeout_at(deadline):
             return await awaitable
     except TimeoutError:
-        raise DeadlineExceeded(f"{call}: the device did not answer within the deadline") from None
+        raise DeadlineExceeded(
+            f"{call}: the device did not answer within the deadline; call again, or with a larger timeout"
+        ) from None
 
 
 class Link(ABC):

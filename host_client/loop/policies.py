@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 from spu_link.errors import Retryable
 
@@ -45,5 +45,9 @@ come back; solve the system digitally; or follow the gradient itself."""
 
 class TooStale(Retryable):
     """No reading came that was fresh enough in the time that a step may wait."""
+
+    remedy: ClassVar[str] = (
+        "allow older readings with `freshness`, raise `patience`, or choose with `on_loss` what a step does then"
+    )
 
     code = "DEADLINE_EXCEEDED"

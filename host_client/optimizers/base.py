@@ -371,6 +371,11 @@ class NaturalGradient(Resumable, ABC):
                 self._check_finite("direction", direction)
         except (InvalidProgram, FloatingPointError, LinAlgError) as error:
             self._diagnose(gradient, error)
+            if isinstance(error, LinAlgError):
+                damping = group["damping"]
+                raise ValueError(
+                    f"Invalid damping: {damping}; the curvature with it is singular in float64, raise it"
+                ) from error
             raise
         return directions
 

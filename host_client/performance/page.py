@@ -6,7 +6,9 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ValidationError
 
 import benchmarks
 from benchmarks.targets import TARGETS
@@ -24,6 +26,34 @@ nothing in it is written by hand. A figure that misses its target says so."""
 
 class NoResults(Exception):
     """A folder holds no result file of a benchmark."""
+
+    remedy: ClassVar[str] = (
+        "make the results with `tngd bench NAME --json FOLDER/NAME.json`, and move other JSON files away"
+    )
+
+
+class _Machine(BaseModel):
+    """The machine of a result."""
+
+    system: str
+    processor: str
+    cores: int | None
+    torch_threads: int
+    load_average: float | None = None
+
+
+class _Result(BaseModel):
+    """What a page needs of a file of `tngd bench NAME --json FILE`."""
+
+    name: str
+    ratios: dict[str, float]
+    results: dict[str, Any]
+    machine: _Machine
+    versions: dict[str, str]
+    command: str
+    commit: str | None
+    date: str
+    seconds: float = 0.0
 
 
 def write_page(results: Path, out: Path) -> list[str]:
@@ -51,6 +81,9 @@ def write_page(results: Path, out: Path) -> list[str]:
         except KeyError as missing:
             again = f"`tngd bench {name} --json {results}/{name}.json`"
             raise NoResults(f"the results of {name} are of another version, without {missing}; {again}") from None
+        except (AttributeError, IndexError, TypeError, ValueError) as error:
+            again = f"`tngd bench {name} --json {results}/{name}.json`"
+            raise NoResults(f"the results of {name} cannot be drawn ({error}); measure them again: {again}") from None
         description = describe(known[name]) if name in known else Description("", "", {})
         parts.append(_section(content, description, f"images/{image.name}" if drawn else None))
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -68,10 +101,15 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
     for path in sorted(folder.glob("*.json")):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
+            _Result.model_validate(content)
+        except ValidationError as error:
+            field = ".".join(map(str, error.errors()[0]["loc"])) or "content"
+            raise NoResults(
+                f"{path} is not a result of `tngd bench NAME --json FILE`; move it elsewhere ({field}: "
+                f"{error.errors()[0]['msg'].lower()})"
+            ) from None
+        except (ValueError, RecursionError) as error:
             raise NoResults(f"{path} is not JSON: {error}") from None
-        if not isinstance(content, dict) or not {"name", "ratios", "results", "machine", "versions"} <= content.keys():
-            raise NoResults(f"{path} is not a result of `tngd bench NAME --json FILE`; move it elsewhere")
         contents.append(content)
     if not contents:
         raise NoResults(f"{folder} holds no results; make one with `tngd bench NAME --json {folder}/NAME.json`")

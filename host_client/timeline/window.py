@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import median
+from typing import ClassVar
 
 from host_client.timeline.elements import Bar, Timeline
 
@@ -16,6 +17,8 @@ MARGIN = 0.02
 
 class NoSuchWindow(ValueError):
     """The record holds nothing there."""
+
+    remedy: ClassVar[str] = "name steps or times that the record has; the message lists them"
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from spu_link.errors import Clipped, InvalidProgram, NoProgram
 from spu_link.program import Program
@@ -41,6 +42,8 @@ ANCHORS = 256
 
 class BoardError(RuntimeError):
     """The board does not do what its registers promise."""
+
+    remedy: ClassVar[str] = "check the board, its firmware and the line to it"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import EntryPoint, entry_points
+from typing import ClassVar
 
 from spu_server.drivers.base import INTERFACE, Driver, DriverOptions
 
@@ -24,6 +25,10 @@ LOAD_SECONDS = 60.0
 
 class DriverUnusable(Exception):
     """A driver that is installed and cannot be used, with its distribution's name."""
+
+    remedy: ClassVar[str] = (
+        "install the distribution that the message names again, or one for this version of the driver interface"
+    )
 
 
 def installed() -> list[EntryPoint]:

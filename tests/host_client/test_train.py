@@ -17,14 +17,14 @@ from pydantic import ValidationError
 from rich.console import Console
 from torch import nn
 
-from host_client import connect, runner
+from host_client import Diverged, connect, runner
 from host_client.follow import Line
 from host_client.local_daemon import DaemonFailed, local_daemon
 from host_client.optimizers import make_optimizer
 from host_client.record import Differentiated, Updated, load
 from host_client.report import comparison_table, moving_average
 from host_client.results import COLUMNS, summary
-from host_client.runner import run, write_report
+from host_client.runner import run, run_in, write_report
 from host_client.settings import LEARNING_RATES, Settings
 from host_client.tasks.task import Examples, Task
 from host_client.timeline import Window, lay_out
@@ -125,7 +125,7 @@ def test_with_the_digital_solution_the_loss_is_that_of_the_device_left_to_settle
 
 def test_a_run_leaves_a_record_of_what_happened_when(stripes: Task, tmp_path: Path) -> None:
     settings = Settings(optimizer="ngd-woodbury", batch_size=20, steps=3)
-    run(stripes, settings, None, label="NGD", console=quiet(), record_in=tmp_path)
+    run_in(tmp_path, stripes, settings, None, label="NGD", console=quiet(), options={})
     record = load(tmp_path)
     assert record.header["settings"] == settings.model_dump()
     assert record.header["versions"]["torch"] == torch.__version__
@@ -140,7 +140,7 @@ def test_a_run_leaves_a_record_of_what_happened_when(stripes: Task, tmp_path: Pa
 def test_the_record_of_a_free_running_device_becomes_a_timeline(stripes: Task, free: Daemon, tmp_path: Path) -> None:
     settings = Settings(lr=0.5, batch_size=20, steps=12, analog_time=2.0, freshness=1)
     with connect(free.address) as spu:
-        result = run(stripes, settings, spu, label="TNGD", console=quiet(), record_in=tmp_path)
+        result = run_in(tmp_path, stripes, settings, spu, label="TNGD", console=quiet(), options={})
     timeline = lay_out(load(tmp_path))
     assert timeline.unit == "s"
     assert timeline.notes == ()
@@ -211,7 +211,7 @@ def test_evaluations_come_when_asked_for_and_at_the_end(stripes: Task) -> None:
 
 
 def test_divergence_stops_the_run_with_advice(stripes: Task) -> None:
-    with pytest.raises(FloatingPointError, match=r"at iteration \d+; lower the learning rate"):
+    with pytest.raises(Diverged, match=r"step \d+: the loss is not finite.* lower lr"):
         list(train(stripes, Settings(optimizer="sgd", lr=1e30, batch_size=20, epochs=5)))
 
 

@@ -100,7 +100,8 @@ def test_an_invalid_argument_names_its_field_for_other_languages_too():
         (grpc.StatusCode.DEADLINE_EXCEEDED, errors.DeadlineExceeded, "deadline"),
         (grpc.StatusCode.UNIMPLEMENTED, SpuError, "no SPU daemon"),
         (grpc.StatusCode.CANCELLED, SpuError, "cancelled"),
-        (grpc.StatusCode.INTERNAL, SpuError, "failed"),
+        (grpc.StatusCode.INTERNAL, SpuError, "check that nothing else listens there"),
+        (grpc.StatusCode.FAILED_PRECONDITION, SpuError, "check that nothing else listens there"),
     ],
 )
 def test_statuses_of_others_become_the_nearest_error(code, cls, match):
@@ -108,6 +109,8 @@ def test_statuses_of_others_become_the_nearest_error(code, cls, match):
     assert type(error) is cls
     assert match in str(error)
     assert "Read" in str(error)
+    assert code.name not in str(error)
+    assert "no connection" not in str(error)
 
 
 def test_an_error_of_another_domain_is_not_taken_for_one_of_ours():

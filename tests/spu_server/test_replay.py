@@ -18,7 +18,8 @@ from host_client import Session, aio, connect
 from host_client.cli import app
 from spu_link.errors import DeviceFault, InvalidProgram, LogUnusable, ReadInPast
 from spu_link.operators import Dense, Kept, LayerRows, LinearRows, Rows
-from spu_server.event_log import DATA, EVENTS, HEADER, Log
+from spu_server.event_log import DATA, EVENTS, Log
+from spu_server.log_folder import HEADER
 from spu_server.replay import replay
 from tests.daemon import Daemon
 from tests.plugins.install import distribution

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 MOST_BYTES = 1 << 30
 """Largest matrix in parameter space that is formed; its Cholesky factor takes as much again."""
 
 
 class TooManyParameters(ValueError):
     """A network for which the curvature in full takes too much memory; nothing has been reserved for it."""
+
+    remedy: ClassVar[str] = "use NGDWoodbury or NGDCG, which never form the matrix"
 
 
 def check_damping(damping: float) -> None:

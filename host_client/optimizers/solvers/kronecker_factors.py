@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -114,6 +114,8 @@ class _Replayed:
 
 class LibraryMissing(ImportError):
     """An optional dependency that is not installed; the message says how to install it."""
+
+    remedy: ClassVar[str] = "install it: pip install 'tngd-spu[kfac]'"
 
 
 def library() -> Any:

@@ -1,0 +1,25 @@
+"""Where a device's event log lies; imports nothing large, so that a wrong name is refused at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from spu_link.errors import LogUnusable
+
+HEADER = "log.json"
+"""What every log has."""
+
+
+def only_log(path: Path) -> Path:
+    """Return the folder of a log, from it or from one that holds it alone.
+
+    Raises:
+        LogUnusable: when there is none, or more than one.
+    """
+    if (path / HEADER).is_file():
+        return path
+    found = sorted(header.parent for header in path.glob(f"*/{HEADER}")) if path.is_dir() else []
+    if len(found) == 1:
+        return found[0]
+    names = f"several logs, name one of them: {', '.join(one.name for one in found)}" if found else f"no {HEADER}"
+    raise LogUnusable(f"{path} has {names}")
