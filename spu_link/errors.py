@@ -138,10 +138,20 @@ class SessionExpired(Persistent):
     code = "FAILED_PRECONDITION"
 
 
+class SessionClosed(SessionExpired):
+    """The session, or the connection it belongs to, was closed in this process; open a new one."""
+
+
 class StaleSession(Persistent):
     """A newer session has taken the device; this call came too late."""
 
     code = "ABORTED"
+
+
+class WrongProcess(Persistent):
+    """A connection, or what uses one, belongs to the process that made it, and was used in a forked child of it."""
+
+    code = "FAILED_PRECONDITION"
 
 
 class ClockMismatch(Persistent):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from host_client.curvature import Capture, Check, Criteria, Diverged, GradScaler, Kind, trained_parameters
+from host_client.frames import releasing
 from host_client.optimizers.change import Change
 from host_client.optimizers.descent import descend
 from host_client.optimizers.diverged import check_finite
@@ -255,6 +256,7 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
     def step(self, closure: Callable[[], float]) -> float: ...
 
     @torch.no_grad()
+    @releasing
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One step along the natural gradient.
 
@@ -298,6 +300,7 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         return loss
 
     @torch.no_grad()
+    @releasing
     def precondition(self) -> None:
         """Put g̃ in the place of the gradients, and leave the update to another optimizer of the same parameters.
 
@@ -436,7 +439,7 @@ class NaturalGradient(torch.optim.Optimizer, ABC):
         keep_direction(direction if self.hyperparameters["spring"] else None, self._parameters, self.state)
         self.steps += 1
         if self.capture is not None:
-            self.capture.forget_gradients()
+            self.capture.finish_step()
         self._pace()
 
     def _pace(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import asyncio
 
 import pytest
@@ -250,4 +252,4 @@ def test_devices_side_by_side_are_halted_and_counted_together() -> None:
         spu.halt("a test")
         for device in session._aio.devices:
             with pytest.raises(DeviceHalted):
-                wait(device.session._move(1.0))
+                wait(partial(device.session._move, 1.0))
