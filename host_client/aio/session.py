@@ -69,6 +69,11 @@ class Session(Owned):
         return self.bytes_by_path.total()
 
     @property
+    def closed(self) -> bool:
+        """Whether `close` has been called."""
+        return self._closed
+
+    @property
     def _link(self) -> Link:
         """The way to the device.
 

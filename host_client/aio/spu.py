@@ -278,13 +278,14 @@ class Spu(Owned):
         """Close the connection, and the sessions on it that are still open."""
         self.check_process()
         self.closed = True
-        try:
-            for session in list(self._sessions):
-                await session.close()
-        finally:
-            await self._link.close()
-            for spu in self._beside:
-                await spu.close()
+        sessions = (session.close() for session in list(self._sessions))
+        ended = await asyncio.gather(*sessions, return_exceptions=True)
+        await self._link.close()
+        for spu in self._beside:
+            await spu.close()
+        for error in ended:
+            if isinstance(error, BaseException):
+                raise error
 
     async def __aenter__(self) -> Self:
         """The connection itself."""

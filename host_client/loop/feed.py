@@ -119,7 +119,7 @@ class Feed:
             copied: whether to send a copy of it.
         """
         self.abandon()
-        if self._uploads.idle and self.lost is None and not self._closed:
+        if self._uploads.idle and self.lost is None and not self._is_closed:
             sent = operator.map(torch.clone) if copied and not self._session.copies_at_once else operator
             began = time.monotonic()
             upload = self._session.upload(sent, precision=precision)
@@ -260,8 +260,12 @@ class Feed:
         await self._background.over()
         await self._uploads.over()
 
+    @property
+    def _is_closed(self) -> bool:
+        return self._closed or self._session.closed
+
     def _check_open(self) -> None:
-        if self._closed:
+        if self._is_closed:
             raise closed(self._session)
 
     def _took_hold(self, one: HandOver) -> None:

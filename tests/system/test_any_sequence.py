@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from host_client import TNGD, Session, Spu, connect
 from host_client.blocking.thread import client_thread
-from spu_link.errors import DeviceBusy, DeviceUnavailable, SessionExpired, SpuError, WrongProcess
+from spu_link.errors import DeviceBusy, DeviceUnavailable, SpuError, WrongProcess
 from spu_link.operators import Rows
 from tests import profiles
 from tests.daemon import Daemon
@@ -236,7 +236,7 @@ class Training(RuleBasedStateMachine):
         raise AssertionError("it has not waited")
 
     def teardown(self) -> None:
-        self.close()
+        self.close(twice=False)
         self.close_the_connection()
         self.session = self.spu = self.optimizer = None
         gc.collect()
