@@ -136,18 +136,21 @@ def session_is_needed(name: str) -> bool:
 
 
 def test_a_driver_that_is_killed_in_the_middle_of_a_step(tmp_path_factory: pytest.TempPathFactory) -> None:
-    with Daemon(tmp_path_factory.mktemp("d") / "s", "--rate", "10") as daemon, connect(daemon.address) as spu:
-        with spu.session() as session:
-            model, criterion = nn.Linear(3, 2), nn.CrossEntropyLoss()
-            optimizer = TNGD(model, criterion, session, lr=0.1, damping=0.1, analog_time=600.0, patience=30.0)
-            criterion(model(torch.ones(4, 3)), torch.zeros(4, dtype=torch.long)).backward()
-            kill = threading.Timer(0.5, daemon.driver_process().kill)
-            kill.start()
-            watch = Undisturbed()
-            with pytest.raises(DeviceFault, match="SIGKILL"):
-                optimizer.step()
-            assert watch.seconds < 10.0
-            kill.join()
+    with (
+        Daemon(tmp_path_factory.mktemp("d") / "s", "--rate", "10") as daemon,
+        connect(daemon.address) as spu,
+        spu.session() as session,
+    ):
+        model, criterion = nn.Linear(3, 2), nn.CrossEntropyLoss()
+        optimizer = TNGD(model, criterion, session, lr=0.1, damping=0.1, analog_time=600.0, patience=30.0)
+        criterion(model(torch.ones(4, 3)), torch.zeros(4, dtype=torch.long)).backward()
+        kill = threading.Timer(0.5, daemon.driver_process().kill)
+        kill.start()
+        watch = Undisturbed()
+        with pytest.raises(DeviceFault, match="SIGKILL"):
+            optimizer.step()
+        assert watch.seconds < 10.0
+        kill.join()
 
 
 NOTEBOOK = """

@@ -244,6 +244,7 @@ session.close()
 """,
     "blocking calls within a running event loop": """
 async def cell():
+    asyncio.get_running_loop().slow_callback_duration = 60.0  # in debug mode it reports slow cells
     spu = connected()
     session = spu.open_session()
     trained = training(session)
@@ -251,6 +252,7 @@ async def cell():
     return spu, session, trained
 kept = asyncio.run(cell())
 async def next_cell():
+    asyncio.get_running_loop().slow_callback_duration = 60.0
     step(*kept[2])
 asyncio.run(next_cell())
 """,
