@@ -184,12 +184,26 @@ class SessionExpired(Persistent):
     code = "FAILED_PRECONDITION"
 
 
+class SessionClosed(SessionExpired):
+    """The session, or the connection it belongs to, was closed in this process."""
+
+    remedy: ClassVar[str] = "open a new session, or a new connection, and make what uses it anew"
+
+
 class StaleSession(Persistent):
     """A newer session has taken the device; this call came too late."""
 
     remedy: ClassVar[str] = "open a new session, and see that only one client uses the device"
 
     code = "ABORTED"
+
+
+class WrongProcess(Persistent):
+    """A connection, or what uses one, belongs to the process that made it, and was used in a forked child of it."""
+
+    remedy: ClassVar[str] = "call `connect` in the child, and open a session there"
+
+    code = "FAILED_PRECONDITION"
 
 
 class ClockMismatch(Persistent):

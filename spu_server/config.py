@@ -7,7 +7,7 @@ import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
@@ -31,6 +31,10 @@ class BadSettings(ValueError):
         problems: for each, where it was made (``--rate``, ``SPU_RATE``, ``rate in spu.toml``), and words that go on
             from there.
     """
+
+    remedy: ClassVar[str] = (
+        "correct the option, environment variable or line of the file that the message names"
+    )
 
     def __init__(self, problems: Sequence[tuple[str, str]]) -> None:
         super().__init__("; ".join(where + words for where, words in problems))

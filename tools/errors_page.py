@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import grpc
 import torch
 from torch import Tensor, nn
 
@@ -30,7 +29,8 @@ from host_client.record import load
 from host_client.timeline import parse_steps
 from spu_link import wire
 from spu_link.operators import Dense, Kept, Rows
-from spu_server.addresses import bind
+from spu_server.addresses import Endpoints
+from spu_server.config import ServeSettings
 from spu_server.event_log import Log
 from spu_server.sessions import Sessions
 from tngd.spu.v1 import spu_pb2 as pb
@@ -56,6 +56,7 @@ WITHOUT_EXAMPLE = {
     "DeviceUnavailable": "waits for a connection",
     "DriverUnusable": "needs a broken distribution",
     "Clipped": "needs a board",
+    "WrongProcess": "needs a forked process",
     "NotInLog": "needs a recorded run",
     "Persistent": "a base class",
     "Retryable": "a base class",
@@ -137,6 +138,13 @@ def sessions(case: str) -> None:
     if case == "stale":
         known.open("training on host-b", 10.0)
     known.check(pb.SessionRef() if case == "required" else first)
+
+
+def closed() -> None:
+    """Use a session after its end."""
+    with device() as session:
+        session.close()
+        session.advance(1.0)
 
 
 def corrupt() -> None:
@@ -242,7 +250,7 @@ def in_use() -> None:
 
 async def remote() -> None:
     """Listen where other machines can reach the daemon."""
-    await bind(grpc.aio.server(), ["0.0.0.0:50051"], insecure_remote=False)
+    await Endpoints().bind(["0.0.0.0:50051"], insecure_remote=False)
 
 
 def call(function: Callable[[Session], object], **options: Any) -> Callable[[], None]:
@@ -264,6 +272,7 @@ X = torch.arange(12.0).view(4, 3).sin()
 
 EXAMPLES: dict[str, Callable[[], object]] = {
     "AddressError": lambda: asyncio.run(remote()),
+    "BadSettings": lambda: ServeSettings.load(None, rate=-1.0),
     "CapacityExceeded": call(lambda session: session.program(Dense(torch.eye(3)), torch.ones(3), damping=0.1), cells=2),
     "CheckpointUnusable": lambda: checkpoint.load(NOWHERE),
     "ClockMismatch": call(lambda session: session.advance(1.0), clock="free"),
@@ -287,6 +296,7 @@ EXAMPLES: dict[str, Callable[[], object]] = {
     "OperatorGone": call(lambda session: session.program(Kept(3, 2), DRIVE, damping=0.1)),
     "ProtocolError": over,
     "ReadInPast": past,
+    "SessionClosed": closed,
     "SessionExpired": lambda: sessions("expired"),
     "SessionRequired": lambda: sessions("required"),
     "StaleSession": lambda: sessions("stale"),

@@ -12,9 +12,10 @@ from weakref import WeakSet
 
 from host_client.aio.upload import Upload
 from host_client.clock import ClockAgreement
+from host_client.forked import Owned
 from host_client.links.base import Capacity, Link
 from spu_link.device_time import DeviceTime
-from spu_link.errors import DeadlineExceeded, DeviceUnavailable, SpuError
+from spu_link.errors import DeadlineExceeded, DeviceUnavailable, SessionClosed, SpuError
 from spu_link.operators import Kept, Operator
 from spu_link.operators.base import ArrayLike
 from spu_link.precision import Precision
@@ -35,7 +36,7 @@ LONGEST_WAIT = 1e8
 """Longest wait that a call is given for device time to come, in seconds: three years."""
 
 
-class Session:
+class Session(Owned):
     """Exclusive use of a device, kept alive by a heartbeat. Made by `Spu.session`.
 
     It lives in one epoch of the device, and refuses a `DeviceTime` of another one.
@@ -54,16 +55,41 @@ class Session:
         self.clock = clock
         self.bytes_by_path: Counter[str] = Counter()
         self.device_time = DeviceTime(0.0, ref.epoch)
-        self._link = link
+        self._way = link
         self._ref = ref
         self._ttl, self._holder = ttl, holder
         self._feeds: WeakSet[Feed] = WeakSet()
+        self._closing = asyncio.Lock()
+        self._closed = self._given_back = False
         self._heartbeat = asyncio.create_task(self._beat(ttl / HEARTBEATS))
 
     @property
     def uploaded_bytes(self) -> int:
         """Bytes of tensors uploaded so far."""
         return self.bytes_by_path.total()
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` has been called."""
+        return self._closed
+
+    @property
+    def _link(self) -> Link:
+        """The way to the device.
+
+        Raises:
+            WrongProcess: in a forked child.
+            SessionClosed: after `close`.
+        """
+        self.check_process()
+        if self._closed and not self.spu.closed:  # of a closed connection the link tells
+            raise SessionClosed(
+                f"this session on {self.spu.address} was closed in this process; open a new one with spu.session()",
+                field="session",
+                found=self._ref.fencing,
+                expected="a session that is open",
+            )
+        return self._way
 
     async def program(
         self,
@@ -241,7 +267,7 @@ class Session:
         await self.spu.renew()
         await self._link.close_session(self._ref, timeout=self.spu.timeout)  # no error where it has ended
         self._ref = await self._link.open_session(self._holder, self._ttl, timeout=self.spu.timeout)
-        self.clock = await self.spu._agree()
+        self.clock = await self.spu._agree(asyncio.get_running_loop().time() + self.spu.timeout)
         self.device_time = DeviceTime(0.0, self.epoch)
         self._heartbeat = asyncio.create_task(self._beat(self._ttl / HEARTBEATS))
 
@@ -259,7 +285,7 @@ class Session:
         Raises:
             Unsupported: when the device has no feature ``"state"``.
         """
-        return await self._link.save_state(self._ref, timeout=timeout or self.spu.timeout)
+        return await self._link.save_state(self._ref, timeout=self._timeout(timeout))
 
     async def restore_state(self, state: bytes, *, timeout: float | None = None) -> Restored:
         """Let a saved state take hold: from there on everything is, bit for bit, as if it had not been interrupted.
@@ -276,18 +302,24 @@ class Session:
             CapacityExceeded: when the device is too small for it.
             Unsupported: when the device has no feature ``"state"``.
         """
-        restored = await self._link.restore_state(self._ref, state, timeout=timeout or self.spu.timeout)
+        restored = await self._link.restore_state(self._ref, state, timeout=self._timeout(timeout))
         self._learn(restored.time)
         return restored
 
     async def close(self) -> None:
-        """Give the device back; a daemon that is gone has done so already."""
-        for feed in self._feeds:
-            await feed.close()
-        self._heartbeat.cancel()
-        await asyncio.gather(self._heartbeat, return_exceptions=True)
-        with suppress(DeviceUnavailable):
-            await self._link.close_session(self._ref, timeout=self.spu.timeout)
+        """Give the device back, also while calls are under way; a daemon that is gone has done so already."""
+        self.check_process()
+        async with self._closing:
+            if self._given_back:
+                return
+            self._closed = True
+            for feed in list(self._feeds):
+                await feed.close()
+            self._heartbeat.cancel()
+            await asyncio.gather(self._heartbeat, return_exceptions=True)
+            with suppress(DeviceUnavailable):
+                await self._way.close_session(self._ref, timeout=self.spu.timeout)
+            self._given_back = True
 
     def _upload(self, operator: Operator, precision: Precision | None) -> Upload:
         """A program on its way; nothing is sent yet."""
@@ -295,8 +327,11 @@ class Session:
 
     async def _move(self, duration: float, timeout: float | None = None) -> float:
         """Move the stepped clock of this device alone."""
-        time = await self._link.advance(self._ref, duration, timeout=timeout or self.spu.timeout)
+        time = await self._link.advance(self._ref, duration, timeout=self._timeout(timeout))
         return self._learn(time)
+
+    def _timeout(self, timeout: float | None) -> float:
+        return self.spu.timeout if timeout is None else timeout
 
     def _seconds_until(self, at: float | None) -> float:
         """Wall time that the device's own evolution may take at most until device time `at`."""

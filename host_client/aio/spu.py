@@ -8,9 +8,11 @@ import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self
+from weakref import WeakSet
 
 from host_client.aio.session import Session
-from host_client.clock import ClockAgreement
+from host_client.clock import ClockAgreement, Exchange
+from host_client.forked import Owned, renew_grpc
 from host_client.links.base import Capacity, Info, Link
 from spu_link.addresses import is_address, path_fault, socket_path
 from spu_link.errors import ClockMismatch, SpuError
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
 EXCHANGES = 4
 """Questions after the device's time when a session opens; each heartbeat asks once more."""
+
+GOODBYE_SECONDS = 1.0
+"""Longest wait to give a device back after a call on it has failed already."""
 
 
 async def connect(
@@ -84,6 +89,7 @@ async def _connect(address: str, timeout: float, device: dict[str, Any]) -> Spu:
             raise mismatch("address", repr(address), f"another path: this one {fault}")
         if device:
             raise TypeError(f"{', '.join(device)}: options of an inproc: device; a daemon has its own")
+        renew_grpc()
         from host_client.links.remote import RemoteLink
 
         link = RemoteLink(address)
@@ -96,21 +102,34 @@ async def _connect(address: str, timeout: float, device: dict[str, Any]) -> Spu:
         raise
 
 
-class Spu:
+class Spu(Owned):
     """A connection to one device. Made by `connect`.
 
     Attributes:
         address: where it leads.
         timeout: deadline of every call, in seconds of wall time.
+        closed: whether `close` has been called.
     """
 
     def __init__(self, link: Link, info: Info, timeout: float) -> None:
         self.address = link.address
         self.timeout = timeout
-        self._link = link
+        self.closed = False
+        self._way = link
+        self._sessions: WeakSet[Session] = WeakSet()
         self._at_connect = info
         self._embedding: Embedding | None = None
         self._beside: list[Spu] = []
+
+    @property
+    def _link(self) -> Link:
+        """The way to the device.
+
+        Raises:
+            WrongProcess: in a forked child.
+        """
+        self.check_process()
+        return self._way
 
     def _embed(self, embedding: Embedding | None, beside: Sequence[Spu]) -> None:
         """Open sessions under an embedding from now on, with other devices, which are closed with this one."""
@@ -213,7 +232,13 @@ class Spu:
             DeviceBusy: while another session lives.
         """
         if self._embedding is None:
-            return Session(*await self._open(ttl, holder))
+            session = Session(*await self._open(ttl, holder))
+        else:
+            session = await self._open_embedded(self._embedding, ttl, holder)
+        self._sessions.add(session)
+        return session
+
+    async def _open_embedded(self, embedding: Embedding, ttl: float, holder: str | None) -> Session:
         from host_client.embeddings.session import EmbeddedSession
 
         async with AsyncExitStack() as stack:
@@ -223,33 +248,46 @@ class Spu:
                 stack.push_async_callback(beside[-1].close)
             opened = await self._open(ttl, holder)
             stack.pop_all()
-        return EmbeddedSession(*opened, embedding=self._embedding, beside=beside)
+        return EmbeddedSession(*opened, embedding=embedding, beside=beside)
 
     async def _open(
         self, ttl: float, holder: str | None
     ) -> tuple[Spu, Link, pb.SessionRef, float, str, ClockAgreement]:
         """The arguments of a session."""
         holder = holder or f"{os.environ.get('USER', 'user')}@{socket.gethostname()}:{os.getpid()}"
+        deadline = asyncio.get_running_loop().time() + self.timeout
         ref = await self._link.open_session(holder, ttl, timeout=self.timeout)
         try:
-            clock = await self._agree()
+            clock = await self._agree(deadline)
         except BaseException:
             with suppress(SpuError):
-                await self._link.close_session(ref, timeout=self.timeout)
+                await self._link.close_session(ref, timeout=min(self.timeout, GOODBYE_SECONDS))
             raise
         return self, self._link, ref, ttl, holder, clock
 
-    async def _agree(self) -> ClockAgreement:
-        clock = ClockAgreement(await self._link.time(timeout=self.timeout))
+    async def _agree(self, deadline: float) -> ClockAgreement:
+        """Compare clocks; `deadline` is in seconds of the loop's clock."""
+
+        async def asked() -> Exchange:
+            return await self._link.time(timeout=max(0.0, deadline - asyncio.get_running_loop().time()))
+
+        clock = ClockAgreement(await asked())
         for _ in range(EXCHANGES - 1):
-            clock.add(await self._link.time(timeout=self.timeout))
+            clock.add(await asked())
         return clock
 
     async def close(self) -> None:
-        """Let go of the connection; sessions still open end with their time to live."""
+        """Close the connection, and the sessions on it that are still open."""
+        self.check_process()
+        self.closed = True
+        sessions = (session.close() for session in list(self._sessions))
+        ended = await asyncio.gather(*sessions, return_exceptions=True)
         await self._link.close()
         for spu in self._beside:
             await spu.close()
+        for error in ended:
+            if isinstance(error, BaseException):
+                raise error
 
     async def __aenter__(self) -> Self:
         """The connection itself."""

@@ -70,10 +70,10 @@ class Upload:
         if self._upload is not None and self.operator.nbytes:
             self._beginning = asyncio.create_task(self._upload.begin())
 
-    async def begun(self) -> None:
-        """Wait until what `begin` does is done, or has failed, which is told later."""
+    async def begun(self, timeout: float | None = None) -> None:
+        """Wait until what `begin` does is done, or has failed, which is told later; `timeout` seconds at most."""
         if self._beginning is not None:
-            await asyncio.wait([self._beginning])
+            await asyncio.wait([self._beginning], timeout=timeout)
 
     async def program(
         self,
@@ -87,7 +87,7 @@ class Upload:
     ) -> Applied:
         """Send the rest; returns when the program has taken hold. Arguments and errors as of `Session.program`."""
         program = await self._program(drive, damping, noise, start, not_before)
-        async with aclosing(self._finish(program, [], not_before, timeout)) as events:
+        async with aclosing(self._finish(program, [], not_before, self._deadline([], not_before, timeout))) as events:
             applied = await anext(events)
         assert isinstance(applied, Applied)
         return applied
@@ -143,15 +143,19 @@ class Upload:
         session = self._session
         program = await self._program(drive, damping, noise, start, not_before)
         stepped = session.spu.clock == "stepped"
-        # More than once where a sum has been rounded down: each time goes on by at least the last digit.
-        while stepped and not_before is not None and not_before > session.device_time:
-            await session._move(not_before - session.device_time)
-        async with aclosing(self._finish(program, reads, not_before, timeout)) as events:
-            yield await anext(events)
-            if stepped:
-                await session._move(length)
-            async for event in events:
-                yield event
+        deadline = self._deadline(reads, not_before, timeout)
+        try:
+            # More than once where a sum has been rounded down: each time goes on by at least the last digit.
+            while stepped and not_before is not None and not_before > session.device_time:
+                await session._move(not_before - session.device_time, _left(deadline))
+            async with aclosing(self._finish(program, reads, not_before, deadline)) as events:
+                yield await anext(events)
+                if stepped:
+                    await session._move(length, _left(deadline))
+                async for event in events:
+                    yield event
+        finally:
+            await self.abandon()
 
     async def abandon(self) -> None:
         """Break off, unless it is over. Nothing is left behind, and the old program goes on."""
@@ -186,23 +190,26 @@ class Upload:
             await self.abandon()
             raise
 
+    def _deadline(self, reads: Sequence[ReadPlan], not_before: float | None, timeout: float | None) -> float:
+        """When everything must be over, in seconds of the loop's clock."""
+        if timeout is None:
+            session = self._session
+            last = max((read.after for read in reads), default=0.0)
+            timeout = session.spu.timeout + session._seconds_until((not_before or session.device_time) + last)
+        return asyncio.get_running_loop().time() + timeout
+
     async def _finish(
-        self, program: Program, reads: Sequence[ReadPlan], not_before: float | None, timeout: float | None
+        self, program: Program, reads: Sequence[ReadPlan], not_before: float | None, deadline: float
     ) -> AsyncGenerator[Applied | Reading, None]:
         session = self._session
         if self._over:
             raise ProtocolError("this upload is over; begin another one", field="upload", found="over")
-        if timeout is None:
-            last = max((read.after for read in reads), default=0.0)
-            timeout = session.spu.timeout + session._seconds_until((not_before or session.device_time) + last)
         upload = self._upload
         assert upload is not None  # else there is no program
-        deadline = asyncio.get_running_loop().time() + timeout
         try:
             if self._beginning is not None:
                 await until(deadline, "program", self._beginning)
-            left = deadline - asyncio.get_running_loop().time()
-            async with aclosing(upload.finish(program, reads, not_before, timeout=left)) as events:
+            async with aclosing(upload.finish(program, reads, not_before, timeout=_left(deadline))) as events:
                 self._over = True
                 async for event in events:
                     if isinstance(event, Applied):
@@ -211,3 +218,8 @@ class Upload:
                     yield event
         finally:
             await self.abandon()
+
+
+def _left(deadline: float) -> float:
+    """Seconds until a deadline; a call that is given none of them ends at once."""
+    return max(0.0, deadline - asyncio.get_running_loop().time())

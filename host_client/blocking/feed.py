@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from host_client.blocking.thread import follow, post, wait, waiting
+from host_client.blocking.facade import Facade, waiting
+from host_client.blocking.thread import follow, post, wait
 from host_client.loop import Freshness
 from host_client.loop import feed as aio_feed
 from host_client.loop.arrivals import Arrived
@@ -15,15 +17,19 @@ from spu_link.errors import SpuError
 from spu_link.operators import Operator
 from spu_link.precision import Precision
 
+if TYPE_CHECKING:
+    from host_client.blocking.session import Session
 
-class Feed:
+
+class Feed(Facade[aio_feed.Feed]):
     """Programs to a device in the background, and its readings back. Made by `Session.feed`.
 
     See `host_client.loop.feed.Feed`.
     """
 
-    def __init__(self, feed: aio_feed.Feed) -> None:
-        self._aio = feed
+    def __init__(self, feed: aio_feed.Feed, session: Session) -> None:
+        super().__init__(feed, feed.close)
+        self._session = session  # which lives as long
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -41,7 +47,6 @@ class Feed:
         return self._aio.free_from
 
     back = waiting(aio_feed.Feed.back)
-    close = waiting(aio_feed.Feed.close)
 
     def begin(self, operator: Operator, precision: Precision | None, *, copied: bool) -> None:
         """Send an operator ahead of the rest, if nothing else is under way."""
@@ -74,19 +79,21 @@ class Feed:
             TooStale: when none came in time that will do.
             SpuError: why the device is lost, or has refused a program.
         """
-
-        async def exchange() -> list[Arrived]:
-            number = self._aio.hand_over(operator, drive, **options)
-            await self._aio.copied()
-            return await self._aio.readings(number, freshness, timeout=timeout, together=together)
-
         follow([operator, drive])
-        return wait(exchange())
+        called = partial(
+            self._aio.exchange, operator, drive, freshness=freshness, timeout=timeout, together=together, **options
+        )
+        del operator, drive, options  # an error that somebody keeps would keep them
+        try:
+            return wait(called)
+        finally:
+            del called
 
     def resume(self, free_from: float, operator: Operator | None, sequence: int) -> None:
         """The device's state has been restored. See `host_client.loop.feed.Feed.resume`."""
+        feed = self._aio
 
         async def resume() -> None:
-            self._aio.resume(free_from, operator, sequence)
+            feed.resume(free_from, operator, sequence)
 
-        wait(resume())
+        wait(resume)

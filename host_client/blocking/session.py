@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from host_client import aio
+from host_client.blocking.facade import Facade, waiting
 from host_client.blocking.feed import Feed
-from host_client.blocking.thread import follow, wait, waiting
+from host_client.blocking.thread import follow, wait
 from host_client.blocking.upload import Upload
 from host_client.clock import ClockAgreement
 from host_client.links.base import Capacity
 from host_client.loop import OnLoss
-from host_client.loop import feed as aio_feed
 from host_client.record.events import Event
 from spu_link.device_time import DeviceTime
 from spu_link.operators import Operator
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from host_client.embeddings import Embedding
 
 
-class Session:
+class Session(Facade[aio.Session]):
     """Exclusive use of a device, kept alive by a heartbeat. Made by `Spu.session`.
 
     Attributes:
@@ -32,8 +32,8 @@ class Session:
     """
 
     def __init__(self, spu: Spu, session: aio.Session) -> None:
+        super().__init__(session, session.close)
         self.spu = spu
-        self._aio = session
 
     @property
     def capacity(self) -> Capacity:
@@ -76,16 +76,16 @@ class Session:
     advance = waiting(aio.Session.advance)
     save_state = waiting(aio.Session.save_state)
     restore_state = waiting(aio.Session.restore_state)
-    close = waiting(aio.Session.close)
 
     def upload(self, operator: Operator, *, precision: Precision | None = None) -> Upload:
         """Begin to upload a program whose operator is known before the rest. See `host_client.aio.Session.upload`."""
+        session = self._aio
 
-        async def begin() -> aio.Upload:
-            return self._aio.upload(operator, precision=precision)
+        async def begin() -> Upload:
+            return Upload(session.upload(operator, precision=precision), self)
 
         follow([operator])
-        return Upload(wait(begin()))
+        return wait(begin)
 
     def feed(
         self,
@@ -95,8 +95,9 @@ class Session:
         counts: Counter[str] | None = None,
     ) -> Feed:
         """Feed the device in the background. See `host_client.aio.Session.feed`."""
+        session = self._aio
 
-        async def make() -> aio_feed.Feed:
-            return self._aio.feed(on_loss=on_loss, record=record, counts=counts)
+        async def make() -> Feed:
+            return Feed(session.feed(on_loss=on_loss, record=record, counts=counts), self)
 
-        return Feed(wait(make()))
+        return wait(make)

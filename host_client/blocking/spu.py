@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 from host_client import aio
+from host_client.blocking.facade import Facade, waiting
 from host_client.blocking.session import Session
-from host_client.blocking.thread import wait, waiting
+from host_client.blocking.thread import client_thread, wait
 from host_client.links.base import Info
 
 if TYPE_CHECKING:
@@ -37,14 +38,19 @@ def connect(
         DeviceUnavailable: when no daemon answers there.
         InvalidProgram, ClockMismatch: see `host_client.aio.connect`.
     """
-    return Spu(wait(aio.connect(address, embedding=embedding, timeout=timeout, **device)))
+
+    async def connected() -> Spu:  # made there: if the call is interrupted, nobody refers to it, and it is closed
+        return Spu(await aio.connect(address, embedding=embedding, timeout=timeout, **device))
+
+    return wait(connected)
 
 
-class Spu:
+class Spu(Facade[aio.Spu]):
     """A connection to one device. Made by `connect`."""
 
     def __init__(self, connection: aio.Spu) -> None:
-        self._aio = connection
+        super().__init__(connection, connection.close)
+        client_thread().connections.add(connection)
 
     @property
     def address(self) -> str:
@@ -74,11 +80,10 @@ class Spu:
     @property
     def info(self) -> Info:
         """What the device is and how it stands now."""
-        return wait(self._aio.info())
+        return wait(self._aio.info)
 
     report = waiting(aio.Spu.report)
     halt = waiting(aio.Spu.halt)
-    close = waiting(aio.Spu.close)
 
     @contextmanager
     def session(self, *, ttl: float = 10.0, holder: str | None = None) -> Iterator[Session]:
@@ -103,7 +108,12 @@ class Spu:
         Raises:
             DeviceBusy: while another session lives.
         """
-        return Session(self, wait(self._aio.open_session(ttl=ttl, holder=holder)))
+        connection = self._aio
+
+        async def opened() -> Session:
+            return Session(self, await connection.open_session(ttl=ttl, holder=holder))
+
+        return wait(opened)
 
     def __enter__(self) -> Self:
         """The connection itself."""

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from host_client import aio
-from host_client.blocking.thread import waiting
+from host_client.blocking.facade import Facade, waiting
 from spu_link.operators import Operator
 
+if TYPE_CHECKING:
+    from host_client.blocking.session import Session
 
-class Upload:
+
+class Upload(Facade[aio.Upload]):
     """A program on its way: the operator first, then the rest. Made by `Session.upload`; see `host_client.aio.Upload`.
 
     Bytes go in the background. One call of `program`, `solve` or `abandon` ends it, or the end of a ``with`` block.
     """
 
-    def __init__(self, upload: aio.Upload) -> None:
-        self._aio = upload
+    def __init__(self, upload: aio.Upload, session: Session) -> None:
+        super().__init__(upload, upload.abandon)
+        self._session = session  # which lives as long
 
     @property
     def operator(self) -> Operator:
@@ -30,7 +34,10 @@ class Upload:
 
     program = waiting(aio.Upload.program)
     solve = waiting(aio.Upload.solve)
-    abandon = waiting(aio.Upload.abandon)
+
+    def abandon(self) -> None:
+        """Break off, unless it is over. Nothing is left behind, and the old program goes on."""
+        self.close()
 
     def __enter__(self) -> Self:
         """The upload itself."""

@@ -123,7 +123,7 @@ class Capture:
             handles.append(model.register_forward_pre_hook(_Switch(watch, on=True)))
         if criterion is None:
             handles.append(model.register_forward_hook(_Switch(watch, on=False), always_call=True))
-        self._watch = watch
+        self._watch, self._handles = watch, handles
         self._remove_hooks = weakref.finalize(self, _remove, handles, watch, self._gradients)
 
     def bound_for(self, device: Capacity, *, itemsize: int | None = None) -> None:
@@ -190,8 +190,17 @@ class Capture:
         return [one.curvature.operator for one in self._gradients.held()]
 
     def forget_gradients(self) -> None:
-        """Start over: the parameters' gradients have been used, or set to zero."""
+        """Start over: the parameters' gradients have been dropped."""
         self._gradients.forget()
+
+    def finish_step(self) -> None:
+        """Start over: a step has used the gradients. What belonged to it is released; a kept loss holds none of it."""
+        self._gradients.release()
+        self._operator = None
+
+    def own(self, handle: RemovableHandle) -> None:
+        """Remove one more hook of the model when the capture is closed, or gone."""
+        self._handles.append(handle)
 
     def close(self) -> None:
         """Remove the hooks and release the last operator. The model is as it was."""
@@ -298,5 +307,5 @@ def _listed(criterion: Criteria) -> list[Criterion]:
 def _remove(handles: list[RemovableHandle], watch: Watch, gradients: Gradients) -> None:
     for handle in handles:
         handle.remove()
-    watch.stop()
+    watch.close()
     gradients.close()

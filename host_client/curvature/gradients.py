@@ -162,7 +162,7 @@ class Gradients:
         return weights
 
     def forget(self) -> None:
-        """Start over: the gradients have been used, or dropped. Losses yet to be differentiated stay known."""
+        """Start over: the gradients have been dropped. Losses yet to be differentiated stay known."""
         for one in self._passes:
             if one.run in self._accumulated:
                 one.note.curvature = None
@@ -170,13 +170,17 @@ class Gradients:
         self._accumulated.clear()
         self._known.clear()
 
+    def release(self) -> None:
+        """Start over: the gradients have been used. Whoever keeps a loss keeps no curvature with it."""
+        for note in self._notes:
+            note.curvature = None
+        self.forget()
+
     def close(self) -> None:
         """Remove the hooks, and release everything."""
         for handle in self._handles:
             handle.remove()
-        for note in self._notes:
-            note.curvature = None
-        self.forget()
+        self.release()
 
     def _differentiate(self, note: Note, factor: Tensor) -> None:
         """Hook on a loss: its gradients are on their way."""

@@ -6,6 +6,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from host_client.frames import release_frames
+
 
 class WeakHook:
     """A hook that neither keeps its owner alive nor goes along with a copy of the module, pickled ones included."""
@@ -17,7 +19,11 @@ class WeakHook:
         """The method, if its owner still lives."""
         method = self._method and self._method()
         if method:
-            method(*args)
+            try:
+                method(*args)
+            except BaseException as error:
+                release_frames(error)
+                raise
 
     def __reduce__(self) -> tuple[type[WeakHook], tuple[None]]:
         return WeakHook, (None,)

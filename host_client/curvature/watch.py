@@ -42,6 +42,11 @@ class Watch(TorchFunctionMode):
             _put_modes([mode for mode in _take_modes() if mode is not self])
             self._active = False
 
+    def close(self) -> None:
+        """See no more calls, also where it is active in another thread, whose stack of modes is out of reach."""
+        self._functions = frozenset()
+        self.stop()
+
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:

@@ -143,11 +143,12 @@ class EmbeddedSession(Session):
 
     async def close(self) -> None:
         """Give all devices back."""
-        try:
-            await super().close()
-        finally:
-            for one in self._beside:
-                await one.close()
+        every = (super().close(), *(one.close() for one in self._beside))
+        ended = await asyncio.gather(*every, return_exceptions=True)
+        self._forget()
+        for error in ended:
+            if isinstance(error, BaseException):
+                raise error
 
     def check_single(self, what: str) -> None:
         """Refuse what only makes sense where the state of one device is g̃.

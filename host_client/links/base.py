@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypeVar
 
 from host_client.clock import Exchange
+from host_client.forked import Owned
 from spu_link.device_time import DeviceTime
 from spu_link.errors import DeadlineExceeded
 from spu_link.operators import Operator
@@ -178,7 +179,7 @@ async def until(deadline: float, call: str, awaitable: Awaitable[T]) -> T:
         ) from None
 
 
-class Link(ABC):
+class Link(Owned, ABC):
     """One way to one device. Every call raises an `SpuError` when it fails, and none waits longer than its deadline."""
 
     address: str

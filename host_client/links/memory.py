@@ -8,6 +8,7 @@ import mmap
 import os
 import socket
 import sys
+import weakref
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
@@ -109,7 +110,7 @@ class SharedMemory:
         self._held = 0  # regions that the daemon knows, or soon will
         self._socket: socket.socket | None = None
         self._asking = asyncio.Lock()
-        self._unclaimed: set[asyncio.Task[Any]] = set()  # requests whose callers have been cancelled
+        self._unclaimed: set[asyncio.Task[Any]] = set()  # requests that nobody waits for
         self._broken = not hasattr(os, "memfd_create")
 
     async def take(self, nbytes: int) -> Region | None:
@@ -128,10 +129,13 @@ class SharedMemory:
         if not self._broken:
             self._free.append(region)
 
-    async def drop(self, region: Region) -> None:
-        """Take a region out of use: after a call that was broken off, the daemon may still read or write it."""
+    def drop(self, region: Region) -> None:
+        """Take a region out of use: after a call that was broken off, the daemon may still read or write it.
+
+        Nobody waits for the daemon to hear of it.
+        """
         if not self._broken:
-            await self._shielded(self._unregister(region))
+            self._go_on(asyncio.create_task(self._unregister(region)))
 
     async def _unregister(self, region: Region) -> None:
         try:
@@ -155,7 +159,7 @@ class SharedMemory:
     async def _grown(self, nbytes: int) -> Region | None:
         """A new region, with some room to spare; one that is too small makes way for it."""
         if self._free:
-            await self.drop(self._free.pop(0))
+            await self._shielded(self._unregister(self._free.pop(0)))
         if self._broken or self._held >= MAX_REGIONS:
             return None
         self._held += 1
@@ -173,15 +177,19 @@ class SharedMemory:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            self._unclaimed.add(task)
-
-            def ended(task: asyncio.Task[T]) -> None:
-                self._unclaimed.discard(task)
-                if unclaimed is not None and not task.cancelled() and task.exception() is None:
-                    unclaimed(task.result())
-
-            task.add_done_callback(ended)
+            self._go_on(task, unclaimed)
             raise
+
+    def _go_on(self, task: asyncio.Task[T], unclaimed: Callable[[T], None] | None = None) -> None:
+        """Complete a request that nobody waits for; `unclaimed` is called with its result."""
+        self._unclaimed.add(task)
+
+        def ended(task: asyncio.Task[T]) -> None:
+            self._unclaimed.discard(task)
+            if unclaimed is not None and not task.cancelled() and task.exception() is None:
+                unclaimed(task.result())
+
+        task.add_done_callback(ended)
 
     def _keep(self, region: Region | None) -> None:
         if region is not None:
@@ -213,6 +221,7 @@ class SharedMemory:
         async with self._asking, asyncio.timeout(ANSWER_SECONDS):
             if self._socket is None:
                 self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                weakref.finalize(self, self._socket.close)  # also if an event loop ends without `close`
                 self._socket.setblocking(False)
                 await loop.sock_connect(self._socket, self._address.removeprefix("unix:"))
             socket.send_fds(self._socket, [request.SerializeToString()], descriptors)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import grpc
 
 from host_client.clock import Exchange
-from host_client.links.base import Info, Link, Upload
+from host_client.links.base import Info, Link, Upload, until
 from host_client.links.memory import SharedMemory
 from host_client.links.responses import errors, received
 from host_client.links.state import restored, saved
 from host_client.links.upload import SMALL_BYTES, RemoteUpload
 from spu_link.addresses import channel_options, channel_target
+from spu_link.errors import DeviceUnavailable
 from spu_link.operators import Operator
 from spu_link.precision import Precision
 from spu_link.program import Reading, Restored
@@ -37,10 +39,16 @@ class RemoteLink(Link):
     def __init__(self, address: str) -> None:
         self.address = address
         options = [*RECONNECT, *channel_options(address)]
-        self._channel = grpc.aio.insecure_channel(channel_target(address), options=options)
+        self._channel: grpc.aio.Channel | None = grpc.aio.insecure_channel(channel_target(address), options=options)
         self._info: Info | None = None
         self._memories: dict[str, SharedMemory] = {}  # by the session's id
-        self._stub: spu_pb2_grpc.SpuServiceAsyncStub = spu_pb2_grpc.SpuServiceStub(self._channel)
+        self._calls: spu_pb2_grpc.SpuServiceAsyncStub | None = spu_pb2_grpc.SpuServiceStub(self._channel)
+
+    @property
+    def _stub(self) -> spu_pb2_grpc.SpuServiceAsyncStub:
+        if self._calls is None:
+            raise DeviceUnavailable(f"the connection to {self.address} is closed", field="address", found=self.address)
+        return self._calls
 
     async def info(self, *, timeout: float) -> Info:
         """What the device is and how it stands."""
@@ -99,23 +107,27 @@ class RemoteLink(Link):
 
     async def read(self, session: pb.SessionRef, at: float | None, window: float, *, timeout: float) -> Reading:
         """Take one reading."""
+        deadline = asyncio.get_running_loop().time() + timeout
         with errors(self.address, "Read"):
-            request = pb.ReadRequest(session=session, at=at, window=window)
-            memory = self._memories.get(session.id)
-            room = memory.reading_bytes if memory else 0
-            region = await memory.take(room) if memory and room > SMALL_BYTES else None
-            if region is None:
-                return await received(self._stub.Read(request, timeout=timeout).read, self.address, session.epoch, None)
-            assert memory is not None
-            request.into.CopyFrom(pb.Place(region=region.number, offset=0, nbytes=region.nbytes))
-            try:
-                call = self._stub.Read(request, timeout=timeout)
-                reading = await received(call.read, self.address, session.epoch, region)
-            except BaseException:
-                await memory.drop(region)
-                raise
-            memory.give_back(region)
-            return reading
+            return await until(deadline, "read", self._read(session, at, window, timeout))
+
+    async def _read(self, session: pb.SessionRef, at: float | None, window: float, timeout: float) -> Reading:
+        request = pb.ReadRequest(session=session, at=at, window=window)
+        memory = self._memories.get(session.id)
+        room = memory.reading_bytes if memory else 0
+        region = await memory.take(room) if memory and room > SMALL_BYTES else None
+        if region is None:
+            return await received(self._stub.Read(request, timeout=timeout).read, self.address, session.epoch, None)
+        assert memory is not None
+        request.into.CopyFrom(pb.Place(region=region.number, offset=0, nbytes=region.nbytes))
+        try:
+            call = self._stub.Read(request, timeout=timeout)
+            reading = await received(call.read, self.address, session.epoch, region)
+        except BaseException:
+            memory.drop(region)
+            raise
+        memory.give_back(region)
+        return reading
 
     async def save_state(self, session: pb.SessionRef, *, timeout: float) -> bytes:
         """The device's whole state."""
@@ -135,4 +147,7 @@ class RemoteLink(Link):
         for memory in self._memories.values():
             memory.close()
         self._memories.clear()
-        await self._channel.close()
+        channel, self._channel = self._channel, None
+        self._calls = None  # with it and the channel, descriptors and a thread of gRPC go
+        if channel is not None:
+            await channel.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -66,4 +67,13 @@ def errors(address: str, call: str) -> Iterator[None]:
             raise DeviceUnavailable(f"{call}: the connection to {address} broke off while bytes were sent") from None
         raise from_rpc_error(error, call=call, address=address) from None
     except grpc.aio.UsageError:
-        raise DeviceUnavailable(f"{call}: the connection to {address} is closed") from None
+        raise _closed(call, address) from None
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise _closed(call, address) from None  # gRPC cancels the calls of a channel that is closed
+
+
+def _closed(call: str, address: str) -> DeviceUnavailable:
+    return DeviceUnavailable(f"{call}: the connection to {address} is closed", field="address", found=address)

@@ -112,7 +112,7 @@ class RemoteUpload(Upload):
             if self._clean:
                 self._memory.give_back(region)
             else:
-                await self._memory.drop(region)
+                self._memory.drop(region)
 
     async def _send_rest(self, program: Program, plan: pb.ProgramHeader) -> None:
         """Send what is still to come, the way that what went ahead has gone, or the best one."""

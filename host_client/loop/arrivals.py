@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from host_client.loop.policies import Freshness, NoOlderThan, TooStale
 from host_client.loop.recovery import Recovery
 from host_client.record.events import Event, Read
+from spu_link.errors import SessionClosed
 from spu_link.program import Applied, Reading
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Arrivals:
         self._programs: OrderedDict[int, int] = OrderedDict()  # number of the hand-over by the program's sequence
         self._finished = 0  # number of the newest hand-over whose readings have all come, or never will
         self._refused: Exception | None = None
+        self._closed = False
         self._waiting: deque[Arrived] = deque(maxlen=KEPT_READINGS)
         self._complete: list[Arrived] = []  # the readings of the newest program of which all have come
         self._changed = asyncio.Event()
@@ -114,16 +116,22 @@ class Arrivals:
         self._programs.clear()
         self._changed.set()
 
+    def close(self) -> None:
+        """No more will come: whoever takes, now or later, gets `SessionClosed`."""
+        self._closed = True
+        self.forget()
+
     async def take(self, number: int, freshness: Freshness, *, timeout: float, together: bool) -> list[Arrived]:
         """What `Feed.readings` gives."""
         deadline = asyncio.get_running_loop().time() + timeout
         while True:
             self._changed.clear()
-            if self._recovery.lost is not None:
-                raise self._recovery.lost
+            if self._closed:
+                raise closed(self._session)
+            self._recovery.check()
             if self._refused is not None:
                 refused, self._refused = self._refused, None
-                raise refused
+                raise refused.with_traceback(None)
             if together:
                 while self._waiting and self._waiting[0].program <= self._finished:
                     self._waiting.popleft()
@@ -160,3 +168,14 @@ class Arrivals:
             and (freshness.tau is None or age <= freshness.tau)
             and (freshness.milliseconds is None or age <= clock.rate * 1e-3 * freshness.milliseconds)
         )
+
+
+def closed(session: Session) -> SessionClosed:
+    """What to tell whoever uses a feed that has been closed."""
+    return SessionClosed(
+        f"the feed of {session.spu.address} was closed in this process, with its session or by itself; open a new "
+        "session with spu.session(), and set optimizer.session to it to go on with an optimizer",
+        field="session",
+        found="closed",
+        expected="a session that is open",
+    )

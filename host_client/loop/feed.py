@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import weakref
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from host_client.loop.arrivals import Arrivals, Arrived
+from host_client.frames import release_frames
+from host_client.loop.arrivals import Arrivals, Arrived, closed
 from host_client.loop.background import Background
 from host_client.loop.periodic import OUTSTANDING, multiples, read_each
 from host_client.loop.policies import Freshness, OnLoss
@@ -75,6 +77,7 @@ class Feed:
         self._numbers = count(1)
         self._ahead: _Ahead | None = None
         self._copying: Upload | None = None
+        self._closed = False
         self._periodic = False  # whether periodic readings are under way
         self._background = Background(self._failed)
         self._recovery = Recovery(session, on_loss, self.counts, record)
@@ -116,7 +119,7 @@ class Feed:
             copied: whether to send a copy of it.
         """
         self.abandon()
-        if self._uploads.idle and self.lost is None:
+        if self._uploads.idle and self.lost is None and not self._is_closed:
             sent = operator.map(torch.clone) if copied and not self._session.copies_at_once else operator
             began = time.monotonic()
             upload = self._session.upload(sent, precision=precision)
@@ -155,14 +158,15 @@ class Feed:
             copied: whether to send a copy of the operator.
 
         Raises:
+            SessionClosed: after `close`, or when the session has been closed.
             SpuError: why the device is lost.
         """
         began, upload, ahead = time.monotonic(), None, self._ahead
         if ahead is not None and ahead.operator() is operator and ahead.precision == precision:
             began, upload, self._ahead = ahead.began, ahead.upload, None
         self.abandon()
-        if self.lost is not None:
-            raise self.lost
+        self._check_open()
+        self._recovery.check()
         self._copying = upload if copied and self._session.copies_at_once else None  # else `begin` has copied it
         one = HandOver(
             number=next(self._numbers),
@@ -182,11 +186,41 @@ class Feed:
         self._uploads.send(one)
         return one.number
 
-    async def copied(self) -> None:
-        """Wait until the last hand-over has its copy of the operator, if it was to have one."""
+    async def exchange(
+        self,
+        operator: Operator,
+        drive: Tensor,
+        *,
+        freshness: Freshness,
+        timeout: float,
+        together: bool = False,
+        **options: Any,
+    ) -> list[Arrived]:
+        """Hand a program over, and take the readings for a step, waiting `timeout` seconds in all.
+
+        Args:
+            operator, drive, options: as of `hand_over`.
+            freshness, together: as of `readings`.
+            timeout: longest wait, in seconds.
+
+        Raises:
+            TooStale, SpuError: as of `readings`.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        number = self.hand_over(operator, drive, **options)
+        await self.copied(timeout)
+        return await self.readings(number, freshness, timeout=deadline - loop.time(), together=together)
+
+    async def copied(self, timeout: float | None = None) -> None:
+        """Wait until the last hand-over has its copy of the operator, if it was to have one.
+
+        Args:
+            timeout: longest wait, in seconds. Where it ends earlier, the operator must stay as it is.
+        """
         if self._copying is not None:
             copying, self._copying = self._copying, None
-            await copying.begun()
+            await copying.begun(timeout)
 
     async def readings(
         self, number: int, freshness: Freshness, *, timeout: float, together: bool = False
@@ -212,16 +246,27 @@ class Feed:
         Raises:
             SpuError: why it is lost, when it is not back in time or nobody tries to get it back.
         """
+        self._check_open()
         await self._recovery.back(timeout)
 
     async def close(self) -> None:
-        """Break off whatever is under way."""
+        """Break off whatever is under way; whoever waits for a reading gets `SessionClosed`."""
+        self._closed = True
+        self._arrivals.close()
         await self._recovery.close()
         self.abandon()
         self._uploads.abandon()
         self._background.cancel()
         await self._background.over()
         await self._uploads.over()
+
+    @property
+    def _is_closed(self) -> bool:
+        return self._closed or self._session.closed
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise closed(self._session)
 
     def _took_hold(self, one: HandOver) -> None:
         period = one.schedule.period
@@ -232,6 +277,9 @@ class Feed:
                 self._background.start(read_each(self._session, times, self._arrivals, self.counts))
 
     def _failed(self, error: Exception) -> None:
+        release_frames(error)
+        if self._closed:
+            return
         if isinstance(error, LOST):
             self._lose(error)
         else:

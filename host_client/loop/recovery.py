@@ -90,8 +90,12 @@ class Recovery:
         """
         if self._attempts is not None:
             await asyncio.wait([self._attempts], timeout=timeout)
+        self.check()
+
+    def check(self) -> None:
+        """Raise why the device is lost, if it is."""
         if self.lost is not None:
-            raise self.lost
+            raise self.lost.with_traceback(None)  # it may be raised many times, and would keep all their frames
 
     async def close(self) -> None:
         """Give up."""

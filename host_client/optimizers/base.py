@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from host_client.curvature import Capture, Check, Criteria, Diverged, GradScaler, Kind, trained_parameters
+from host_client.frames import releasing
 from host_client.optimizers.change import Change
 from host_client.optimizers.checkpoints import Resumable
 from host_client.optimizers.descent import descend
@@ -252,6 +253,7 @@ class NaturalGradient(Resumable, ABC):
     def step(self, closure: Callable[[], float]) -> float: ...
 
     @torch.no_grad()
+    @releasing
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One step along the natural gradient.
 
@@ -295,6 +297,7 @@ class NaturalGradient(Resumable, ABC):
         return loss
 
     @torch.no_grad()
+    @releasing
     def precondition(self) -> None:
         """Put g̃ in the place of the gradients, and leave the update to another optimizer of the same parameters.
 
@@ -428,7 +431,7 @@ class NaturalGradient(Resumable, ABC):
         keep_direction(direction if self.hyperparameters["spring"] else None, self._parameters, self.state)
         self.hyperparameters["steps"] += 1
         if self.capture is not None:
-            self.capture.forget_gradients()
+            self.capture.finish_step()
         self._pace()
 
     def _pace(self) -> None:

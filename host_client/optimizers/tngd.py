@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack, get_args
-from weakref import WeakMethod, ref
+from weakref import finalize, ref
 
 import torch
 from torch import Tensor, nn
 
 from host_client.curvature import Capture, Check, Criteria, GradScaler, Kind, trained_parameters
+from host_client.curvature.hooks import WeakHook
 from host_client.loop import Freshness, NoOlderThan, OnLoss, Schedule, TooStale
 from host_client.loop.recovery import LOST
 from host_client.optimizers.base import NaturalGradient
@@ -23,7 +24,7 @@ from host_client.optimizers.solvers.direct import solve_direct
 from host_client.optimizers.solvers.kronecker_capture import KroneckerCapture
 from host_client.optimizers.vectors import gradient_of, kept_vector, parts_of
 from host_client.record.events import Differentiated, Event, Source, Updated
-from spu_link.errors import SpuError
+from spu_link.errors import SessionClosed, SpuError
 from spu_link.operators import Operator
 from spu_link.precision import PRECISIONS, Precision
 from spu_link.program import Reading, StartPolicy
@@ -160,8 +161,11 @@ class TNGD(NaturalGradient):
         self._solved_at = 0.0
         self._updates: list[tuple[Source, tuple[int, ...], float | None]] = []
         if record is not None:
-            began = WeakMethod(self._forward)
-            model.register_forward_pre_hook(lambda module, args: _call(began, module))
+            handle = model.register_forward_pre_hook(WeakHook(self._forward))
+            if self.capture is None:
+                finalize(self, handle.remove)
+            else:
+                self.capture.own(handle)
         self.session = session
 
     def _capturing(
@@ -279,7 +283,7 @@ class TNGD(NaturalGradient):
         try:
             arrived = self._exchange(operator, drive, keep)
         except (*LOST, TooStale) as error:
-            if self._on_loss in ("raise", "wait"):
+            if self._on_loss in ("raise", "wait") or isinstance(error, SessionClosed):
                 raise
             log.debug("a step without the device: %s", error)
             self.counts[self._on_loss] += 1
@@ -319,6 +323,7 @@ class TNGD(NaturalGradient):
         running = (schedule.delay + programs * schedule.length + (self._period or 0.0)) / rate if rate else 0.0
         while True:
             try:
+                left = max(0.0, deadline - time.monotonic())
                 return self._feed.exchange(
                     operator,
                     drive,
@@ -331,14 +336,15 @@ class TNGD(NaturalGradient):
                     keep=keep,
                     copied=self._freshness != "this program",
                     freshness=self._freshness,
-                    timeout=self._patience + running,
+                    timeout=left + running,
                     together=self._combine == "average" and self._readings > 1,
                 )
-            except LOST:
-                if self._on_loss != "wait":
+            except LOST as error:
+                left = deadline - time.monotonic()
+                if self._on_loss != "wait" or left <= 0.0 or isinstance(error, SessionClosed):
                     raise
                 self.counts["waited"] += 1
-                self._feed.back(deadline - time.monotonic())
+                self._feed.back(left)
 
     def _keep(self, reading: Reading) -> None:
         self.last_reading, self._has_read = reading, True
@@ -355,7 +361,7 @@ class TNGD(NaturalGradient):
         """Device time since a reading, in τ."""
         return max(0.0, self.session.clock.device_time() - float(reading.time))
 
-    def _forward(self, module: nn.Module) -> None:
+    def _forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if self._differentiating is None and module.training and torch.is_grad_enabled():
             self._differentiating = time.monotonic()
 
@@ -365,12 +371,6 @@ class TNGD(NaturalGradient):
             for source, readings, staleness in self._updates:
                 self._record(Updated(self.steps + 1, self._solved_at, ended, readings, staleness, source))
         super()._taken(direction)
-
-
-def _call(method: WeakMethod[Any], *arguments: Any) -> None:
-    called = method()
-    if called is not None:
-        called(*arguments)
 
 
 def _check_embedding(embedding: Embedding, readings: int, period: float | None) -> None:

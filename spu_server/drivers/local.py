@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -66,8 +67,12 @@ class LocalDriver(DriverPort[memoryview]):
 
     async def close(self) -> None:
         """Close the device and end the thread."""
-        await self._run(self._driver.close)
+        if threading.main_thread().is_alive():
+            await self._run(self._driver.close)
+        else:  # the process exits, and all executors' threads have ended
+            self._driver.close()
         self._thread.shutdown()
+        del self._driver, self._loader  # whoever keeps a closed device keeps no program
 
     async def _run(self, function: Callable[..., T], *arguments: Any) -> T:
         def run() -> T:

@@ -162,7 +162,7 @@ def run(coroutine):
     """On the loop of the blocking API, which its connections belong to."""
     from host_client.blocking.thread import wait
 
-    return wait(asyncio.wait_for(coroutine, 20.0))
+    return wait(lambda: asyncio.wait_for(coroutine, 20.0))
 
 
 def test_not_before_waits_for_its_time(spu):

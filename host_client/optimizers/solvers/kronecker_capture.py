@@ -118,6 +118,7 @@ class KroneckerCapture:
             model.register_forward_hook(WeakHook(self._finish), with_kwargs=True),
             criterion.register_forward_hook(WeakHook(self._criterion_called), with_kwargs=True),
         ]
+        self._handles = handles
         self._remove_hooks = weakref.finalize(self, _remove, handles, self._gradients)
 
     def operator_of_gradients(self) -> Kronecker:
@@ -173,6 +174,15 @@ class KroneckerCapture:
         """Remove the hooks and let go of the batches."""
         self._remove_hooks()
         self._before = self._pass = None
+
+    def finish_step(self) -> None:
+        """Start over: a step has used the gradients. What belonged to it is released; a kept loss holds none of it."""
+        self._gradients.release()
+        self._pass = None
+
+    def own(self, handle: RemovableHandle) -> None:
+        """Remove one more hook of the model when the capture is closed, or gone."""
+        self._handles.append(handle)
 
     def _counts(self) -> bool:
         return self._model.training and torch.is_grad_enabled() and not self.paused

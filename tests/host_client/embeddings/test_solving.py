@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
 import torch
@@ -250,4 +251,4 @@ def test_devices_side_by_side_are_halted_and_counted_together() -> None:
         spu.halt("a test")
         for device in session._aio.devices:
             with pytest.raises(DeviceHalted):
-                wait(device.session._move(1.0))
+                wait(partial(device.session._move, 1.0))
