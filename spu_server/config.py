@@ -32,9 +32,7 @@ class BadSettings(ValueError):
             from there.
     """
 
-    remedy: ClassVar[str] = (
-        "correct the option, environment variable or line of the file that the message names"
-    )
+    remedy: ClassVar[str] = "correct the option, environment variable or line of the file that the message names"
 
     def __init__(self, problems: Sequence[tuple[str, str]]) -> None:
         super().__init__("; ".join(where + words for where, words in problems))

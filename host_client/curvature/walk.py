@@ -204,9 +204,11 @@ def many(
             # Where an operation has no batching rule, torch goes through the columns one by one, as it would without.
             warnings.filterwarnings("ignore", message="There is a performance drop")
             try:
-                return torch.func.vmap(function, randomness="same")(*tensors)
+                # A checkpoint that runs its part again draws the random numbers of the forward pass, and under vmap
+                # other ones: that is an error here, and done below, as what vmap cannot follow is.
+                return torch.func.vmap(function, randomness="error")(*tensors)
             except RuntimeError:
-                pass  # what vmap cannot follow, such as numpy in a function of one's own, may do without it below
+                pass
     found = [function(*entries) for entries in zip(*tensors, strict=True)]
     if len(found) == 1:
         return tuple(part[None] for part in found[0])

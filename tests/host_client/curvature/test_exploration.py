@@ -105,6 +105,19 @@ KNOWN = {
     ),
     "batch norm": Trial(_model("batch_norm", axes=(1, 0), tracked=True), LOSS, ONCE),
     "sequence first": Trial(_model("linear", ("t", "b", 3), axis=2, width=3, bias=True), LOSS, ONCE),
+    "random numbers in a checkpoint, behind samples that mix": Trial(
+        Program(
+            ("b", 4, 2, 2),
+            (
+                Step("scale", {"axis": 0}),
+                Step("pool2d", {"axes": (0, 1), "largest": True}),
+                Step("dropout", wrap="checkpoint"),
+            ),
+            (Head(after=3, width=1, axis=3, form="last", bias=False),),
+        ),
+        Loss("binary_cross_entropy_with_logits", width=1),
+        ONCE,
+    ),
     "samples that mix": Trial(_model("softmax", axis=0), LOSS, ONCE),
     "a function as the criterion": Trial(MLP, replace(LOSS, function=True), ONCE),
     "the Huber loss": Trial(MLP, Loss("huber_loss", width=3), ONCE),

@@ -6,7 +6,7 @@ import inspect
 import traceback
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -327,6 +327,12 @@ def _samples_lead(program: Program, batches: Sequence[Batch]) -> bool:
     """Return whether the first dimension of z is that of the samples, so that a sample's own loss is defined."""
     if program.layout[0] != "b":
         return False
-    model = Network(program, batches[0])
-    with torch.no_grad():
-        return all(z.dim() > 0 and len(z) == batch.samples for batch in batches for z in model.outputs(batch))
+    before = replace(program, heads=tuple(replace(head, form="last", outside=False) for head in program.heads))
+    with torch.no_grad():  # also before dimensions are joined, of which the first is that of the samples
+        outputs = [
+            (z, batch)
+            for one in (program, before)
+            for batch in batches
+            for z in Network(one, batches[0]).outputs(batch)
+        ]
+    return all(z.dim() > 0 and len(z) == batch.samples for z, batch in outputs)
