@@ -111,6 +111,7 @@ class Capture:
         self._gradients = Gradients([parameter for _, parameter in self._parameters], grad_scaler)
         self._linearise = Linearise(self._parameters, kind=curvature, draws=samples, generator=generator, check=check)
         self._operator: LayerRows | None = None
+        self._stepped = False  # whether a step has used the last loss
         self._last_loss: Callable[[], Tensor | None] = lambda: None
         functions = FUNCTIONS if criterion is None else [one for one in criteria if not isinstance(one, nn.Module)]
         watch = Watch(functions, WeakHook(self._function_called))
@@ -141,11 +142,16 @@ class Capture:
 
     @property
     def operator(self) -> LayerRows:
-        """The curvature of the last loss: c rows a sample.
+        """The curvature of the last loss, until a step has used it: c rows a sample.
 
         Raises:
             RuntimeError: when there was none.
         """
+        if self._operator is None and self._stepped:
+            raise RuntimeError(
+                "the curvature of the last step has been released, and no loss has been captured since; read it before "
+                "step(), or call the criterion again"
+            )
         if self._operator is None:
             raise RuntimeError(
                 "no training forward pass with a loss has been captured; with the model in training mode "
@@ -167,7 +173,8 @@ class Capture:
         self._watch.stop()
         held = self._gradients.held()
         if not held:
-            self.operator  # noqa: B018 - raises if there was no loss either
+            if not self._stepped:
+                self.operator  # noqa: B018 - raises if there was no loss either
             raise RuntimeError(
                 "no backward pass through a captured loss since the last step; call loss.backward() before step(), "
                 "with a loss of the criterion that the optimizer was given"
@@ -194,9 +201,9 @@ class Capture:
         self._gradients.forget()
 
     def finish_step(self) -> None:
-        """Start over: a step has used the gradients. What belonged to it is released; a kept loss holds none of it."""
+        """Start over: a step has used the gradients. A loss that is kept holds no curvature any more."""
         self._gradients.release()
-        self._operator = None
+        self._operator, self._stepped = None, True
 
     def own(self, handle: RemovableHandle) -> None:
         """Remove one more hook of the model when the capture is closed, or gone."""
@@ -251,7 +258,7 @@ class Capture:
             )
         if found is None:
             return
-        self._operator = found.operator
+        self._operator, self._stepped = found.operator, False
         self._gradients.follow(loss, found)
         if self._on_operator is not None:
             self._on_operator(found.operator)

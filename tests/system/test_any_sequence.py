@@ -34,7 +34,10 @@ LR, DAMPING, LONG = 0.1, 1.0, 60.0
 PATIENCE = 5.0
 """Deadline of a call, in seconds."""
 
-pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+    pytest.mark.filterwarnings(r"ignore:os.fork\(\) was called:RuntimeWarning"),  # JAX's, in processes that have it
+]
 
 
 class Place:

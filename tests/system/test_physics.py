@@ -13,6 +13,7 @@ from scipy.linalg import expm
 
 from host_client import connect
 from spu_link.operators import Dense, Rows
+from tests.daemon import Daemon
 from tests.statistics import assert_standard_normal, whitened
 
 LAMBDA, KAPPA = 0.3, 0.05
@@ -67,8 +68,13 @@ class Problem:
 
 
 @pytest.fixture(scope="module")
-def session(stepped):
-    with connect(stepped.address) as spu, spu.session() as session:
+def session(tmp_path_factory):
+    """On a daemon of its own: the larger device times are, the coarser."""
+    with (
+        Daemon(tmp_path_factory.mktemp("d") / "s", "--clock", "stepped") as daemon,
+        connect(daemon.address) as spu,
+        spu.session() as session,
+    ):
         yield session
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from host_client import TNGD, connect
+from host_client.blocking.thread import post
 from host_client.loop import NoOlderThan, TooStale
 from host_client.record.events import DeviceBack, DeviceLost, Event, Updated, Uploaded
 from spu_link.errors import DeviceHalted, DeviceUnavailable, SpuError
@@ -226,10 +227,10 @@ def test_a_device_that_was_halted_is_not_taken_again(restartable: Restartable) -
 
 def test_a_device_that_another_took_is_taken_again_when_it_is_free(restartable: Restartable) -> None:
     training = Training()
-    with connect(restartable.address) as spu, spu.session() as session:
+    with connect(restartable.address) as spu, spu.session(ttl=1.0) as session:
         optimizer = training.optimizer(session, on_loss="digital")
         training.steps(optimizer, 2)
-        session.close()  # as if its time to live had passed while this process was stopped
+        post(time.sleep, 1.5)  # the client's loop stands still, as in a process that is stopped: the session ends
         with connect(restartable.address) as other, other.session() as theirs:
             training.steps(optimizer, 3)
             reading = theirs.solve(Rows(A), B, damping=0.5, analog_time=LONG, start="drive")

@@ -95,7 +95,7 @@ def test_a_resumed_run_equals_one_without_a_break_bit_for_bit(
     assert names == {"steps.csv", "run.json", "run.png", "events.jsonl", "events-1.jsonl"}
     record = load(tmp_path / "b")
     assert record.header["resumed_after"] == 4
-    assert {event.step for event in record.events if hasattr(event, "source")} == {4, 5, 6, 7}
+    assert {event.step for event in record.events if hasattr(event, "source")} == {5, 6, 7, 8}
 
 
 def test_rows_after_the_checkpoint_are_made_again(

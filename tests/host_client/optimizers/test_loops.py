@@ -1,6 +1,7 @@
 """Loops as people write them: mixed precision, accumulated gradients, a curvature now and then, and accidents."""
 
 import copy
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -130,15 +131,15 @@ def test_between_two_curvatures_nothing_is_captured_and_the_last_one_serves(prob
     for step in range(7):
         before = flat(problem.model)
         loss = problem.loss()
-        new = optimizer.capture.operator
-        captured.append(bool(not operators or new is not operators[-1]))
-        operators.append(new)
+        with suppress(RuntimeError):  # where there is no new one
+            operators.append(optimizer.capture.operator)
+            captured.append(step)
         loss.backward()
-        direction = solve_woodbury(operators[3 * (step // 3)], _gradient(problem.model), 0.1)
+        direction = solve_woodbury(operators[step // 3], _gradient(problem.model), 0.1)
         optimizer.step()
         optimizer.zero_grad()
         torch.testing.assert_close(flat(problem.model), before - 0.1 * direction.float())
-    assert captured == [True, False, False, True, False, False, True]
+    assert captured == [0, 3, 6]
 
 
 def test_gradients_add_up_between_two_curvatures(problem: Problem) -> None:
@@ -171,17 +172,18 @@ def test_a_step_skipped_or_failed_does_not_use_up_a_curvature(problem: Problem) 
     with pytest.raises(ValueError, match="Invalid damping"):
         optimizer.step()
     optimizer.hyperparameters["damping"] = 0.1
-    operator = optimizer.capture.operator
+    assert optimizer.capture.operator.parameters
     optimizer.step()
     optimizer.zero_grad()
     problem.loss().backward()
     optimizer.zero_grad()  # another one
     problem.loss().backward()
-    assert optimizer.capture.operator is operator
+    with pytest.raises(RuntimeError, match="no loss has been captured since"):
+        print(optimizer.capture.operator)
     optimizer.step()
     optimizer.zero_grad()
     problem.loss().backward()
-    assert optimizer.capture.operator is not operator
+    assert optimizer.capture.operator.parameters
     optimizer.step()
     assert optimizer.steps == 3
 

@@ -32,7 +32,9 @@ def test_every_error_of_the_wire_is_told_by_an_error_of_python():
         "EpochMismatch",
         "NotInLog",
         "OperatorGone",
+        "SessionClosed",
         "Unsupported",
+        "WrongProcess",
     }  # have their tests in other files
     assert {cls.__name__ for cls in every - told} <= elsewhere
 

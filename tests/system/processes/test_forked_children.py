@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
+
+from host_client import connect
 
 PARENT = """
 import time
@@ -163,12 +168,9 @@ assert right(solved(session))
     run(zygote, code, "unix:", stepped)
 
 
-def test_copies_are_refused(session):
-    import copy
-    import pickle
-
-    feed = session.feed()
-    for one in (session, session.spu, feed):
-        for copied in (copy.copy, copy.deepcopy, pickle.dumps):
-            with pytest.raises(TypeError, match=r"call connect\(\) where it is needed"):
-                copied(one)
+def test_copies_are_refused():
+    with connect("inproc:", clock="stepped") as spu, spu.session() as session:
+        for one in (session, spu, session.feed()):
+            for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+                with pytest.raises(TypeError, match=r"call connect\(\) where it is needed"):
+                    copied(one)

@@ -141,7 +141,7 @@ def test_an_upload_that_is_broken_off_takes_its_region_out_of_use(stepped):
             await session.advance(0.0)
             with pytest.raises(DeadlineExceeded):
                 await session.program(WIDE, DRIVE, not_before=session.device_time + 1e6, timeout=0.5)
-            eventually(lambda: not shared_in(stepped), "nobody uses it any more")
+            await asyncio.to_thread(eventually, lambda: not shared_in(stepped), "nobody uses it any more")
             await session.program(WIDE, DRIVE, damping=0.5, start="drive")
             assert torch.equal((await session.read()).value, DRIVE)
 
