@@ -93,7 +93,7 @@ async def _closed(close: Callable[[], Coroutine[Any, Any, None]]) -> None:
     try:
         await close()
     except SpuError as error:
-        log.debug("while closing what nobody refers to: %s", error)
+        log.debug("while closing what nobody refers to: %s", str(error))
 
 
 _starting = threading.Lock()

@@ -143,7 +143,7 @@ class SharedMemory:
             await self._ask(pb.MemoryRequest(session=self._session, unregister=unregister), [])
             self._held -= 1
         except (OSError, TimeoutError, SpuError) as error:
-            log.warning("shared memory ends, bytes travel over gRPC: %s", error)
+            log.warning("shared memory ends, bytes travel over gRPC: %s", str(error))
             self.close()
 
     def close(self) -> None:
@@ -199,7 +199,7 @@ class SharedMemory:
         try:
             return await self._register(nbytes)
         except (OSError, TimeoutError, SpuError) as error:
-            log.warning("no shared memory with the daemon, so bytes travel over gRPC: %s", error)
+            log.warning("no shared memory with the daemon, so bytes travel over gRPC: %s", str(error))
             self.close()
             return None
 

@@ -75,7 +75,7 @@ class Recovery:
         """The device is gone; begin to get it back, unless the policy leaves that to the caller."""
         self._counts["lost"] += 1
         self._record(DeviceLost(time.monotonic(), f"{type(error).__name__}: {error}", self._on_loss))
-        log.warning("the device is lost (on_loss=%r): %s", self._on_loss, error)
+        log.warning("the device is lost (on_loss=%r): %s", self._on_loss, str(error))
         if self._on_loss == "raise":
             return
         self.lost = error

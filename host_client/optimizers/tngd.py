@@ -224,7 +224,7 @@ class TNGD(NaturalGradient):
             try:
                 state = self.session.save_state()
             except SpuError as error:
-                log.warning("the device's state is not saved: %s", error)
+                log.warning("the device's state is not saved: %s", str(error))
             else:
                 device["state"] = torch.frombuffer(bytearray(state), dtype=torch.uint8)
                 device["free_from"] = float(self._feed.free_from)
@@ -250,7 +250,7 @@ class TNGD(NaturalGradient):
         try:
             restored = self.session.restore_state(device["state"].cpu().numpy().tobytes())
         except SpuError as error:
-            log.warning("the device's state is not restored, the cells start from the last reading: %s", error)
+            log.warning("the device's state is not restored, the cells start from the last reading: %s", str(error))
         else:
             self._feed.resume(device["free_from"] + restored.shift, self._operator, restored.sequence)
 
@@ -285,7 +285,7 @@ class TNGD(NaturalGradient):
         except (*LOST, TooStale) as error:
             if self._on_loss in ("raise", "wait") or isinstance(error, SessionClosed):
                 raise
-            log.debug("a step without the device: %s", error)
+            log.debug("a step without the device: %s", str(error))
             self.counts[self._on_loss] += 1
             if self._on_loss == "gradient":
                 self._updates.append(("gradient", (), None))
