@@ -11,7 +11,10 @@ from spu_link.operators import Rows
 from tests.daemon import Daemon
 from tests.system.processes.workers import Solved
 
-pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+    pytest.mark.filterwarnings(r"ignore:os.fork\(\) was called:RuntimeWarning"),  # JAX's, in processes that have it
+]
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
