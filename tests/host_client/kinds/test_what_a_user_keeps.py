@@ -182,7 +182,7 @@ def makers(session: Any) -> dict[str, Callable[[nn.Module, nn.Module], torch.opt
         (name, kept)
         for name in ("tngd", "tngd, as it comes", "woodbury", "kfac")
         for kept in KEPT
-        # A curvature that was sent ahead of a step that does not come is released late, so that its bytes vary.
+        # Left out: in the whole suite a factor a step stays for over 5 s, alone it does not. The cause is unknown.
         if not (name.startswith("tngd") and "not differentiated" in kept)
     ],
 )
