@@ -7,6 +7,7 @@ import signal
 
 from spu_server.addresses import Endpoints
 from spu_server.config import ServeSettings
+from spu_server.drivers.forking import begin_loading
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 """Signals that end a daemon."""
@@ -30,6 +31,7 @@ async def start(settings: ServeSettings) -> None:
     endpoints = Endpoints()
     try:
         await endpoints.bind(settings.listen, insecure_remote=settings.insecure_remote)
+        begin_loading()
         from spu_server import daemon  # which takes seconds: an address that is refused is so at once
 
         stop = asyncio.Event()

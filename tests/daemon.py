@@ -1,7 +1,8 @@
-"""A daemon under test, in a process of its own."""
+"""Daemons under test, in processes of their own."""
 
 from __future__ import annotations
 
+import re
 import selectors
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from tests.forked import Forked
 from tests.pressure import Undisturbed
 
 READY_SECONDS = 30.0
@@ -23,14 +25,11 @@ class Daemon:
         self.socket = socket
         self.address = f"unix:{socket}"
         self.log_path = socket.with_suffix(".log")
-        self._log = self.log_path.open("w")
-        command = [str(Path(sys.executable).with_name("spu-server")), "serve", "--listen", self.address, *options]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._log, text=True)
-        try:
-            self.ready = self._wait_ready()
-        except BaseException:
-            self._log.close()
-            raise
+        self.process = self._start(["serve", "--listen", self.address, *options])
+        self.ready = self._wait_ready()
+
+    def _start(self, arguments: list[str]) -> Forked | subprocess.Popen[str]:
+        return Forked(arguments, self.log_path)
 
     @property
     def addresses(self) -> list[str]:
@@ -43,8 +42,13 @@ class Daemon:
         return self.log_path.read_text()
 
     def driver_process(self) -> psutil.Process:
-        """The process that runs the driver: the child that uses the most memory."""
-        return max(psutil.Process(self.process.pid).children(), key=lambda child: child.memory_info().rss)
+        """The process that runs the driver."""
+        pid = re.findall(r'"driver_pid": (\d+)', self.log)[-1]
+        return psutil.Process(int(pid))
+
+    def processes(self) -> list[psutil.Process]:
+        """The daemon and its driver."""
+        return [psutil.Process(self.process.pid), self.driver_process()]
 
     def stop(self) -> tuple[int, float]:
         """Send SIGTERM; exit code and undisturbed seconds until the end."""
@@ -65,7 +69,6 @@ class Daemon:
                 self.process.wait()
             assert self.process.stdout is not None
             self.process.stdout.close()
-            self._log.close()
 
     def __enter__(self) -> Daemon:
         return self
@@ -91,3 +94,16 @@ class Daemon:
             self.process.stdout.close()
             raise AssertionError(f"printed {line!r}, exit code {self.process.returncode}\n{self.log}")
         return line
+
+
+class InstalledDaemon(Daemon):
+    """The installed command, whose driver's process and the interpreter's helpers are its children."""
+
+    def _start(self, arguments: list[str]) -> subprocess.Popen[str]:
+        command = [str(Path(sys.executable).with_name("spu-server")), *arguments]
+        with self.log_path.open("w") as log:
+            return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+
+    def children(self) -> list[psutil.Process]:
+        """Every process that has come from it."""
+        return psutil.Process(self.process.pid).children(recursive=True)

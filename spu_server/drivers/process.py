@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Coroutine, Iterator
@@ -18,6 +17,7 @@ from spu_link.errors import DeviceFault
 from spu_server.descriptors import close
 from spu_server.drivers.base import Capabilities, DriverOptions, Measured
 from spu_server.drivers.deadline import ANSWER_SECONDS, Deadline
+from spu_server.drivers.forking import context
 from spu_server.drivers.hosted import (
     DUE,
     FORGET,
@@ -87,7 +87,6 @@ class DriverProcess(DriverPort[Payload]):
         Raises:
             DeviceFault: with the driver's own words, when it cannot be opened.
         """
-        context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         arguments = (theirs, self._name, self._options, LEAST_ANNOUNCED * self._deadline)
         self._process = context.Process(target=serve, args=arguments, name=f"spu-driver-{self._name}", daemon=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -10,10 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import capture, endurance, overlap, scale, solve, step
+from benchmarks import capture, endurance, kept, overlap, scale, solve, step
 from benchmarks.timing import Subjects, turn
 from host_client.tasks.mnist import reference_network, unit_interval
 from host_client.tasks.task import Examples, Task
+from tests.daemon import Daemon
 
 
 def noise_task() -> Task:
@@ -25,8 +28,8 @@ def noise_task() -> Task:
 
 
 @pytest.fixture
-def one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Sides and measurements run here, once each: starting processes takes longer than everything else."""
+def one_process(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Sides and measurements run here, once each, and daemons are forks: programs take longer to start than to run."""
     threads = torch.get_num_threads()
 
     def medians(sides: Mapping[str, Callable[[], Subjects]], **_: int) -> dict[str, float]:
@@ -39,6 +42,14 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def alone(function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)
 
+    @contextmanager
+    def local_daemon(*, clock: str = "free", options: Sequence[str] = (), threads: int | None = None) -> Iterator[str]:
+        folder: Path = tmp_path_factory.mktemp("d")
+        with Daemon(folder / "s", "--clock", clock, *options) as one:
+            yield one.address
+
+    for module in (kept, step):  # the others look for its processes by their command
+        monkeypatch.setattr(module, "local_daemon", local_daemon)
     for module in (capture, endurance, overlap, scale, solve, step):
         for name, stand_in in {"medians": medians, "alone": alone}.items():
             if hasattr(module, name):

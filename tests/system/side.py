@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
-import psutil
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
@@ -92,10 +91,8 @@ def told(error: type[SpuError], match: str | None = None) -> Iterator[None]:
 
 def shared_in(daemon: Daemon) -> list[str]:
     """Open descriptors of clients' memory in the daemon and its driver."""
-    processes = [psutil.Process(daemon.process.pid)]
-    processes += processes[0].children(recursive=True)
     links = []
-    for process in processes:
+    for process in daemon.processes():
         for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
             try:
                 links.append(f"{process.pid} {descriptor.readlink()}")

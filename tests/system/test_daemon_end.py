@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -16,7 +17,7 @@ import torch
 from host_client import aio
 from spu_link.errors import DeviceUnavailable, SessionExpired
 from spu_link.operators import Rows
-from tests.daemon import STOP_SECONDS, Daemon
+from tests.daemon import STOP_SECONDS, Daemon, InstalledDaemon
 from tests.pressure import Undisturbed
 from tests.system.device import SteadyDevice
 from tests.system.raw import Raw, eventually, refused
@@ -26,13 +27,15 @@ SERVER = str(Path(sys.executable).with_name("spu-server"))
 ROWS, DRIVE = Rows(torch.ones(1, 3)), torch.ones(3)
 
 
-def children_of(daemon: Daemon) -> list[psutil.Process]:
-    return psutil.Process(daemon.process.pid).children(recursive=True)
+@pytest.fixture
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InstalledDaemon]:
+    with InstalledDaemon(tmp_path_factory.mktemp("d") / "s", "--clock", "free", "--rate", "1000") as one:
+        yield one
 
 
-async def test_sigterm_finishes_short_readings_fails_long_ones_and_leaves_nothing_behind(daemon):
-    one = daemon("--clock", "free", "--rate", "1000")
-    children = children_of(one)
+async def test_sigterm_finishes_short_readings_fails_long_ones_and_leaves_nothing_behind(installed):
+    one = installed
+    children = one.children()
     assert children
     async with await aio.connect(one.address) as spu:
         session = await spu.open_session()
@@ -98,12 +101,12 @@ def test_an_idle_daemon_ends_at_once(daemon, name):
     assert '"event": "stopped"' in one.log
 
 
-def test_a_killed_daemon_leaves_no_driver_behind_and_its_socket_can_be_taken_over(daemon, tmp_path_factory):
-    one = daemon("--clock", "stepped")
+def test_a_killed_daemon_leaves_no_driver_behind_and_its_socket_can_be_taken_over(installed):
+    one = installed
     SteadyDevice(one)
     with Raw(one.address) as raw:
         session = raw.open()
-    children = children_of(one)
+    children = one.children()
     one.process.kill()
     one.process.wait()
     _, alive = psutil.wait_procs(children, timeout=30.0)

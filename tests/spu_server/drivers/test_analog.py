@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from host_client import connect
-from host_client.local_daemon import local_daemon
 from spu_link.errors import InvalidProgram, NoProgram, ReadInPast, Unsupported
 from spu_link.operators import Dense, Kept, LayerRows, LinearRows, Rows
 from spu_link.program import Program
@@ -21,6 +20,7 @@ from spu_server.analog.timing import Timing
 from spu_server.drivers.analog import Analog
 from spu_server.drivers.base import DriverOptions
 from spu_server.drivers.emulator import Emulator
+from tests.daemon import Daemon
 
 DAMPING = 0.1
 
@@ -389,10 +389,9 @@ BOARD = {"preset": "paper-16-bit", "rails.headroom": "1e-3"}
 
 
 @pytest.fixture
-def free_analog() -> Iterator[str]:
+def free_analog(daemon: Callable[..., Daemon]) -> str:
     settings = [part for item in BOARD.items() for part in ("--driver-option", "=".join(item))]
-    with local_daemon(options=["--driver", "analog", *settings]) as address:
-        yield address
+    return daemon("--driver", "analog", *settings).address
 
 
 @pytest.mark.parametrize("damping", [1.0, 0.01, 0.0])

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from torch import nn
@@ -38,7 +37,7 @@ LARGE = Rows(torch.ones(20, 20_000)), torch.ones(20_000)
 @contextmanager
 def stopped(daemon: Daemon) -> Iterator[None]:
     """Within, neither the daemon nor its driver runs; connections to it stay."""
-    processes = [psutil.Process(daemon.process.pid), daemon.driver_process()]
+    processes = daemon.processes()
     for one in processes:
         one.suspend()
     try:

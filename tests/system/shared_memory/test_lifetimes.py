@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 
@@ -110,7 +109,7 @@ def test_a_killed_client_leaves_no_memory_behind(device, doing):
 
 def resources(daemon):
     """Open descriptors and resident bytes of the daemon and its driver, and memory files that the client maps: we."""
-    family = [psutil.Process(daemon.process.pid), *psutil.Process(daemon.process.pid).children(recursive=True)]
+    family = daemon.processes()
     files = Path("/proc/self/maps").read_text().count("/memfd:")
     return sum(p.num_fds() for p in family), sum(p.memory_info().rss for p in family), files
 

@@ -80,6 +80,8 @@ class Trial(Brief):
                 return Outcome("undefined", type(error).__name__, str(error))
             if not all(f.isfinite().all() for f in expected.curvatures):
                 return Outcome("undefined")
+            if expected.doubt > self.program.precision():
+                return Outcome("undefined", "rounding", "the Hessian of a criterion that is sure has lost its digits")
             captured = Captured(self, options)
             error: Exception | None = None
             try:
@@ -223,10 +225,15 @@ class ConstantStatistics(TorchFunctionMode):
 
 
 class Dense(Run):
-    """The same with F from a dense Jacobian and a dense Hessian of each loss that counts, by plain autograd."""
+    """The same with F from a dense Jacobian and a dense Hessian of each loss that counts, by plain autograd.
+
+    Attributes:
+        doubt: how far its F may be off relatively, where entries of a Hessian are differences of near equals (p − p²).
+    """
 
     def __init__(self, trial: Trial) -> None:
         super().__init__(trial)
+        self.doubt = 0.0
         self._curvature_of: dict[int, tuple[Tensor, Tensor]] = {}
         self._counted: list[Tensor] = []
         self._constant: dict[int, Tensor] = {}
@@ -267,7 +274,10 @@ class Dense(Run):
         loss, constant = self.trial.loss, z.detach()
         if self.trial.kind == "exact":
             h = torch.autograd.functional.hessian(lambda z: loss.value(z, y), constant)
-            return j.T @ h.reshape(z.numel(), z.numel()) @ j  # type: ignore[no-any-return]
+            f: Tensor = j.T @ h.reshape(z.numel(), z.numel()) @ j
+            rounding = torch.finfo(j.dtype).eps * float(j.norm()) ** 2 / len(z)
+            self.doubt = max(self.doubt, rounding / max(float(f.norm()), FLOOR))
+            return f
         constant.requires_grad_()
         (of_z,) = torch.autograd.grad(loss.value(constant, y, "sum"), constant)
         samples = len(z)
