@@ -98,6 +98,12 @@ EXAMPLES = {
 }
 """By the node of a rule that has forms."""
 
+ON_A_GPU = {
+    "CudnnBatchNormBackward0": "NativeBatchNormBackward0",
+    "FusedRmsNormBackward0": "NativeLayerNormBackward0",
+}
+"""Nodes that a graph has on a GPU alone, and those whose rows are held alike on every machine."""
+
 WITHOUT = frozenset({"BaddbmmBackward0"})
 """Nodes of rules that have forms for other functions only."""
 
@@ -143,6 +149,7 @@ def held_as(name: str) -> list[str]:
         LookupError: for a function without an example.
         RuntimeError: for an example that does not use the function, or has no form.
     """
+    name = ON_A_GPU.get(name, name)
     if name in WITHOUT:
         return []
     if name not in EXAMPLES:

@@ -11,7 +11,13 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from host_client.curvature.errors import Diverged, UnsupportedCriterion, UnsupportedLayer, UnsupportedProcessGroup
+from host_client.curvature.errors import (
+    CurvatureMismatch,
+    Diverged,
+    UnsupportedCriterion,
+    UnsupportedLayer,
+    UnsupportedProcessGroup,
+)
 from host_client.curvature.gradients import Gradients, GradScaler
 from host_client.curvature.hooks import WeakHook
 from host_client.curvature.linearise import Check, Curvature, Linearise
@@ -247,9 +253,16 @@ class Capture:
                 return  # the scaler skips the step
             raise Diverged(self.step, self._linearise.not_finite(call))
         before = self._versions()
-        # Under autocast the factors would be rounded, and the backward pass is not made for it.
-        with torch.no_grad(), torch.autocast(call.outputs[0].device.type, enabled=False):
-            found = self._linearise(call)
+        try:
+            # Under autocast the factors would be rounded, and the backward pass is not made for it.
+            with torch.no_grad(), torch.autocast(call.outputs[0].device.type, enabled=False):
+                found = self._linearise(call)
+        except CurvatureMismatch:
+            if all(bool(torch.isfinite(z).all()) for z in call.outputs):
+                raise
+            if self._scaled:
+                return  # as above: on an accelerator it is only found out here
+            raise Diverged(self.step, self._linearise.not_finite(call)) from None
         if self._versions() != before:
             raise UnsupportedLayer(
                 "",

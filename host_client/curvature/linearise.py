@@ -43,6 +43,9 @@ Wide layers go column by column, so that a pass stays in the processor's cache; 
 overhead of a call is paid once.
 """
 
+TF32_EPS = 2.0**-10
+"""Distance of 1 to the next number in NVIDIA's TF32, in which a GPU convolves float32 numbers by default."""
+
 MOST_GRAPHS = 1 << 12
 """Graphs that are remembered as verified; a model that takes another path each time would fill the memory with them."""
 
@@ -126,7 +129,11 @@ class Linearise:
         made = columns.make(self._generator)
         operator = self._factor(way, blocks, batch, made, z.device)
         if self._due(way):
-            self._verify(operator, graph, made, axes, way.samples)
+            try:
+                self._verify(operator, graph, made, axes, way.samples)
+            except CurvatureMismatch:
+                self._verified.clear()  # what is not finite is no proof; see `Capture`
+                raise
         return Curvature(operator, columns.number, frozenset(graph.used))
 
     def not_finite(self, loss: LossCall) -> str:
@@ -243,7 +250,10 @@ class Linearise:
         cotangents = [_weighted(one, axis, weights) for one, axis in zip(columns, axes, strict=True)]
         expected = gradients(graph, cotangents)
         found = operator.adjoint(weights.flatten()).split(self._sizes)
-        rough = max((eps for call in graph.calls for eps in map(_eps, call.dtypes)), default=0.0)
+        dtypes = {dtype for call in graph.calls for dtype in call.dtypes}
+        rough = max(map(_eps, dtypes), default=0.0)
+        if z.device.type == "cuda" and torch.float32 in dtypes and _tf32():
+            rough = max(rough, TF32_EPS)
         total = torch.stack([value.to(self._dtype).square().sum() for value in expected.values()]).sum().sqrt()
         # Where all rows vanish, both sides are rounding.
         floor = 100 * rough * torch.stack([one.to(self._dtype).norm() for one in cotangents]).max()
@@ -329,6 +339,14 @@ def of_the_user() -> int:
 def _weighted(columns: Tensor, axis: Axis, weights: Tensor) -> Tensor:
     """Σ_k of the columns, weighted sample by sample, in the shape of the output."""
     return axis.scale(columns, weights.to(columns.dtype)).sum(0)
+
+
+def _tf32() -> bool:
+    """Return whether products of float32 numbers may be those of TF32 numbers on a GPU."""
+    try:
+        return torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+    except RuntimeError:  # torch's newer settings are in use, which these do not show
+        return True
 
 
 def _eps(dtype: torch.dtype) -> float:

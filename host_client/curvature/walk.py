@@ -16,8 +16,12 @@ from host_client.curvature.rules import RULES, UNKNOWN, Rule
 CHUNK_BYTES = 1 << 28
 """Max bytes (256 MiB) of unpacked cotangents and rows in one pass."""
 
-MISTAKEN = frozenset({"CdistBackward0"})
-"""Functions of which torch's vmap computes wrong derivatives (seen with 2.13): they are called column by column."""
+MISTAKEN = frozenset({"CdistBackward0", "CudnnRnnBackward0"})
+"""Functions of which torch's vmap computes wrong derivatives (seen with 2.13): they are called column by column.
+
+cuDNN's derivative of a recurrent layer overwrites what the layer has reserved. Called by itself, the node hands it a
+copy; under vmap it hands one copy to the calls for all columns.
+"""
 
 Kept: TypeAlias = dict[Call, list[Tensor | None]]
 """Packed cotangents of the outputs of calls, each of shape (k, *output)."""

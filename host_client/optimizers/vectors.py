@@ -34,6 +34,8 @@ def vector_of(pieces: Mapping[Tensor, Tensor], parameters: Sequence[Tensor]) -> 
 
 def parts_of(vector: Tensor, parameters: Sequence[Tensor]) -> dict[Tensor, Tensor]:
     """A vector of shape (N,) in pieces with the shape, dtype and device of the parameters."""
+    if len({p.device for p in parameters}) == 1:
+        vector = vector.to(parameters[0].device)  # at once: from the host, each copy is waited for
     pieces = vector.split([p.numel() for p in parameters])
     return {p: piece.view_as(p).to(p) for p, piece in zip(parameters, pieces, strict=True)}
 

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from host_client import Session, connect, make_optimizer
 from host_client.curvature import Capture
+from host_client.curvature.errors import Diverged
 from host_client.loop import NoOlderThan
 from spu_link.landing import landed
 from spu_link.operators import Rows
@@ -69,6 +70,20 @@ def test_capture_leaves_everything_on_the_accelerator(case: Case) -> None:
     expected, found = (capture.operator.dense() for capture in captures)
     assert found.device == ACCELERATOR
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_an_input_that_is_not_finite_is_named_there_too_and_the_next_pass_is_right() -> None:
+    """There, outputs are not looked at beforehand, for that would be waited for."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)).to(ACCELERATOR)
+    capture = Capture(model, nn.CrossEntropyLoss())
+    inputs, targets = torch.randn(6, 5), torch.randint(3, (6,)).to(ACCELERATOR)
+    bad = inputs.clone()
+    bad[0, 0] = torch.nan
+    with pytest.raises(Diverged, match=r"step 1.*input"):
+        capture.criterion(model(bad.to(ACCELERATOR)), targets)  # type: ignore[operator]
+    capture.criterion(model(inputs.to(ACCELERATOR)), targets)  # type: ignore[operator]
+    assert capture.operator.dense().isfinite().all()
 
 
 def _leaves_out(problem: Problem) -> bool:

@@ -241,8 +241,8 @@ class GroupNorm(Channels):
         node: Any = call.node
         found: Tensor
         found, _, _ = torch.ops.aten.native_group_norm_backward(
-            cotangent.contiguous(), node._saved_input, node._saved_result1, node._saved_result2, node._saved_weight,
-            node._saved_N, node._saved_C, node._saved_HxW, node._saved_group, [True, False, False],
+            cotangent.contiguous(), node._saved_input.contiguous(), node._saved_result1, node._saved_result2,
+            node._saved_weight, node._saved_N, node._saved_C, node._saved_HxW, node._saved_group, [True, False, False],
         )  # fmt: skip
         return found
 
@@ -254,6 +254,9 @@ class BatchNorm(Channels):
     own: the dependence is left out, which is an approximation. A batch of one image has statistics of its own, and so
     have all images of an instance norm, which are channels of one: there nothing is left out.
     """
+
+    eps = "eps"
+    """Name of ε among what the function has saved."""
 
     def constant(self, call: Call) -> bool:
         """Return whether the statistics are, or are held, constant."""
@@ -299,7 +302,7 @@ class BatchNorm(Channels):
             mean, scale = call.saved_tensor("result1").to(dtype), call.saved_tensor("result2").to(dtype)
         else:
             mean, variance = (call.saved_tensor(f"running_{name}").to(dtype) for name in ("mean", "var"))
-            scale = (variance + call.saved("eps")).rsqrt()  # type: ignore[operator]
+            scale = (variance + call.saved(self.eps)).rsqrt()  # type: ignore[operator]
         return mean.view(shape), scale.view(shape)
 
     def _normalised(self, call: Call, dtype: torch.dtype) -> Tensor:
@@ -310,7 +313,46 @@ class BatchNorm(Channels):
         _, scale = self._statistics(call, cotangent.dtype)
         weight: Any = call.saved("weight")
         factor: Tensor = scale if weight is None else scale * weight.detach().view(scale.shape)
-        return cotangent * factor
+        return (cotangent * factor).to(cotangent.dtype)  # under autocast the weight is in another dtype
+
+
+class CudnnBatchNorm(BatchNorm):
+    """The same by cuDNN, as images on a GPU are normalised."""
+
+    eps = "epsilon"
+
+
+class RMSNorm(LayerNorm):
+    """`torch.nn.functional.rms_norm`, where it is one function: on a GPU."""
+
+    def follow(self, call: Call, axes: Axes) -> Axes | None:
+        """Follow samples in the dimensions before the normalised ones."""
+        found = super().follow(call, axes)
+        return None if found is None else found[:2]
+
+    def operation(self, call: Call) -> Operation | None:
+        """The weight scales the normalised input."""
+        if call.edges[1] is None:
+            return None
+        return linear_in(call, {1: Term(self._shape(call), lambda dtype: self._normalised(call, dtype))})
+
+    def carry(self, call: Call, cotangents: Sequence[Tensor | None], wanted: Sequence[bool]) -> Sequence[Tensor | None]:
+        """The cotangents of the input without those of the weight."""
+        cotangent = cotangents[0]
+        if cotangent is None or cotangents[1] is not None or any(wanted[1:]) or call.edges[0] is None:
+            return self.differentiate(call, cotangents)
+        return [self._input(call, cotangent), None]
+
+    def _normalised(self, call: Call, dtype: torch.dtype) -> Tensor:
+        return call.saved_tensor("input").to(dtype) * call.saved_tensor("result1").to(dtype)
+
+    def _input(self, call: Call, cotangent: Tensor) -> Tensor:
+        scale = call.saved_tensor("result1")
+        x, delta = call.saved_tensor("input").to(scale.dtype) * scale, cotangent.to(scale.dtype)
+        weight: Any = call.saved("weight")
+        delta = delta if weight is None else delta * weight.detach()
+        dims = tuple(range(-len(call.saved("normalized_shape")), 0))  # type: ignore[arg-type]
+        return ((delta - x * (delta * x).mean(dims, keepdim=True)) * scale).to(cotangent.dtype)
 
 
 RULES: dict[str, Rule] = {
@@ -322,5 +364,7 @@ RULES: dict[str, Rule] = {
     "NativeLayerNormBackward0": LayerNorm(),
     "NativeGroupNormBackward0": GroupNorm(),
     "NativeBatchNormBackward0": BatchNorm(),
+    "CudnnBatchNormBackward0": CudnnBatchNorm(),
+    "FusedRmsNormBackward0": RMSNorm(),
 }
 """Rules by the name of the node."""

@@ -68,6 +68,16 @@ def test_curvature_under_autocast_is_that_of_full_precision_to_its_rounding(vari
     assert error < 25 * BFLOAT16_EPSILON, f"{error:.3f}"
 
 
+@pytest.mark.filterwarnings("ignore::host_client.curvature.errors.CurvatureApproximation")
+def test_a_batch_norm_in_training_between_layers_in_bfloat16_is_captured() -> None:
+    def network() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 3, 4), nn.Flatten())
+
+    normed = Case("batch norm", network, (2, 6, 6))
+    full, half = (_curvature(normed.problem(torch.float32), autocast=autocast) for autocast in (False, True))
+    assert torch.linalg.matrix_norm(half - full) < 25 * BFLOAT16_EPSILON * torch.linalg.matrix_norm(full)
+
+
 def test_autocast_of_the_criterion_alone_is_left_out() -> None:
     problem = named("mlp").problem(torch.float32)
     capture = Capture(problem.model, problem.criterion)

@@ -657,10 +657,15 @@ def test_samples_lie_apart_where_the_rule_says_so(function: Function) -> None:
     assert apart == function.apart
 
 
+ATTENTION_ON_A_GPU = ("Efficient", "Flash", "Cudnn")
 ELSEWHERE = {
     "NativeDropoutBackward": "made of other functions",
     **dict.fromkeys(
-        [f"ScaledDotProduct{kind}Attention" for kind in ("Efficient", "Flash", "Cudnn")],
+        [
+            *(f"ScaledDotProduct{kind}Attention" for kind in ("Efficient", "Flash", "Cudnn")),
+            "CudnnBatchNorm",
+            "FusedRmsNorm",
+        ],
         "on an accelerator",
     ),
 }

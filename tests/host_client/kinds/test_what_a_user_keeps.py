@@ -7,7 +7,6 @@ import gc
 import io
 import math
 import pickle
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,9 +19,8 @@ from host_client import KFAC, TNGD, NGDWoodbury, connect
 from host_client.optimizers.solvers.kronecker_factors import Batch
 from spu_link.errors import SpuError
 from spu_link.operators import Operator
-from tests.pressure import Undisturbed
 
-STEPS = 6
+STEPS, MOST_STEPS = 6, 200
 WIDTH, SAMPLES = 64, 32
 FACTOR_BYTES = 2 * WIDTH * SAMPLES * 4
 """A lower bound of the bytes of one step's factor or activations."""
@@ -65,16 +63,21 @@ class Run:
         self.kept.append(keep(self, logits, loss))
 
     def grown(self, keep: Callable[[Run, Tensor, Tensor], Any], most: float = math.inf) -> int:
-        """Bytes of tensors that each of the later steps has left behind; more than `most` may still be on the way."""
+        """Bytes of tensors that each of the later steps has left behind.
+
+        A few more may be on the way, or at the device, than when the counting began. Where it seems to be more than
+        `most`, further steps tell whether each leaves something.
+        """
         for _ in range(2):
             self.step(keep)
-        before = tensor_bytes()
-        for _ in range(STEPS):
-            self.step(keep)
-        watch = Undisturbed()
-        while (left := (tensor_bytes() - before) // STEPS) > most and watch.seconds < 5.0:
-            time.sleep(0.05)
-        return left
+        before, steps = tensor_bytes(), 0
+        while True:
+            for _ in range(max(STEPS, steps)):
+                self.step(keep)
+                steps += 1
+            left = (tensor_bytes() - before) // steps
+            if left <= most or steps > MOST_STEPS:
+                return left
 
 
 def tensor_bytes() -> int:
