@@ -27,7 +27,7 @@ demo: install  ## Start a daemon, train the reference CNN on MNIST through it, A
 	$(BIN)/tngd demo --out results/demo --overwrite
 
 test: install  ## Run the test suite, two files at a time, with the same examples every time (under 10 minutes on 2 cores)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 10
 
 explore: install  ## Try the property tests with ten times as many examples, and 20,000 random models and loops, other ones each time (15 minutes on 2 cores)
 	$(BIN)/python -m pytest --numprocesses 2 -m hypothesis --hypothesis-profile explore --timeout 0

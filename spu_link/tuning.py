@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 SPIN = 10_000
@@ -53,3 +55,19 @@ def settle_process() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Let no garbage be collected within. For blocks that make thousands of objects which are all gone at the end.
+
+    While they are there, Python takes them for a growing heap and looks through everything again and again.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

@@ -28,6 +28,7 @@ from host_client.curvature.watch import Watch
 from host_client.links.base import Capacity
 from spu_link.operators import LayerRows, stack
 from spu_link.operators.zeros import without
+from spu_link.tuning import without_collection
 
 Criterion: TypeAlias = nn.Module | Callable[..., Any]
 """A loss: a module, or one of torch's loss functions."""
@@ -255,7 +256,7 @@ class Capture:
         before = self._versions()
         try:
             # Under autocast the factors would be rounded, and the backward pass is not made for it.
-            with torch.no_grad(), torch.autocast(call.outputs[0].device.type, enabled=False):
+            with without_collection(), torch.no_grad(), torch.autocast(call.outputs[0].device.type, enabled=False):
                 found = self._linearise(call)
         except CurvatureMismatch:
             if all(bool(torch.isfinite(z).all()) for z in call.outputs):

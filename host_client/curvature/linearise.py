@@ -173,7 +173,7 @@ class Linearise:
         taking: list[Block] = [block for block in blocks if isinstance(block, Block)]
         widest = max((shape.numel() for step in way.steps for shape in step.call.outputs), default=1)
         several = max(1, PASS_ELEMENTS // max(1, widest))
-        unpacked = Unpacked(way, self._sizes, self._dtype) if way.spills else None
+        unpacked = Unpacked(way, self._sizes, batch.dtype) if way.spills else None
         kept: list[list[Tensor]] = [[] for _ in taking]
         rows: dict[int, list[Tensor]] = {index: [] for index in way.unpacked}
         for start in range(0, batch.columns, several):
@@ -182,7 +182,7 @@ class Linearise:
                 parts.append(taker.keep([_first(arrived[call]) for call in taker.calls]))
             if unpacked is not None:
                 for index, part in unpacked.rows(arrived).items():
-                    rows[index].append(part.to(self._dtype))
+                    rows[index].append(part.to(batch.dtype))
         made = iter([_joined(parts) for parts in kept])
         factors: list[BlockFactor] = []
         for block in blocks:
@@ -192,7 +192,7 @@ class Linearise:
                 factors.append(Rows(_joined(rows[block]).flatten(0, 1)))
             else:
                 size = self._sizes[block]
-                factors.append(ZeroRows(batch.columns, batch.samples, size, dtype=self._dtype, device=place))
+                factors.append(ZeroRows(batch.columns, batch.samples, size, dtype=batch.dtype, device=place))
         return LayerRows(factors)
 
     def _check_memory(
@@ -207,7 +207,7 @@ class Linearise:
                 index, parameters = block, self._sizes[block]
                 fixed, per_column = 0, batch.samples * (parameters if block in way.unpacked else 1)
             path = self._paths[index].rpartition(".")[0] or self._paths[index]
-            sizes.append(Size(path, fixed, per_column, self._dtype.itemsize, parameters))
+            sizes.append(Size(path, fixed, per_column, batch.dtype.itemsize, parameters))
         check_memory(
             sizes,
             batch.columns,
