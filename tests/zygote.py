@@ -27,6 +27,8 @@ from spu_link.operators import Rows
 
 torch.set_num_threads(1)
 faulthandler.register(signal.SIGALRM, chain=True)
+gc.collect()
+gc.freeze()  # else each program looks through all of torch, several times at its end
 for line in sys.stdin:
     order = json.loads(line)
     child = os.fork()
@@ -34,7 +36,6 @@ for line in sys.stdin:
         os.dup2(os.open(order["out"], os.O_WRONLY), 1)
         os.dup2(os.open(order["err"], os.O_WRONLY), 2)
         signal.alarm(order["seconds"])
-        gc.collect()
         exec(compile(order["code"], "program", "exec"), globals() | order["names"])
         sys.exit(0)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)

@@ -44,7 +44,8 @@ def left():
 
 def check():
     # The device is free, threads and descriptors are as after a connection that was used and closed.
-    eventually(lambda: left() == before)
+    # One that gRPC was still closing then may have been counted.
+    eventually(lambda: left()[0] == before[0] and left()[1] <= before[1])
     with connected() as spu, spu.session():
         pass
 
