@@ -368,6 +368,8 @@ class Device(Generic[P]):
 
     def _schedule_window(self, number: int, start: float) -> asyncio.Future[None]:
         async def open_window(start: float) -> None:
+            # (2.4 + 1.2) − 1.2 is less than 2.4, where the last event may have been: it has been checked but for that.
+            start = max(start, self._last_event)
             await self._faulting(self._port.open_window(number, start))
             self._last_event = start
 

@@ -12,7 +12,7 @@ from host_client.clock import Exchange
 from host_client.links.base import Info, Link, ReadPlan, Upload, plans, until
 from spu_link import wire
 from spu_link.aligned import aligned, fill
-from spu_link.errors import DeviceUnavailable, SpuError
+from spu_link.errors import DeviceUnavailable
 from spu_link.operators import Operator
 from spu_link.precision import Precision
 from spu_link.program import Applied, Program, Reading, Restored
@@ -83,14 +83,17 @@ class InprocLink(Link):
         tau = capabilities.tau or tau
         moving = SteppedClock() if clock == "stepped" else FreeClock(rate or 1.0 / tau)
         epoch = time.time_ns()
-        recording = None
+        recording: RecordingPort[memoryview] | None = None
+        device: Device[memoryview] | None = None
         try:
             if record is not None:
                 writer = LogWriter(Path(record), Header.of(driver, options, capabilities, moving, epoch))
                 recording = RecordingPort(port, writer, moving)
-            device: Device[memoryview] = Device(recording or port, capabilities, moving, tau, epoch)
+            device = Device(recording or port, capabilities, moving, tau, epoch)
             await device.examine(calibrate=calibrate)
-        except SpuError:
+        except BaseException:  # an interrupt of the caller among them
+            if device is not None:
+                await device.close()
             await port.close()
             if recording is not None:
                 await recording.close()

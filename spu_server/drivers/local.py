@@ -39,12 +39,21 @@ class LocalDriver(DriverPort[memoryview]):
             DeviceFault: with the driver's own words, when it cannot be opened.
         """
         try:
-            self._driver = await self._run(open_driver, self._name, self._options)
+            await self._run(self._open)
         except BaseException:
+            self._thread.submit(self._give_up)
             self._thread.shutdown(wait=False)
             raise
         self._loader = Loader(self._driver)
         return self._driver.capabilities
+
+    def _open(self) -> None:
+        self._driver = open_driver(self._name, self._options)
+
+    def _give_up(self) -> None:
+        """Close the device, should it have been opened for a caller who had gone by then."""
+        if hasattr(self, "_driver"):
+            self._driver.close()
 
     async def stage(self, header: pb.ProgramHeader, payload: memoryview) -> None:
         """Verify every value of a program and put it beside the running one."""

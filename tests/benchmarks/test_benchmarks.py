@@ -59,7 +59,8 @@ def test_a_benchmark_gives_the_ratios_its_docstring_names_and_they_can_be_shown(
     monkeypatch.setattr(module, "run", SMALLEST[name])
     content = bench(name, tmp_path / f"{name}.json")
     assert set(content["ratios"]) == set(describe(module).ratios)
-    assert all(value > 0.0 for value in content["ratios"].values())  # on a busy machine a lateness may be infinite
+    # On a busy machine a lateness may be infinite.
+    assert not any(math.isnan(value) for value in content["ratios"].values())
     write_page(tmp_path, tmp_path / "page.md")
     text = (tmp_path / "page.md").read_text()
     for ratio, value in content["ratios"].items():

@@ -1,6 +1,7 @@
 """A device in this process and a daemon behave alike, and a closed connection says so."""
 
 import asyncio
+import gc
 import threading
 
 import pytest
@@ -21,7 +22,9 @@ from spu_link.errors import (
     SessionExpired,
 )
 from spu_link.operators import Dense, LinearRows, Rows
+from spu_server.drivers.emulator import Emulator
 from tests.pressure import time_enough
+from tests.system.raw import eventually
 
 A = torch.tensor([[1.0, 2.0, 0.0], [0.0, 1.0, -1.0]], dtype=torch.float64)
 B = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
@@ -372,3 +375,34 @@ def test_a_driver_that_could_not_be_opened_leaves_no_thread_behind():
         if thread.name.startswith("driver-"):
             thread.join(10.0)
             assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("where", ["__init__", "self_test"])
+async def test_a_connection_that_is_given_up_while_the_device_is_opened_leaves_nothing(monkeypatch, where):
+    begun, go_on, closed, told = threading.Event(), threading.Event(), threading.Event(), []
+    real, real_close = getattr(Emulator, where), Emulator.close
+
+    def slow(*arguments):
+        begun.set()
+        assert go_on.wait(20.0)
+        return real(*arguments)
+
+    def close(emulator):
+        real_close(emulator)
+        closed.set()
+
+    monkeypatch.setattr(Emulator, where, slow)
+    monkeypatch.setattr(Emulator, "close", close)
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+    opening = asyncio.create_task(aio.connect("inproc:", **OPTIONS))
+    await asyncio.to_thread(begun.wait, 20.0)
+    opening.cancel()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    del opening
+    gc.collect()
+    assert not told
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    assert await asyncio.to_thread(closed.wait, 20.0)
+    await asyncio.to_thread(eventually, lambda: "driver-" not in str(threading.enumerate()), "its thread ends")
