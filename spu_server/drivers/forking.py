@@ -7,12 +7,26 @@ there at once.
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Callable
 from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
+from typing import Any
 
-context = multiprocessing.get_context("forkserver")
+_context = multiprocessing.get_context("forkserver")
 
 
 def begin_loading() -> None:
     """Start the process, unless it runs already. This returns at once."""
-    context.set_forkserver_preload(["spu_server.drivers.hosted"])
+    _context.set_forkserver_preload(["spu_server.drivers.hosted"])
     forkserver.ensure_running()
+
+
+def started(target: Callable[..., None], arguments: tuple[Any, ...], name: str) -> BaseProcess:
+    """Return a process that has been started with a function to run; it ends with this one."""
+    try:
+        process: BaseProcess = _context.Process(target=target, args=arguments, name=name, daemon=True)
+        process.start()
+    except OSError:  # the file of its socket, in the folder for temporary ones, has been removed
+        process = multiprocessing.get_context("spawn").Process(target=target, args=arguments, name=name, daemon=True)
+        process.start()
+    return process

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import Pipe
 from multiprocessing.reduction import ForkingPickler, send_handle
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ from spu_link.errors import DeviceFault
 from spu_server.descriptors import close
 from spu_server.drivers.base import Capabilities, DriverOptions, Measured
 from spu_server.drivers.deadline import ANSWER_SECONDS, Deadline
-from spu_server.drivers.forking import context
+from spu_server.drivers.forking import started
 from spu_server.drivers.hosted import (
     DUE,
     FORGET,
@@ -87,10 +88,9 @@ class DriverProcess(DriverPort[Payload]):
         Raises:
             DeviceFault: with the driver's own words, when it cannot be opened.
         """
-        self._connection, theirs = context.Pipe()
+        self._connection, theirs = Pipe()
         arguments = (theirs, self._name, self._options, LEAST_ANNOUNCED * self._deadline)
-        self._process = context.Process(target=serve, args=arguments, name=f"spu-driver-{self._name}", daemon=True)
-        self._process.start()
+        self._process = started(serve, arguments, f"spu-driver-{self._name}")
         self._due = Deadline(self.pid)
         theirs.close()
         asyncio.get_running_loop().add_reader(self._connection.fileno(), self._readable)

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import psutil
 import pytest
 import torch
 
-from host_client import aio
+from host_client import aio, connect
 from spu_link.errors import DeviceUnavailable, SessionExpired
 from spu_link.operators import Rows
 from tests.daemon import STOP_SECONDS, Daemon, InstalledDaemon
@@ -120,3 +121,18 @@ def test_a_killed_daemon_leaves_no_driver_behind_and_its_socket_can_be_taken_ove
                 raw.read()
             raw.session.Clear()
     assert not heir.socket.exists()
+
+
+def test_a_driver_is_started_again_though_a_cleaner_has_removed_the_socket_that_it_is_forked_through(installed):
+    sockets = [
+        Path(connection.laddr) for child in installed.children() for connection in child.net_connections("unix")
+        if str(connection.laddr).startswith(tempfile.gettempdir()) and "listener" in str(connection.laddr)
+    ]  # fmt: skip
+    (listener,) = set(sockets)
+    listener.unlink()
+    installed.driver_process().kill()
+    eventually(lambda: "driver restarted" in installed.log, "another driver runs")
+    with connect(installed.address) as spu:
+        assert spu.info.restarts == 1
+        with spu.session() as session:
+            session.program(ROWS, DRIVE, damping=1.0, start="drive")
