@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
 
+from torch import Tensor
+
 from host_client.curvature.axis import Axis
 from host_client.curvature.graph import Call
 from host_client.curvature.rules.base import Axes, Rule, with_one
@@ -152,6 +154,21 @@ class Along(Rule):
         return found
 
 
+class Segments(Along):
+    """`torch.segment_reduce`.
+
+    Where the largest entry of a segment occurs several times, torch (2.13) shares a positive cotangent out and gives a
+    negative one to each of them. Here both are shared out: a derivative is linear in the cotangent.
+    """
+
+    def differentiate(self, call: Call, cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        """The derivative of the positive part less that of the negative."""
+        (cotangent,) = cotangents
+        assert cotangent is not None
+        (up,), (down,) = (call.differentiate([part.clamp(min=0)]) for part in (cotangent, -cotangent))
+        return [None if up is None or down is None else up - down]
+
+
 class Reduced(Rule):
     """A function that reduces dimensions of one argument."""
 
@@ -281,6 +298,7 @@ RULES: dict[str, Rule] = {
     **numbered([f"{name}Pad{dims}D" for name in ("Reflection", "Replication") for dims in (1, 2, 3)], Along(_padded)),
     **numbered(("ConstantPadNd",), Along(_padded)),
     **numbered(("Tril", "Triu"), Along(_last(2))),
+    **numbered(("SegmentReduce",), Segments(lambda call: dimensions(call, "axis", len(call.outputs[0])))),
     **numbered(("Mean", "Sum", "Amax", "Amin", "Max", "Min", "Logsumexp", "Var", "Std", "LinalgVectorNorm"), Reduced()),
     **numbered(("UpsampleNearest1D", "UpsampleNearestExact1D"), Along(_last(1))),
     **numbered([f"{name}2D" for name in PLANE], Along(_last(2))),

@@ -418,6 +418,16 @@ REDUCED = [
 ]
 
 
+SEGMENTS = [
+    Function(
+        "SegmentReduceBackward",
+        lambda x, reduce=reduce: torch.segment_reduce(x, reduce, lengths=torch.tensor([1, 3]), axis=0),
+        [[(4, 3)], [(4, 2, 3)]],
+        {1, 2},
+        name=f"{reduce} of segments",
+    )
+    for reduce in ("sum", "mean", "max", "min")
+]
 WHOLE_REDUCED = [
     Function(f"{node}Backward", call, [[(4, 3)], [(2, 4, 3)]], set(), name=name)
     for node, name, call in (
@@ -637,8 +647,8 @@ TABLES = [
 ]
 
 FUNCTIONS = [
-    *UNARY, *ACTIVATIONS, *BINARY, *ELEMENTWISE, *DERIVATIVES, *SHAPES, *JOINED, *LINES, *REDUCED, *WHOLE_REDUCED,
-    *PADDED, *POOLED, *PRODUCTS, *ATTENTION, *CONVOLUTIONS, *NORMS, *TABLES,
+    *UNARY, *ACTIVATIONS, *BINARY, *ELEMENTWISE, *DERIVATIVES, *SHAPES, *JOINED, *LINES, *SEGMENTS, *REDUCED,
+    *WHOLE_REDUCED, *PADDED, *POOLED, *PRODUCTS, *ATTENTION, *CONVOLUTIONS, *NORMS, *TABLES,
 ]  # fmt: skip
 EACH = [pytest.param(one, id=f"{number}-{one}") for number, one in enumerate(FUNCTIONS)]
 

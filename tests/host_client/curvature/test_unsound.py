@@ -354,3 +354,27 @@ def test_other_threads_are_not_recorded() -> None:
     problem.model[1] = Looking()  # type: ignore[index]
     _assert_exact(capture, problem)
     assert stacks == [[]]
+
+
+class LargestOfPairs(nn.Module):
+    """The larger of each entry and a copy of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(0.5, 1.5, 5, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run."""
+        twice = (x * self.weight).repeat_interleave(2, 0)
+        return torch.segment_reduce(twice, "max", lengths=torch.full((len(x),), 2), axis=0)
+
+
+@pytest.mark.parametrize("check", ["first", "never"])
+def test_largest_entries_that_occur_twice_share_cotangents_of_either_sign(check: Check) -> None:
+    """Torch shares those above zero only (2.13); columns of the loss have both signs, one-hot vectors have not."""
+    torch.manual_seed(0)
+    model, criterion = LargestOfPairs(), nn.CrossEntropyLoss()
+    problem = Problem(model, criterion, torch.randn(4, 5, dtype=torch.float64), torch.arange(4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CurvatureFallback)
+        _assert_exact(Capture(model, criterion, check=check), problem)

@@ -404,6 +404,7 @@ def _programs(
         after = draw(st.integers(0, len(steps)))
         heads.append(draw(_heads(hidden[after], after, forms, widths)))
     watches = draw(st.lists(_watches(len(steps)), max_size=2)) if steps else []
+    watches = [watch for watch in watches if not _called_by_a_recomputation(watch, steps)]
     return Program(
         layout,
         tuple(steps),
@@ -450,6 +451,13 @@ def _heads(draw: st.DrawFn, hidden: Sequence[Tensor], after: int, forms: Sequenc
         outside=draw(st.booleans()),
         bias=draw(st.booleans()),
     )
+
+
+def _called_by_a_recomputation(watch: Watch, steps: Sequence[Step]) -> bool:
+    """Return whether a hook belongs to the input of a checkpoint that differentiates with respect to it: said so."""
+    after = steps[watch.step + 1 : watch.step + 2]
+    inside = [f for step in after if step.wrap == "checkpoint" for f in OPERATIONS[step.operation].functions]
+    return watch.kind in ("retain_grad", "tensor hook", "node hook") and any("autograd.grad" in f for f in inside)
 
 
 @st.composite
