@@ -17,6 +17,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes:UserWarning")  # for one processor
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_two_workers_connect_however_they_are_started(stepped: Daemon, method: str) -> None:
     with connect(stepped.address, timeout=20.0) as spu, spu.session() as session:
