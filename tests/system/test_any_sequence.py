@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 from torch import Tensor, nn
@@ -347,8 +347,14 @@ def test_any_sequence_of_actions(place: Place) -> None:
         kills = not settings().derandomize
 
     Here.place = place
+    # A failure that depends on timing does not repeat: shrinking it would end with an error of its own.
     run_state_machine_as_test(
-        Here, settings=settings(max_examples=profiles.examples(8, exploring=200), stateful_step_count=12)
+        Here,
+        settings=settings(
+            max_examples=profiles.examples(8, exploring=200),
+            stateful_step_count=12,
+            phases=(Phase.generate,),
+        ),
     )
 
 
