@@ -1,4 +1,4 @@
-"""What a forked child does with the client of its parent: it leaves it alone, and makes its own.
+"""Leave the client of a parent alone in a forked child, which makes its own.
 
 Only the forking thread lives on in the child: neither the client's event loop nor gRPC's threads do. What they held
 shares sockets with the parent, so the child neither uses nor destroys it.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -175,7 +176,9 @@ class _Copy(importlib.abc.MetaPathFinder):
 def _forked() -> None:
     global _inherited
     _inherited = _used
-    leave_alone(list(_owned))
+    if _used:
+        leave_alone(list(_owned))
+        gc.freeze()  # garbage may hold gRPC's last channel, the end of which would wait for a thread of the parent
 
 
 os.register_at_fork(after_in_child=_forked)

@@ -1,4 +1,4 @@
-"""What stands before an object of the asynchronous API, for callers on any thread."""
+"""Call an object of the asynchronous API from any thread."""
 
 from __future__ import annotations
 

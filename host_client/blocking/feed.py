@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
-from typing import TYPE_CHECKING, Any
-
-from torch import Tensor
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from host_client.blocking.facade import Facade, waiting
 from host_client.blocking.thread import follow, post, wait
-from host_client.loop import Freshness
 from host_client.loop import feed as aio_feed
-from host_client.loop.arrivals import Arrived
+from host_client.record.events import Event
 from spu_link.errors import SpuError
 from spu_link.operators import Operator
 from spu_link.precision import Precision
@@ -21,15 +17,25 @@ if TYPE_CHECKING:
     from host_client.blocking.session import Session
 
 
+class Listener:
+    """Holds the function that a feed reports events to, which may refer to the feed's facade.
+
+    The client's loop refers to it weakly, so that a facade nobody else refers to is closed.
+    """
+
+    def __init__(self, record: Callable[[Event], None]) -> None:
+        self.record = record
+
+
 class Feed(Facade[aio_feed.Feed]):
     """Programs to a device in the background, and its readings back. Made by `Session.feed`.
 
     See `host_client.loop.feed.Feed`.
     """
 
-    def __init__(self, feed: aio_feed.Feed, session: Session) -> None:
+    def __init__(self, feed: aio_feed.Feed, session: Session, listener: Listener | None) -> None:
         super().__init__(feed, feed.close)
-        self._session = session  # which lives as long
+        self._session, self._listener = session, listener  # which live as long
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -57,37 +63,7 @@ class Feed(Facade[aio_feed.Feed]):
         """No hand-over will follow for what has been sent ahead."""
         post(self._aio.abandon)
 
-    def exchange(
-        self,
-        operator: Operator,
-        drive: Tensor,
-        *,
-        freshness: Freshness,
-        timeout: float,
-        together: bool = False,
-        **options: Any,
-    ) -> list[Arrived]:
-        """Hand a program over, and take the readings for a step, waiting `timeout` seconds at most.
-
-        Args:
-            operator, drive, options: as of `host_client.loop.feed.Feed.hand_over`.
-            freshness: which readings will do.
-            timeout: longest wait, in seconds.
-            together: as of `host_client.loop.feed.Feed.readings`.
-
-        Raises:
-            TooStale: when none came in time that will do.
-            SpuError: why the device is lost, or has refused a program.
-        """
-        follow([operator, drive])
-        called = partial(
-            self._aio.exchange, operator, drive, freshness=freshness, timeout=timeout, together=together, **options
-        )
-        del operator, drive, options  # an error that somebody keeps would keep them
-        try:
-            return wait(called)
-        finally:
-            del called
+    exchange = waiting(aio_feed.Feed.exchange)
 
     def resume(self, free_from: float, operator: Operator | None, sequence: int) -> None:
         """The device's state has been restored. See `host_client.loop.feed.Feed.resume`."""

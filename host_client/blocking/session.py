@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from host_client import aio
 from host_client.blocking.facade import Facade, waiting
-from host_client.blocking.feed import Feed
+from host_client.blocking.feed import Feed, Listener
 from host_client.blocking.thread import follow, wait
 from host_client.blocking.upload import Upload
 from host_client.clock import ClockAgreement
@@ -95,9 +96,15 @@ class Session(Facade[aio.Session]):
         counts: Counter[str] | None = None,
     ) -> Feed:
         """Feed the device in the background. See `host_client.aio.Session.feed`."""
-        session = self._aio
+        session, listener = self._aio, None if record is None else Listener(record)
+        known = weakref.ref(listener) if listener is not None else lambda: None
+
+        def tell(event: Event) -> None:
+            heard = known()
+            if heard is not None:
+                heard.record(event)
 
         async def make() -> Feed:
-            return Feed(session.feed(on_loss=on_loss, record=record, counts=counts), self)
+            return Feed(session.feed(on_loss=on_loss, record=tell, counts=counts), self, listener)
 
         return wait(make)

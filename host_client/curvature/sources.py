@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from host_client.curvature.graph import Call, Place
 from host_client.curvature.rules.shapes import dimension, signed
+from spu_link.cached import cached_property
 
 
 @dataclass(frozen=True)

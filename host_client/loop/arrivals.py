@@ -121,13 +121,14 @@ class Arrivals:
         self._closed = True
         self.forget()
 
-    async def take(self, number: int, freshness: Freshness, *, timeout: float, together: bool) -> list[Arrived]:
-        """What `Feed.readings` gives."""
-        deadline = asyncio.get_running_loop().time() + timeout
+    async def take(
+        self, number: int, freshness: Freshness, *, deadline: float, timeout: float, together: bool
+    ) -> list[Arrived]:
+        """Return what `Feed.readings` returns, until a time of the event loop; `timeout` is the wait in all."""
         while True:
             self._changed.clear()
             if self._closed:
-                raise closed(self._session)
+                raise closed_error(self._session)
             self._recovery.check()
             if self._refused is not None:
                 refused, self._refused = self._refused, None
@@ -170,8 +171,8 @@ class Arrivals:
         )
 
 
-def closed(session: Session) -> SessionClosed:
-    """What to tell whoever uses a feed that has been closed."""
+def closed_error(session: Session) -> SessionClosed:
+    """Return the error for whoever uses a feed that has been closed."""
     return SessionClosed(
         f"the feed of {session.spu.address} was closed in this process, with its session or by itself; open a new "
         "session with spu.session(), and set optimizer.session to it to go on with an optimizer",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from host_client.frames import release_frames
-from host_client.loop.arrivals import Arrivals, Arrived, closed
+from host_client.loop.arrivals import Arrivals, Arrived, closed_error
 from host_client.loop.background import Background
 from host_client.loop.periodic import OUTSTANDING, multiples, read_each
 from host_client.loop.policies import Freshness, OnLoss
@@ -190,13 +190,14 @@ class Feed:
         self,
         operator: Operator,
         drive: Tensor,
+        /,
         *,
         freshness: Freshness,
         timeout: float,
         together: bool = False,
         **options: Any,
     ) -> list[Arrived]:
-        """Hand a program over, and take the readings for a step, waiting `timeout` seconds in all.
+        """Send a program, and take the readings for a step, waiting `timeout` seconds in all.
 
         Args:
             operator, drive, options: as of `hand_over`.
@@ -206,11 +207,10 @@ class Feed:
         Raises:
             TooStale, SpuError: as of `readings`.
         """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
+        deadline = asyncio.get_running_loop().time() + timeout
         number = self.hand_over(operator, drive, **options)
         await self.copied(timeout)
-        return await self.readings(number, freshness, timeout=deadline - loop.time(), together=together)
+        return await self._arrivals.take(number, freshness, deadline=deadline, timeout=timeout, together=together)
 
     async def copied(self, timeout: float | None = None) -> None:
         """Wait until the last hand-over has its copy of the operator, if it was to have one.
@@ -238,7 +238,8 @@ class Feed:
             TooStale: when none came in time that will do.
             SpuError: why the device is lost, or has refused a program.
         """
-        return await self._arrivals.take(number, freshness, timeout=timeout, together=together)
+        deadline = asyncio.get_running_loop().time() + timeout
+        return await self._arrivals.take(number, freshness, deadline=deadline, timeout=timeout, together=together)
 
     async def back(self, timeout: float) -> None:
         """Wait until the device is there again.
@@ -266,7 +267,7 @@ class Feed:
 
     def _check_open(self) -> None:
         if self._is_closed:
-            raise closed(self._session)
+            raise closed_error(self._session)
 
     def _took_hold(self, one: HandOver) -> None:
         period = one.schedule.period

@@ -1,4 +1,4 @@
-"""Whether a state dictionary fits an optimizer: all that could be wrong with it, before anything changes."""
+"""Check that a state dictionary fits an optimizer, in every way that it could not, before anything changes."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class TNGD(NaturalGradient):
             stays so.
         patience: longest that a step waits for a reading, beyond the device time it takes, or for a lost device, in
             seconds.
-        record: told of uploads, readings, differentiation, updates and losses; see `host_client.record`.
+        record: called with each event: uploads, readings, differentiation, updates, losses; see `host_client.record`.
         options: see `NaturalGradient`.
 
     Raises:

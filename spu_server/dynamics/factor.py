@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from spu_link.cached import cached_property
 from spu_link.operators import FactorOperator
 from spu_server.dynamics.eigen import Table
 from spu_server.dynamics.functions import ScalarFunction, Vector, at, response, slope

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
 
 from torch import Tensor
 
+from spu_link.cached import cached_property
 from spu_server.dynamics.eigen import Eigenbasis
 from spu_server.dynamics.functions import Vector
 from spu_server.dynamics.lanczos import Measure, Target, krylov

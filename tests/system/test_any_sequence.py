@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import gc
 import os
 import signal
@@ -302,6 +303,7 @@ class Training(RuleBasedStateMachine):
         return torch.cat([p.detach().double().flatten() for p in self.model.parameters()])
 
     def as_child(self) -> int:
+        faulthandler.register(signal.SIGALRM, chain=True)  # where its threads stand, and then its end
         signal.alarm(30)
         if self.session is not None:
             try:

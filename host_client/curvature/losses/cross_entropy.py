@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import torch
 from torch import Tensor
 
@@ -11,6 +9,7 @@ from host_client.curvature.errors import UnsupportedCriterion
 from host_client.curvature.losses.arguments import check_weights
 from host_client.curvature.losses.softmax import softmax_root
 from host_client.curvature.losses.torch_loss import TorchLoss
+from spu_link.cached import cached_property
 
 
 class CrossEntropy(TorchLoss):

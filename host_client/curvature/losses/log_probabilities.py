@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from host_client.curvature.errors import UnsupportedCriterion
 from host_client.curvature.losses.call import Kind, random_signs
 from host_client.curvature.losses.cross_entropy import CrossEntropy
 from host_client.curvature.losses.torch_loss import TorchLoss
+from spu_link.cached import cached_property
 
 
 class NLL(CrossEntropy):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch.utils._pytree import tree_map
 from host_client.curvature.errors import UnsupportedCriterion
 from host_client.curvature.losses.arguments import Function
 from host_client.curvature.losses.call import Kind, LossCall
+from spu_link.cached import cached_property
 
 
 class TorchLoss(LossCall):

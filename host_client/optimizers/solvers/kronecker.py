@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from spu_link.cached import cached_property
 from spu_link.errors import InvalidProgram
 from spu_link.operators.base import Operator, WireBlock
 

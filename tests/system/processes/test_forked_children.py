@@ -67,6 +67,56 @@ assert in_child(work) == 0
 
 
 @ADDRESSES
+def test_a_child_leaves_alone_what_nobody_refers_to_in_its_parent(zygote, stepped, address):
+    code = """
+from contextlib import suppress
+
+def work():
+    gc.collect()
+    with connect(ADDRESS, timeout=20.0, **OPTIONS) as spu, spu.session() as session:
+        assert right(solved(session))
+
+gc.disable()  # a call that has not ended in time leaves references in a circle
+with connect(ADDRESS, timeout=20.0, **OPTIONS) as spu, spu.session() as session, suppress(DeadlineExceeded):
+    session.read(at=1e12, timeout=0.05)
+del spu, session
+assert in_child(work) == 0
+"""
+    run(zygote, code, address, stepped)
+
+
+def test_a_child_has_a_device_of_its_own_though_that_of_its_parent_is_computing_meanwhile(zygote, stepped):
+    code = """
+import threading
+
+A, B = torch.randn(200, 20_000), torch.ones(20_000)  # its Gram matrix takes some milliseconds
+
+def compute():
+    while not done.is_set():
+        session.solve(Rows(A), B, damping=1.0, analog_time=1.0)
+
+def work():
+    for _ in range(6):  # so that no thread has the identity of one of the parent's
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+    with connect("inproc:", clock="stepped") as spu, spu.session() as session:
+        value = session.solve(Rows(torch.ones(1, 3)), torch.ones(3), damping=1.0, analog_time=50.0).value
+        assert right(value)
+
+done = threading.Event()
+with connect("inproc:", clock="stepped") as spu, spu.session() as session:
+    computing = threading.Thread(target=compute)
+    computing.start()
+    try:
+        for _ in range(4):
+            assert in_child(work) == 0
+    finally:
+        done.set()
+        computing.join()
+"""
+    run(zygote, code, "inproc:", stepped)
+
+
+@ADDRESSES
 def test_what_a_child_inherits_raises_at_once_and_says_what_to_do(zygote, stepped, address):
     code = """
 import asyncio, pickle

@@ -68,6 +68,23 @@ def use():
 use()
 check()
 """,
+    "dropped by one whose method records the events": """
+class Run:
+    def __init__(self):
+        self.spu = connected()
+        self.session, self.events = self.spu.open_session(), []
+        self.trained = training(self.session, record=self.note)
+
+    def note(self, event):
+        self.events.append(event)
+
+def use():
+    run = Run()
+    step(*run.trained)
+    assert run.events
+use()
+check()
+""",
     "an optimizer that is dropped, then its session": """
 spu = connected()
 session = spu.open_session()
@@ -215,7 +232,6 @@ session = spu.open_session()
 trained = training(session, record=lambda event: None)
 step(*trained)
 upload, feed = session.upload(Rows(A)), session.feed()
-reading = threading.Thread(target=lambda: suppress(SpuError).__enter__() or session.read(at=1e9), daemon=True)
 """,
     "an exit in the middle of a call": """
 def forever():
