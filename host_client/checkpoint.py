@@ -1,4 +1,4 @@
-"""What an interrupted run leaves to go on from: one file, and the rows of the iterations before it."""
+"""Save and load an interrupted run: one file, and the rows of the iterations before it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ from host_client.train import Evaluation, Run, Step, Training
 
 STEPS: Final = "steps.csv"
 
+KEYS: Final = {
+    *("options", "evaluations", "report", "delays"),
+    *("done", "seconds", "model", "optimizer", "random"),  # of `Training.state_dict`
+}
+
 
 def save(folder: Path, options: dict[str, Any], training: Training, run: Run) -> None:
     """Write the checkpoint of a run, at once.
@@ -32,8 +37,14 @@ def save(folder: Path, options: dict[str, Any], training: Training, run: Run) ->
         OSError: when it cannot be written.
     """
     stream = io.BytesIO()
-    evaluations = [asdict(one) for one in run.evaluations]
-    torch.save({"options": options, "evaluations": evaluations, **training.state_dict()}, stream)
+    content = {
+        "options": options,
+        "evaluations": [asdict(evaluation) for evaluation in run.evaluations],
+        "report": run.report,
+        "delays": run.delays,
+        **training.state_dict(),
+    }
+    torch.save(content, stream)
     write_whole(folder / CHECKPOINT, stream.getvalue())
 
 
@@ -47,7 +58,7 @@ def load(folder: Path) -> dict[str, Any]:
     path = checkpoint_in(folder)
     try:
         content = torch.load(path, weights_only=True)
-        if not {"options", "evaluations", "done", "seconds", "model", "optimizer", "random"} <= content.keys():
+        if KEYS - content.keys():
             raise ValueError("its content is of another kind")
     except (OSError, ValueError, RuntimeError, EOFError, AttributeError, pickle.UnpicklingError) as error:
         raise CheckpointUnusable(
@@ -89,7 +100,8 @@ def prepare(folder: Path, checkpoint: dict[str, Any], run: Run) -> None:
         raise CheckpointUnusable(f"{folder / STEPS} cannot be read ({error}); start anew with --overwrite") from None
     if [step.step for step in run.steps] != list(range(1, done + 1)):
         raise CheckpointUnusable(f"{folder / STEPS} lacks rows of the steps 1 to {done}; start anew with --overwrite")
-    run.evaluations[:] = [Evaluation(**one) for one in checkpoint["evaluations"]]
+    run.evaluations[:] = [Evaluation(**evaluation) for evaluation in checkpoint["evaluations"]]
+    run.report, run.delays = checkpoint["report"], checkpoint["delays"]
     stream = io.StringIO(newline="")
     writer = csv.DictWriter(stream, COLUMNS)
     writer.writeheader()

@@ -59,9 +59,8 @@ def follow(
         `run`.
     """
     line = Line(rate)
-    moving = console.is_terminal and not console.is_dumb_terminal
-    plain = PlainLines(console, label, total) if each_evaluation and not moving else None
-    with progress(console, disable=not moving) as bar:
+    with progress(console) as bar:
+        plain = PlainLines(console, label, total) if each_evaluation and bar.disable else None
         task = bar.add_task(label, total=total, completed=len(run.steps), status="")
         for event in events:
             if isinstance(event, Step):
@@ -80,8 +79,10 @@ def follow(
     return run
 
 
-def progress(console: Console, *, disable: bool = False) -> Progress:
+def progress(console: Console) -> Progress:
     """Return a progress line of a label, a bar, a count, the time left and a status, which is cut where it is too long.
+
+    It is disabled where the console is no terminal that could move it.
 
     From 60 columns on a label of up to 14 characters and counts of up to 10,000 leave room for the status.
     """
@@ -93,7 +94,8 @@ def progress(console: Console, *, disable: bool = False) -> Progress:
         TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
         TextColumn("{task.fields[status]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
     ]
-    return Progress(*columns, console=console, transient=True, expand=True, disable=disable)
+    moving = console.is_terminal and not console.is_dumb_terminal
+    return Progress(*columns, console=console, transient=True, expand=True, disable=not moving)
 
 
 class PlainLines:

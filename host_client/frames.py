@@ -1,4 +1,4 @@
-"""What an error keeps alive: the local variables of the functions that it was raised in."""
+"""Release the local variables that an error keeps alive: those of the functions that it was raised in."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import pkgutil
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import ClassVar
@@ -47,7 +48,9 @@ def check(package: ModuleType, name: str) -> None:
         raise UnknownName(f"{name!r} is none of {', '.join(known) or 'nothing: there are none yet'}")
 
 
+@cache
 def _sources(package: ModuleType) -> dict[str, ast.Module]:
+    """Return the syntax trees of the modules that define ``run``, by name."""
     found = {}
     for module in pkgutil.iter_modules(package.__path__):
         tree = ast.parse(Path(package.__path__[0], f"{module.name}.py").read_text(encoding="utf-8"))

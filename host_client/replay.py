@@ -27,8 +27,7 @@ def replay(path: Path, console: Console, *, json: bool) -> bool:
         LogUnusable: when the log cannot be read.
     """
     log = Log.load(path)
-    moving = console.is_terminal and not console.is_dumb_terminal
-    with progress(console, disable=not moving) as bar:
+    with progress(console) as bar:
         task = bar.add_task("calls", total=len(log.events), status="")
         outcome = make_again(log, lambda done: bar.update(task, completed=done))
     if json:

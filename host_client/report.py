@@ -118,6 +118,11 @@ def plot_runs(runs: Mapping[str, Sequence[Run]], path: Path, *, title: str, capt
 def save_whole(figure: Figure, path: Path, **options: Any) -> None:
     """Write a figure at once, in the format that its name says; its folder is made.
 
+    Args:
+        figure: the picture.
+        path: of the file.
+        options: as of `Figure.savefig`.
+
     Raises:
         OSError: when the file cannot be made.
     """

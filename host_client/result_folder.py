@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,52 +38,60 @@ def checkpoint_in(folder: Path) -> Path:
     """
     path = folder / CHECKPOINT
     if not path.is_file():
-        if read_status(folder / "run.json").get("status") == "finished":
+        if read_json(folder / "run.json").get("status") == "finished":
             raise FolderInUse(f"the run in {folder} has finished; name another folder with --out for a new one")
         raise CheckpointUnusable(f"{path} does not exist, so no run can go on from it; start one without --resume")
     return path
 
 
 def results_in(folder: Path) -> list[Path]:
-    """Return the files in a folder that runs have left; a page or picture without data of a run is no result."""
-    kinds = [
-        ["run.json", "run.png", "steps.csv", "events.jsonl", "events-*.jsonl", CHECKPOINT],
-        ["demo.json", "demo.png", "tngd.csv", "adam.csv"],
-        *(
-            [f"{name}.{end}" for end in ("json", "csv", "md", "png")] + [f"{name}-curves.csv"]
-            for name in modules.names(experiments)
-        ),
-    ]
-    found: set[Path] = set()
-    for patterns in kinds:
-        files = {path for pattern in patterns for path in (*folder.glob(pattern), *folder.glob(f"{pattern}.new"))}
-        if any(path.suffix not in (".md", ".png") for path in files):
-            found |= files
-    return sorted(found)
+    """Return the files of the runs in a folder: those named after a JSON file that has the status of a run."""
+    names = ("run", "demo", *modules.names(experiments))
+    runs = [name for name in names if "status" in read_json(folder / f"{name}.json")]
+    return sorted(path for name in runs for path in _files_of(folder, name))
 
 
-def check_free(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that cannot be written, or that holds a run which is not to be overwritten; nothing is lost.
+def _files_of(folder: Path, name: str) -> list[Path]:
+    """Return the files in a folder that have the names of those of a run, whoever made them."""
+    patterns = {
+        "run": ["run.json", "run.png", "steps.csv", "events.jsonl", "events-*.jsonl", CHECKPOINT],
+        "demo": ["demo.json", "demo.png", "tngd.csv", "adam.csv"],
+    }.get(name, [f"{name}.{ending}" for ending in ("json", "csv", "md", "png")] + [f"{name}-curves.csv"])
+    return [path for pattern in patterns for path in (*folder.glob(pattern), *folder.glob(f"{pattern}.new"))]
+
+
+def check_free(folder: Path, name: str, *, overwrite: bool) -> None:
+    """Refuse a folder for the files of a run if it cannot be written, or something would be lost there; make it.
+
+    Args:
+        folder: for the results.
+        name: of the files: ``"run"``, ``"demo"`` or an experiment.
+        overwrite: whether runs that are there may be removed.
 
     Raises:
-        FolderInUse: naming what it holds.
-        OSError: when it cannot be made or written.
+        FolderInUse: naming the files that are there, of a run or of other origin.
+        OSError: when the folder cannot be made or written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / "run.json.new"
-    probe.touch()
-    probe.unlink()
-    found = results_in(folder)
-    if found and not overwrite:
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+    results = results_in(folder)
+    others = [path.name for path in _files_of(folder, name) if path not in results and path.suffix != ".new"]
+    if others:
         raise FolderInUse(
-            f"{folder} holds a run already ({', '.join(path.name for path in found)}); name another folder with --out, "
-            "or replace it with --overwrite"
+            f"{folder} holds files with the names of results that are of no run ({', '.join(sorted(others))}); move "
+            "them, or name another folder with --out"
+        )
+    if results and not overwrite:
+        raise FolderInUse(
+            f"{folder} holds a run already ({', '.join(path.name for path in results)}); name another folder with "
+            "--out, or replace it with --overwrite"
         )
 
 
 def clear(folder: Path) -> None:
-    """Remove the results of an earlier run."""
-    for path in results_in(folder):
+    """Remove the results of earlier runs; the JSON files last, without which the others are of no run."""
+    for path in sorted(results_in(folder), key=lambda path: path.suffix == ".json"):
         path.unlink()
 
 
@@ -107,8 +116,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_whole(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def read_status(path: Path) -> dict[str, Any]:
-    """Return the JSON of a run; empty where there is none that can be read."""
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; empty where there is none that can be read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -117,18 +126,18 @@ def read_status(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def new_results(folder: Path, name: str, **about: Any) -> Iterator[None]:
+def new_results(folder: Path, name: str) -> Iterator[None]:
     """Clear a folder for a new run, whose ``NAME.json`` says from now on whether it is running, interrupted or failed.
 
     What is done within writes the file anew, with the status ``"finished"``, when it has finished.
     """
     clear(folder)
     path = folder / f"{name}.json"
-    write_json(path, {"status": "running", **about})
+    write_json(path, {"status": "running"})
     try:
         yield
     except BaseException as error:
-        content = read_status(path)
+        content = read_json(path)
         if content.get("status") == "running":
             interrupted = not isinstance(error, Exception)
             status = {"status": "interrupted"} if interrupted else {"status": "failed", "reason": str(error)}
@@ -139,6 +148,6 @@ def new_results(folder: Path, name: str, **about: Any) -> Iterator[None]:
 def interrupted_run(folder: Path) -> str:
     """Return what a folder holds of a run that was interrupted; empty where there is none."""
     found = results_in(folder) if folder.is_dir() else []
-    if not any(read_status(path).get("status") == "interrupted" for path in found if path.suffix == ".json"):
+    if not any(read_json(path).get("status") == "interrupted" for path in found if path.suffix == ".json"):
         return ""
     return f"{folder} holds what there is of the run: {', '.join(path.name for path in found)}"

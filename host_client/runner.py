@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from host_client.blocking import Session, Spu
 from host_client.follow import follow
 from host_client.optimizers import make_optimizer
 from host_client.provenance import provenance
-from host_client.record import DelayMeter, RunRecord
+from host_client.record import DelayMeter, Event, RunRecord
 from host_client.report import in_tau, plot_runs
 from host_client.result_folder import CHECKPOINT, clear, write_json
-from host_client.results import device_summary, step_writer, summary
+from host_client.results import StepWriter, device_summary, step_writer, summary
 from host_client.settings import Settings
 from host_client.tasks.task import Task
 from host_client.train import Run, Split, Training, start
@@ -65,25 +65,20 @@ def run(
         SpuError: when the device fails.
         Diverged: when training diverges.
     """
+    result = start(task, settings)
     with ExitStack() as stack:
-        session, rate = _session(stack, settings, spu)
+        session = _session(stack, settings, spu)
         writer = stack.enter_context(step_writer(csv)) if csv is not None else None
-        delays = DelayMeter()
-        training = Training(task, settings, session, record=delays, make=make)
-        result = start(task, settings)
-        with _counted(spu if session is not None else None, result):
-            follow(
-                training.events(evaluate_every=evaluate_every, splits=splits),
-                result,
-                label=label,
-                total=training.total,
-                console=console,
-                writer=writer,
-                rate=rate,
-                each_evaluation=each_evaluation,
-            )
-        result.delay = delays.delay
-        return result
+        measured = _Measured(task, settings, session, result, make=make)
+        measured.follow(
+            label=label,
+            console=console,
+            writer=writer,
+            each_evaluation=each_evaluation,
+            evaluate_every=evaluate_every,
+            splits=splits,
+        )
+    return result
 
 
 def run_in(
@@ -122,7 +117,7 @@ def run_in(
     result = start(task, settings)
     header = _header(task, settings, spu)
     with ExitStack() as stack:
-        session, rate = _session(stack, settings, spu)
+        session = _session(stack, settings, spu)
         if resume is None:
             clear(folder)
             torch.manual_seed(settings.seed)
@@ -139,24 +134,16 @@ def run_in(
                 RunRecord(folder, **header, **({} if resume is None else {"resumed_after": done}))
             )
             writer = stack.enter_context(step_writer(folder / checkpoint.STEPS, append=resume is not None))
-            delays = DelayMeter(record.record)
-            training = Training(task, settings, session, record=delays)
+            measured = _Measured(task, settings, session, result, record=record.record)
             if resume is not None:
-                training.load_state_dict(resume)
-            save = partial(checkpoint.save, folder, options, training, result)
-            with _counted(spu if session is not None else None, result):
-                follow(
-                    training.events(go_on=_keeping(save, stopped)),
-                    result,
-                    label=label,
-                    total=training.total,
-                    console=console,
-                    writer=writer,
-                    rate=rate,
-                )
+                measured.training.load_state_dict(resume)
+            save = partial(checkpoint.save, folder, options, measured.training, result)
+            measured.follow(
+                label=label, console=console, writer=writer, go_on=_keeping(measured.measure, save, stopped)
+            )
         except SpuError as error:
             if len(result.steps) > done:
-                save()  # a step that fails leaves everything as it was before
+                save()  # as of the last iteration: a step that fails changes nothing of it
             report("failed", reason=str(error))
             raise
         except Exception as error:
@@ -165,8 +152,7 @@ def run_in(
         except BaseException:
             report("interrupted")
             raise
-        result.delay = delays.delay
-        if training.done < training.total:
+        if measured.training.done < measured.training.total:
             save()
             report("interrupted")
         else:
@@ -175,8 +161,8 @@ def run_in(
     return result
 
 
-def _keeping(save: Callable[[], None], stopped: Callable[[], bool]) -> Callable[[], bool]:
-    """Return what saves now and then, and says whether to go on."""
+def _keeping(measure: Callable[[], None], save: Callable[[], None], stopped: Callable[[], bool]) -> Callable[[], bool]:
+    """Return a function that decides whether to go on, and saves now and then."""
     last = time.monotonic()
 
     def go_on() -> bool:
@@ -184,6 +170,7 @@ def _keeping(save: Callable[[], None], stopped: Callable[[], bool]) -> Callable[
         if stopped():
             return False
         if time.monotonic() - last > CHECKPOINT_SECONDS:
+            measure()
             save()
             last = time.monotonic()
         return True
@@ -191,54 +178,94 @@ def _keeping(save: Callable[[], None], stopped: Callable[[], bool]) -> Callable[
     return go_on
 
 
-def _session(stack: ExitStack, settings: Settings, spu: Spu | None) -> tuple[Session | None, float]:
-    """Open a session where the optimizer needs one; with it the rate of the device's clock."""
+def _session(stack: ExitStack, settings: Settings, spu: Spu | None) -> Session | None:
+    """Open a session where the optimizer needs one."""
     if settings.optimizer != "tngd" or spu is None:
-        return None, 0.0
-    return stack.enter_context(spu.session(ttl=SESSION_TTL)), spu.info.rate
+        return None
+    return stack.enter_context(spu.session(ttl=SESSION_TTL))
 
 
-@contextmanager
-def _counted(spu: Spu | None, result: Run) -> Iterator[None]:
-    """Put what a device counts meanwhile into the report of a run."""
-    tally = _Tally(spu) if spu is not None else None
-    yield
-    if tally is not None:
-        # The run is made, also where the device has been lost on the way and cannot tell any more.
-        with suppress(SpuError):
-            result.report = tally.counted()
-
-
-class _Tally:
-    """What a device counts from now on.
+class _Measured:
+    """A training whose run also gets the device's counts and the delays, added to those of the parts before.
 
     Args:
-        spu: the device.
+        task, settings, make: see `run`.
+        session: the device; None without one.
+        result: the run, with the parts before where it is resumed.
+        record: also receives the events.
+
+    Attributes:
+        training: the training.
     """
 
-    def __init__(self, spu: Spu) -> None:
-        self._spu = spu
-        self._opened, self._before = self._opening(), spu.report()
+    def __init__(
+        self,
+        task: Task,
+        settings: Settings,
+        session: Session | None,
+        result: Run,
+        *,
+        record: Callable[[Event], None] | None = None,
+        make: Callable[..., Optimizer] = make_optimizer,
+    ) -> None:
+        self._spu = session.spu if session is not None else None
+        self._result, self._before, self._delays_before = result, dict(result.report), list(result.delays)
+        self._meter = DelayMeter(record)
+        self.training = Training(task, settings, session, record=self._meter, make=make)
+        self._known = bool(self._before) or not result.steps
 
-    def counted(self) -> dict[str, float]:
-        """What it has counted by now; nothing if its driver was opened again and has counted from zero.
+    def follow(
+        self, *, label: str, console: Console, writer: StepWriter | None, each_evaluation: bool = True, **options: Any
+    ) -> None:
+        """Train, and measure at the end, also where training fails.
 
-        Raises:
-            SpuError: when it cannot be asked.
+        Args:
+            label, console, writer, each_evaluation: as of `host_client.follow.follow`.
+            options: as of `Training.events`.
         """
-        opened, now = self._opening(), self._spu.report()
-        fallen = any(now.get(name, 0.0) < number for name, number in self._before.items())  # of another one beside it
-        if opened != self._opened or fallen:
-            return {}
-        return {name: number - self._before.get(name, 0.0) for name, number in now.items()}
+        self._began = self._counts()
+        try:
+            follow(
+                self.training.events(**options),
+                self._result,
+                label=label,
+                total=self.training.total,
+                console=console,
+                writer=writer,
+                rate=self._spu.rate if self._spu is not None else 0.0,
+                each_evaluation=each_evaluation,
+            )
+        finally:
+            self.measure()
 
-    def _opening(self) -> tuple[int, int]:
+    def measure(self) -> None:
+        """Bring the counts and the delays of the run up to date."""
+        try:
+            self._result.report = self._counted()
+        except SpuError:
+            self._result.report = {}
+        self._result.delays = self._delays_before + self._meter.delays
+
+    def _counted(self) -> dict[str, float]:
+        """Return the counts of the whole run; empty where a part of them is unknown."""
+        (opening_then, then), (opening, now) = self._began, self._counts()
+        # Of several devices, only the first one says whether it was opened again.
+        fallen = any(now.get(name, 0.0) < number for name, number in then.items())
+        if not (now and self._known) or opening != opening_then or fallen:
+            return {}
+        names = now | self._before
+        return {name: now.get(name, 0.0) - then.get(name, 0.0) + self._before.get(name, 0.0) for name in names}
+
+    def _counts(self) -> tuple[tuple[int, int], dict[str, float]]:
+        """Return when the driver was opened, as epoch and number of restarts, and its counts since then."""
+        if self._spu is None:
+            return (0, 0), {}
         info = self._spu.info
-        return info.epoch, info.restarts
+        return (info.epoch, info.restarts), self._spu.report()
 
 
 def _header(task: Task, settings: Settings, spu: Spu | None) -> dict[str, Any]:
-    """What a run was made with and where."""
+    """Return the settings, versions, machine and device of a run."""
     return {**provenance(), "task": _task(task), "settings": settings.model_dump(), "device": _device(spu)}
 
 

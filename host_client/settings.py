@@ -62,13 +62,13 @@ class Settings(BaseModel):
     )
     damping: NonNegativeFloat = Field(default=0.01, description="damping λ of the curvature")
     analog_time: NonNegativeFloat = Field(
-        default=50.0, le=LONGEST, description="time t from an upload taking hold to the reading, in τ"
+        default=50.0, le=LONGEST, description="time t from an upload taking effect to the reading, in τ"
     )
     delay: NonNegativeFloat = Field(
         default=0.0, le=LONGEST, description="min time t_d from a reading to the next upload taking effect, in τ"
     )
     noise: NonNegativeFloat = Field(default=0.0, description="noise κ₀ of the device")
-    start: Literal["keep", "drive"] = Field(default="keep", description="state at the instant an upload takes hold")
+    start: Literal["keep", "drive"] = Field(default="keep", description="state at the instant an upload takes effect")
     precision: Precision = Field(default="float32", description="how the curvature travels to the device")
     freshness: Literal["this program", "newest"] | NonNegativeInt = Field(
         default="this program",

@@ -85,9 +85,9 @@ class Run:
         outputs: d_z, outputs per example.
         steps: every iteration, in order.
         evaluations: in order.
-        report: what the device counted meanwhile, see `Spu.report`; empty where it counts nothing, and where it was
-            started again on the way.
-        delay: median t_d that was measured, in τ, see `measure_delays`; None without a device.
+        report: counts of the device over the whole run, see `Spu.report`; empty where it counts nothing, and where a
+            part of them is unknown, since the device was restarted or lost.
+        delays: each t_d that was measured, in τ, see `measure_delays`.
     """
 
     settings: Settings
@@ -96,7 +96,12 @@ class Run:
     steps: list[Step] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
     report: dict[str, float] = field(default_factory=dict)
-    delay: float | None = None
+    delays: list[float] = field(default_factory=list)
+
+    @property
+    def delay(self) -> float | None:
+        """Median of the measured t_d, in τ; None where none was measured."""
+        return median(self.delays) if self.delays else None
 
     @property
     def seconds_per_iteration(self) -> float:
@@ -251,21 +256,6 @@ class Training:
         self._optimizer.zero_grad()
         self._told.step(self._optimizer, number, began, differentiated)
         return outputs, batch_loss
-
-
-def train(
-    task: Task,
-    settings: Settings,
-    session: Session | None = None,
-    *,
-    evaluate_every: int | None = None,
-    splits: Sequence[Split] = ("test",),
-    record: Callable[[Event], None] | None = None,
-    make: Callable[..., Optimizer] = make_optimizer,
-) -> Iterator[Step | Evaluation]:
-    """Train a fresh network, giving each iteration and each evaluation as it happens. See `Training`."""
-    training = Training(task, settings, session, record=record, make=make)
-    yield from training.events(evaluate_every=evaluate_every, splits=splits)
 
 
 class _Told:

@@ -85,7 +85,7 @@ def replay(log: Log, progress: Callable[[int], object] = lambda made: None) -> O
     with _threads(log.header.machine.get("threads")):
         try:
             for number, event in enumerate(log.events):
-                with _sense(log, number, event):
+                with _report_unusable(log, number, event):
                     if not run.make(number, event):
                         break
                 progress(number + 1)
@@ -95,8 +95,8 @@ def replay(log: Log, progress: Callable[[int], object] = lambda made: None) -> O
 
 
 @contextmanager
-def _sense(log: Log, number: int, event: Event) -> Iterator[None]:
-    """Report a call that cannot be made of what the log says; failures of the driver have been caught before."""
+def _report_unusable(log: Log, number: int, event: Event) -> Iterator[None]:
+    """Raise `LogUnusable` for a call that cannot be made from the log; failures of the driver are caught before."""
     try:
         yield
     except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:

@@ -75,6 +75,15 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., D
         one.close()
 
 
+@pytest.fixture
+def noise_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of MNIST, the images of `digits`."""
+    from tests.command_line import digits  # only here, since it imports all commands
+
+    made = digits()
+    monkeypatch.setattr("host_client.tasks.mnist.digits", lambda: made)
+
+
 @pytest.fixture(scope="session")
 def stepped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """One stepped daemon for all tests of this process that leave it usable."""

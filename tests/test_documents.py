@@ -8,13 +8,11 @@ from collections.abc import Callable, Iterator
 from multiprocessing.context import BaseContext
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from host_client import cli
-from host_client.tasks import mnist as mnist_task
 from tests.daemon import Daemon
 
 ROOT = Path(__file__).parent.parent
@@ -105,7 +103,7 @@ def commands(program: str, page: Path = ROOT / "README.md") -> list[str]:
     return [line for line in shown.splitlines() if line.startswith(program)]
 
 
-@pytest.mark.usefixtures("few_digits")
+@pytest.mark.usefixtures("noise_digits")
 def test_commands_run_as_they_stand(served: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On few images and for few steps; what they leave is what the next command needs."""
     monkeypatch.chdir(tmp_path)
@@ -119,7 +117,7 @@ def test_commands_run_as_they_stand(served: str, tmp_path: Path, monkeypatch: py
         assert result.exit_code == 0, f"{line}\n{result.output}"
 
 
-@pytest.mark.usefixtures("few_digits")
+@pytest.mark.usefixtures("noise_digits")
 def test_a_run_is_replayed_and_played_back_as_the_page_says(
     daemon: Callable[..., Daemon], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,14 +135,6 @@ def test_a_run_is_replayed_and_played_back_as_the_page_says(
             (replay,) = commands("tngd replay", page)
             again = CliRunner().invoke(cli.app, replay.split()[1:], env={"COLUMNS": "80"})
             assert "3 readings are the same, bit for bit" in again.output
-
-
-@pytest.fixture
-def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In place of MNIST, images of its shape, black but for the first of each part."""
-    pixels = np.zeros((70_000, 28, 28), dtype=np.uint8)
-    pixels[:64] = pixels[60_000:60_064] = np.random.default_rng(0).integers(0, 256, (64, 28, 28))
-    monkeypatch.setattr(mnist_task, "digits", lambda: (pixels, np.arange(70_000, dtype=np.uint8) % 10))
 
 
 def anchors(page: Path) -> set[str]:

@@ -240,10 +240,10 @@ def no_kfac() -> None:
 def in_use() -> None:
     """Ask for the folder of another run."""
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "run.json").touch()
+        (Path(folder) / "run.json").write_text('{"status": "finished"}')
         (Path(folder) / "steps.csv").touch()
         try:
-            result_folder.check_free(Path(folder), overwrite=False)
+            result_folder.check_free(Path(folder), "run", overwrite=False)
         except result_folder.FolderInUse as error:
             raise type(error)(str(error).replace(folder, "results/train")) from None
 

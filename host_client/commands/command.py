@@ -1,4 +1,4 @@
-"""What all commands have in common: they write in the terminal's characters, and end with a message."""
+"""Commands that write in the terminal's characters, and whose errors are messages."""
 
 from __future__ import annotations
 

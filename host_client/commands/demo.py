@@ -21,13 +21,13 @@ def demo(
     epochs: Annotated[int, typer.Option(min=1, help="Passes over 10,000 training images, for each optimizer.")] = 2,
     seed: Annotated[int, typer.Option(min=0, help="Seed of network, batches and the device's noise.")] = 0,
 ) -> None:
-    """Train a CNN on MNIST through a daemon of its own, Adam beside it, and show both.
+    """Train a CNN on MNIST with TNGD through a daemon of its own, and compare it with Adam.
 
     Starts `spu-server serve` with a free-running emulator as a separate process, and ends it afterwards.
     """
     from host_client.result_folder import check_free, new_results
 
-    check_free(out, overwrite=overwrite)
+    check_free(out, "demo", overwrite=overwrite)
 
     from host_client.demo import demo as show
 

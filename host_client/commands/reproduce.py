@@ -36,7 +36,7 @@ def reproduce(
         return
     modules.check(experiments, name)
     folder = out or Path("results") / name
-    check_free(folder, overwrite=overwrite)
+    check_free(folder, name, overwrite=overwrite)
     module = modules.find(experiments, name)
     with new_results(folder, name):
         module.run(folder, spu, Console())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -80,7 +81,7 @@ def train(
         float, typer.Option(min=0, help="Time t the device evolves under an upload before it is read, in τ.")
     ] = 50.0,
     delay: Annotated[
-        float, typer.Option(min=0, help="Time t_d from a reading to the next upload taking hold, in τ.")
+        float, typer.Option(min=0, help="Time t_d from a reading to the next upload taking effect, in τ.")
     ] = 0.0,
     noise: Annotated[
         float, typer.Option(min=0, help="Noise κ₀ of the device: the stationary covariance is κ₀ (F + λI)⁻¹.")
@@ -88,7 +89,7 @@ def train(
     start: Annotated[
         Literal["keep", "drive"],
         typer.Option(
-            help="Cells at the instant an upload takes hold. keep: as they stand. drive: at the new gradient."
+            help="Cells at the instant an upload takes effect. keep: as they stand. drive: at the new gradient."
         ),
     ] = "keep",
     precision: Annotated[
@@ -163,7 +164,7 @@ def train(
         raise typer.BadParameter("it removes what --resume would go on from", param_hint="--overwrite")
     given["freshness"] = _freshness(freshness)
     if not resume:
-        check_free(out, overwrite=overwrite)
+        check_free(out, "run", overwrite=overwrite)
         _train(given, out, None)
         return
 
@@ -214,7 +215,7 @@ def _train(given: dict[str, Any], out: Path, saved: dict[str, Any] | None) -> No
     total = settings.total_steps(data.batches_per_epoch(settings.batch_size))
     if len(result.steps) < total:
         assert stop.number is not None
-        then = f"go on with `tngd train {given['task']} --resume --out {out}`"
+        then = f"go on with `tngd train {given['task']} --resume --out {shlex.quote(str(out))}`"
         tell_interrupted(stop.number, f"after step {len(result.steps)} of {total}; {interrupted_run(out)}; {then}")
         raise typer.Exit(128 + stop.number)
     sizes = f"{given['train_size']:,} training and {given['test_size']:,} test images, N = {result.parameters:,}"

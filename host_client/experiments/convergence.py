@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import median
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from host_client.experiments.panels import ARMS, CEILING, REFERENCE
+from host_client.experiments.panels import ARMS, CEILING, REFERENCE, diverged, missing, shown_end
 from host_client.experiments.sweeps import Panel, Result
 from host_client.report import INK, MUTED, PlainTicks, dress
 
@@ -19,36 +20,24 @@ APART = 0.2
 """Distance between the markers of a row, in rows."""
 
 
-def plot_convergence(
-    path: Path, panels: Sequence[Panel], results: Mapping[str, Result], *, title: str, caption: str
-) -> None:
-    """Write `convergence_figure` as PNG.
-
-    Raises:
-        OSError: when the file cannot be made.
-    """
-    convergence_figure(panels, results, title=title, caption=caption).savefig(path)
-
-
 def convergence_figure(panels: Sequence[Panel], results: Mapping[str, Result], *, title: str, caption: str) -> Figure:
     """Draw test losses at the left, and at the right the largest difference from the equivalent with the same seed."""
     figure = Figure(figsize=(10.0, 1.6 + 0.75 * len(panels)), dpi=110, layout="constrained", facecolor="white")
     figure.suptitle(f"{title}\n", x=0.012, ha="left", fontsize=14, fontweight="bold", color=INK)
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2), subplot_kw={"xscale": "log"})
     for row, panel in enumerate(panels):
         reference = results[panel.reference.label]
         _draw_reference(left, row, reference)
         for number, arm in enumerate(panel.arms):
             place = row + APART * (number - (len(panel.arms) - 1) / 2)
-            _draw_losses(left, place, number, results[arm.label], label=f"t = {arm.value:g} τ" if row == 0 else "")
+            _draw_losses(left, place, number, results[arm.label])
             _draw_difference(right, place, number, results[arm.label], reference)
-    left.set_yticks(range(len(panels)), [f"{panel.varied}\nvs {panel.reference.label}" for panel in panels])
+    left.set_yticks(range(len(panels)), [_name(panel, results[panel.reference.label]) for panel in panels])
     left.set_ylim(len(panels) - 0.5, -0.5)
     for axes, words in (
         (left, "Test loss at the end, and from min to max over seeds"),
         (right, "Largest difference from the equivalent"),
     ):
-        axes.set_xscale("log")
         dress(axes, words)
         axes.tick_params(axis="y", labelcolor=INK, labelsize=9)
         axes.xaxis.set_minor_locator(NullLocator())
@@ -57,7 +46,8 @@ def convergence_figure(panels: Sequence[Panel], results: Mapping[str, Result], *
     left.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     below_title = (0.0, 1.0 - 0.36 / figure.get_figheight())
     handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper left", bbox_to_anchor=below_title, ncols=4, frameon=False)
+    legend = dict(zip(labels, handles, strict=True))  # a label may be in several rows
+    figure.legend(legend.values(), legend.keys(), loc="upper left", bbox_to_anchor=below_title, ncols=4, frameon=False)
     figure.supxlabel(textwrap.fill(caption, width=140), x=0.012, ha="left", fontsize=8.5, color=MUTED)
     return figure
 
@@ -65,16 +55,23 @@ def convergence_figure(panels: Sequence[Panel], results: Mapping[str, Result], *
 def _draw_reference(axes: Axes, row: int, reference: Result) -> None:
     if losses := reference.finals("loss"):
         axes.fill_betweenx([row - 0.4, row + 0.4], min(losses), max(losses), color=REFERENCE, alpha=0.1, linewidth=0)
-        label = "digital equivalent" if row == 0 else ""
+        label = "digital equivalent"
         axes.plot([median(losses)] * 2, [row - 0.4, row + 0.4], color=REFERENCE, linewidth=1.5, zorder=5, label=label)
 
 
-def _draw_losses(axes: Axes, place: float, number: int, result: Result, *, label: str) -> None:
-    if losses := result.finals("loss"):
-        colour, marker = ARMS[number]
-        middle = median(losses)
-        bar = [[middle - min(losses)], [max(losses) - middle]]
-        axes.errorbar([middle], [place], xerr=bar, color=colour, marker=marker, linestyle="", capsize=2.5, label=label)
+def _name(panel: Panel, reference: Result) -> str:
+    lost = diverged(reference)
+    return f"{panel.varied}\nvs {panel.reference.label}" + (f"\n({lost})" if lost else "")
+
+
+def _draw_losses(axes: Axes, place: float, number: int, result: Result) -> None:
+    (colour, marker), end, losses = ARMS[number], shown_end(result), result.finals("loss") or [math.nan]
+    style: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": "", "capsize": 2.5}
+    bar = [[end - min(losses)], [max(losses) - end]]
+    axes.errorbar([end], [place], xerr=bar, label=f"t = {result.arm.value:g} τ", **style)
+    if note := ", ".join(missing(result, "▶")):
+        across = axes.get_yaxis_transform()
+        axes.annotate(note, (0.99, place), xycoords=across, ha="right", va="center", fontsize=8, color=colour)
 
 
 def _draw_difference(axes: Axes, place: float, number: int, result: Result, reference: Result) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from host_client.embeddings import Block, Embedding, Kronecker, solve_exactly
-from host_client.experiments.convergence import plot_convergence
+from host_client.experiments.convergence import convergence_figure
 from host_client.experiments.study import Results, Study
 from host_client.experiments.sweeps import Arm, Panel
 from host_client.optimizers import KFAC
@@ -126,7 +126,7 @@ STUDY = Study(
     seeds=(0, 1, 2),
     verdict=verdict,
     task=small_mnist,
-    plot=plot_convergence,
+    draw=convergence_figure,
 )
 
 run = STUDY.reproduce

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -50,17 +49,6 @@ CEILING = 10.0
 """Max loss shown; guessing has ln 10 = 2.3."""
 
 
-def plot_panels(
-    path: Path, panels: Sequence[Panel], results: Mapping[str, Result], *, title: str, caption: str
-) -> None:
-    """Write `panels_figure` as PNG.
-
-    Raises:
-        OSError: when the file cannot be made.
-    """
-    panels_figure(panels, results, title=title, caption=caption).savefig(path)
-
-
 def panels_figure(panels: Sequence[Panel], results: Mapping[str, Result], *, title: str, caption: str) -> Figure:
     """Draw one row for each panel: medians over seeds, and bands and bars from the min to the max."""
     figure = Figure(figsize=(10.0, 1.0 + 2.7 * len(panels)), dpi=110, layout="constrained", facecolor="white")
@@ -82,7 +70,7 @@ def _draw_curves(axes: Axes, reference: Result, others: Sequence[Result]) -> Non
     window = averaging_window(len(finished[0].steps)) if finished else 1
     for (colour, _), result in zip(ARMS, others, strict=False):
         if result.finished:
-            label = result.arm.label + (f" ({lost})" if (lost := _diverged(result)) else "")
+            label = result.arm.label + (f" ({lost})" if (lost := diverged(result)) else "")
             median_and_range(axes, *_smoothed(result, window), colour=colour, label=label)
     if reference.finished:
         style: dict[str, Any] = {"linestyle": DASHES, "linewidth": 1.8, "zorder": 5}
@@ -104,8 +92,7 @@ def _smoothed(result: Result, window: int) -> tuple[NDArray[np.int64], NDArray[n
 def _draw_ends(axes: Axes, reference: Result, others: Sequence[Result], varied: str) -> None:
     """Test losses against the property, how many runs diverged, and the reference as a band across."""
     values = [result.arm.value for result in others]
-    ends = [median(losses) if (losses := result.finals("loss")) else np.nan for result in others]
-    shown = [end if end <= CEILING else np.nan for end in ends]  # a line must not pass over what is missing
+    shown = [shown_end(result) for result in others]  # a line must not pass over what is missing
     axes.plot(values, shown, color=MUTED, linewidth=1.0, zorder=1)
     for (colour, marker), result, end in zip(ARMS, others, shown, strict=False):
         if not np.isnan(end):
@@ -124,9 +111,9 @@ def _draw_ends(axes: Axes, reference: Result, others: Sequence[Result], varied: 
     else:
         axes.set_xticks(values, [f"{value:g}" for value in values])
     axes.margins(x=0.12)
-    for result, end in zip(others, ends, strict=True):
-        notes = [f"▲ {end:.2g}" if end > CEILING else "", _diverged(result)]
-        if note := "\n".join(filter(None, notes)).replace(" diverged", "\ndiverged"):
+    for result in others:
+        if parts := missing(result, "▲"):
+            note = "\n".join(parts).replace(" diverged", "\ndiverged")
             place, across = (result.arm.value, 0.03), axes.get_xaxis_transform()
             axes.annotate(note, place, xycoords=across, ha="center", va="bottom", fontsize=8, color=MUTED)
     dress(axes, "Test loss at the end")
@@ -134,6 +121,20 @@ def _draw_ends(axes: Axes, reference: Result, others: Sequence[Result], varied: 
     axes.set_xlabel(varied, color=MUTED)
 
 
-def _diverged(result: Result) -> str:
+def shown_end(result: Result) -> float:
+    """Return the median test loss at the end; NaN where all runs diverged or it is above `CEILING`."""
+    losses = result.finals("loss")
+    return end if losses and (end := median(losses)) <= CEILING else np.nan
+
+
+def missing(result: Result, arrow: str) -> list[str]:
+    """Return what a marker at `shown_end` cannot show: a median above `CEILING`, after an arrow, and diverged runs."""
+    losses = result.finals("loss")
+    above = f"{arrow} {end:.2g}" if losses and (end := median(losses)) > CEILING else ""
+    return [part for part in (above, diverged(result)) if part]
+
+
+def diverged(result: Result) -> str:
+    """Return how many runs diverged, in words; empty where none did."""
     lost = len(result.runs) - len(result.finished)
     return f"{lost} of {len(result.runs)} diverged" if lost else ""

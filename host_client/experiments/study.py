@@ -9,13 +9,15 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, ClassVar, TypeAlias
 
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from host_client.experiments.paired import Paired
-from host_client.experiments.panels import plot_panels
+from host_client.experiments.panels import panels_figure
 from host_client.experiments.sweeps import Panel, Result, sweep
 from host_client.experiments.tables import show_and_write
 from host_client.provenance import provenance
+from host_client.report import save_whole
 from host_client.result_folder import write_json
 from host_client.results import summary
 from host_client.tasks.mnist import mnist
@@ -48,7 +50,7 @@ class Study:
         seeds: of network, batches and device.
         verdict: sentences that say what has come out.
         task: makes what is trained.
-        plot: draws the picture, with the arguments of `plot_panels`.
+        draw: draws the picture, with the arguments of `panels_figure`.
     """
 
     name: str
@@ -59,7 +61,7 @@ class Study:
     seeds: Sequence[int]
     verdict: Callable[[Sequence[Panel], Results], list[str]]
     task: Callable[[], Task] = mnist
-    plot: Callable[..., None] = plot_panels
+    draw: Callable[..., Figure] = panels_figure
 
     def reproduce(self, out: Path, spu: str | None, console: Console) -> None:
         """Run it on its own task.
@@ -91,7 +93,7 @@ class Study:
         verdict = self.verdict(self.panels, results)
         self._write_table(out / f"{self.name}.md", results, verdict, console)
         caption = f"Median, and min to max, over {len(self.seeds)} seeds. {self.caption}"
-        self.plot(out / f"{self.name}.png", self.panels, results, title=self.title, caption=caption)
+        save_whole(self.draw(self.panels, results, title=self.title, caption=caption), out / f"{self.name}.png")
         content = {"status": "finished", **provenance(), **self._summary(task, results), "verdict": verdict}
         write_json(out / f"{self.name}.json", content)
         console.print(f"CSV, JSON, table and plot: {out}", highlight=False)

@@ -91,7 +91,8 @@ class TNGD(NaturalGradient):
         emulator 2k steps are, bit for bit, k steps, ``state_dict``, ``load_state_dict`` and k steps, in another process
         and on another daemon too. It may be large: the program that the device goes on under is part of it. Where the
         device's state is not restored, or when `session` is replaced, what the device holds says nothing about this
-        run, so with ``start="keep"`` the next program starts from the last reading.
+        run, so with ``start="keep"`` the next program starts from the last reading. The device's state is not saved
+        after a step that failed, since the device may hold the program of that step.
 
     Attributes:
         last_reading: the newest reading used; None before the first one of this session.
@@ -143,7 +144,7 @@ class TNGD(NaturalGradient):
         self._session: Session | None = None
         self._embedding = session.embedding
         self._ahead: ref[Operator] | None = None
-        self._has_read = False
+        self._has_read = self._pending = False
         self._readings, self._period, self._combine, self._freshness = readings, period, combine, freshness
         self._on_loss, self._patience, self._record = on_loss, patience, record
         super().__init__(
@@ -220,7 +221,8 @@ class TNGD(NaturalGradient):
     def _further(self) -> dict[str, Any]:
         """Return the device's state too, if it can save it."""
         device: dict[str, Any] = {"state": None, "free_from": None}
-        if self._feed.free_from is not None and "state" in self.session.spu.features:
+        # After a step that failed the cells may be under its program, which is no part of this run.
+        if self._feed.free_from is not None and not self._pending and "state" in self.session.spu.features:
             try:
                 state = self.session.save_state()
             except SpuError as error:
@@ -241,7 +243,7 @@ class TNGD(NaturalGradient):
 
     def _resume(self, device: Mapping[str, Any]) -> None:
         """Go on with the device where it was; one that cannot, being of another kind, starts from the last reading."""
-        self.last_reading = None
+        self.last_reading, self._pending = None, False
         self._has_read = any(bool(self.state[p]["reading"].any()) for _, p in self._parameters)
         self._feed.close()
         self._feed = self.session.feed(on_loss=self._on_loss, record=self._record, counts=self.counts)
@@ -315,7 +317,7 @@ class TNGD(NaturalGradient):
         return solve_exactly(embedding, operator, drive, damping)
 
     def _exchange(self, operator: Operator, drive: Tensor, keep: bool) -> list[Arrived]:
-        self._ahead = None
+        self._ahead, self._pending = None, True
         group, deadline = self.hyperparameters, time.monotonic() + self._patience
         schedule = Schedule(group["analog_time"], self._readings, group["spacing"], group["delay"], self._period)
         rate = self.session.spu.rate
@@ -371,6 +373,7 @@ class TNGD(NaturalGradient):
             for source, readings, staleness in self._updates:
                 self._record(Updated(self.steps + 1, self._solved_at, ended, readings, staleness, source))
         super()._taken(direction)
+        self._pending = False
 
 
 def _check_embedding(embedding: Embedding, readings: int, period: float | None) -> None:

@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 
 from host_client.performance.names import CURVATURES, NETWORKS, OURS, name_of
-from host_client.report import COLOURS, GRID, INK, MUTED
+from host_client.report import COLOURS, GRID, INK, MUTED, save_whole
 
 Content = Mapping[str, Any]
 """A result file."""
@@ -32,8 +32,7 @@ def plot(content: Content, path: Path) -> bool:
     draw = _DRAWINGS.get(content["name"], _seconds)
     if not draw(figure, content["results"]):
         return False
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    save_whole(figure, path)
     return True
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from itertools import pairwise
-from statistics import median
 
 from host_client.record.events import Event, Read, Updated, Uploaded
 
@@ -61,7 +60,6 @@ class DelayMeter:
             self._record(event)
 
     @property
-    def delay(self) -> float | None:
-        """Median t_d so far, in τ; None without two programs and a reading used between them."""
-        delays = measure_delays(self._uploads, self._used)
-        return median(delays) if delays else None
+    def delays(self) -> list[float]:
+        """Each t_d so far, in τ."""
+        return measure_delays(self._uploads, self._used)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from host_client.record import Read, Updated, Uploaded
-from host_client.report import in_tau
+from host_client.report import in_tau, save_whole
 from host_client.timeline.elements import Arrow, Bar, Lane, Timeline
 from host_client.timeline.example import Example, find_example
 from host_client.timeline.scale import Scale
@@ -63,8 +63,7 @@ def draw(
     # Text as paths looks the same everywhere; without date and with a fixed salt the same run gives the same file.
     with matplotlib.rc_context({"svg.hashsalt": "timeline", "font.family": FONT, "hatch.linewidth": 0.8}):
         figure = _Picture(timeline, window, THEMES[theme]).figure(title, [line for line in subtitles if line])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
+        save_whole(figure, path, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 class _Picture:

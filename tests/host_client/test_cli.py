@@ -5,36 +5,15 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 from typer.main import get_command
-from typer.testing import CliRunner, Result
 
 from host_client import blocking, cli, modules
 from host_client.commands.messages import next_step
 from host_client.settings import Settings
-from host_client.tasks import mnist as mnist_task
 from spu_link.errors import DeviceBusy, DeviceFault
+from tests.command_line import tngd, words
 from tests.daemon import Daemon
-
-
-def tngd(*arguments: str) -> Result:
-    return CliRunner().invoke(cli.app, arguments, env={"COLUMNS": "160", "TERM": "dumb"})
-
-
-@pytest.fixture
-def noise_digits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In place of MNIST, images that are all of MNIST's shape and mostly black."""
-    pixels = np.zeros((70_000, 28, 28), dtype=np.uint8)
-    labels = np.arange(70_000, dtype=np.uint8) % 10
-    for part in (slice(0, 300), slice(60_000, 60_300)):
-        pixels[part] = np.random.default_rng(0).integers(0, 256, (300, 28, 28))
-    monkeypatch.setattr(mnist_task, "digits", lambda: (pixels, labels))
-
-
-def words(text: str) -> str:
-    """Text without the frames and line breaks that the width of a terminal puts into it."""
-    return re.sub(r"[\s│╭╮╰╯─]+", " ", text)
 
 
 def test_help_names_every_option_with_unit_and_default() -> None:

@@ -4,7 +4,6 @@ import itertools
 import json
 import weakref
 from collections.abc import Callable
-from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from statistics import median
@@ -17,7 +16,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from torch import nn
 
-from host_client import Diverged, connect, runner
+from host_client import Diverged, connect
 from host_client.follow import Line
 from host_client.local_daemon import DaemonFailed, local_daemon
 from host_client.optimizers import make_optimizer
@@ -29,7 +28,7 @@ from host_client.settings import LEARNING_RATES, Settings
 from host_client.tasks.task import Examples, Task
 from host_client.timeline import Window, lay_out
 from host_client.timeline.turns import measure_turns
-from host_client.train import Evaluation, Run, Step, train
+from host_client.train import Evaluation, Run, Step, Training
 from spu_link.errors import DeviceUnavailable
 from tests.daemon import Daemon
 
@@ -186,7 +185,7 @@ def test_the_progress_line_tells_staleness_and_what_is_out_of_the_ordinary() -> 
 
 def test_the_same_seed_gives_the_same_run(stripes: Task) -> None:
     def losses(seed: int) -> list[float]:
-        events = train(stripes, Settings(optimizer="adam", batch_size=20, steps=5, seed=seed))
+        events = Training(stripes, Settings(optimizer="adam", batch_size=20, steps=5, seed=seed)).events()
         return [event.loss for event in events if isinstance(event, Step)]
 
     assert losses(1) == losses(1) != losses(2)
@@ -205,24 +204,24 @@ def test_the_settings_precision_halves_what_travels_of_the_curvature(stripes: Ta
 
 def test_evaluations_come_when_asked_for_and_at_the_end(stripes: Task) -> None:
     settings = Settings(optimizer="adam", batch_size=20, steps=7)
-    events = train(stripes, settings, evaluate_every=3, splits=("validation", "test"))
+    events = Training(stripes, settings).events(evaluate_every=3, splits=("validation", "test"))
     told = [(event.step, event.split) for event in events if isinstance(event, Evaluation)]
     assert told == [(step, split) for step in (3, 6, 7) for split in ("validation", "test")]
 
 
 def test_divergence_stops_the_run_with_advice(stripes: Task) -> None:
     with pytest.raises(Diverged, match=r"step \d+: the loss is not finite.* lower lr"):
-        list(train(stripes, Settings(optimizer="sgd", lr=1e30, batch_size=20, epochs=5)))
+        list(Training(stripes, Settings(optimizer="sgd", lr=1e30, batch_size=20, epochs=5)).events())
 
 
 def test_tngd_without_a_device_is_refused(stripes: Task) -> None:
     with pytest.raises(ValueError, match="needs a session"):
-        list(train(stripes, Settings(steps=1)))
+        Training(stripes, Settings(steps=1))
 
 
 def test_what_a_setting_says_the_optimizer_does(stripes: Task) -> None:
     settings = Settings(optimizer="ngd-cg", lr=50.0, trust_region=0.01, curvature_every=2, batch_size=20, steps=4)
-    steps = [event for event in train(stripes, settings) if isinstance(event, Step)]
+    steps = [event for event in Training(stripes, settings).events() if isinstance(event, Step)]
     assert steps[-1].counts["trust region"] == 4
     assert settings.describe() == "η = 50, λ = 0.01, k = 2, δ = 0.01"
 
@@ -275,22 +274,39 @@ def test_modelled_time_and_energy_of_the_device_stand_beside_the_wall_time(strip
     assert f"timing model, TNGD: {1e3 * one.modelled_seconds / 4:.3g} ms and" in stream.getvalue()
 
 
-def test_a_report_is_of_the_run_alone_and_of_the_whole_run_or_there_is_none(
-    stripes: Task, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings, quiet = Settings(batch_size=20, steps=2), Console(file=StringIO())
+def test_a_report_is_of_the_run_alone(stripes: Task) -> None:
     with connect("inproc:", clock="stepped") as spu:
-        reports = [run(stripes, settings, spu, label="TNGD", console=quiet).report for _ in range(2)]
-        assert reports[0]["uploads"] == reports[1]["uploads"] == 2
-        # Its driver is started again before the run's end; then that of another device beside it is.
-        infos = iter([spu.info, *[replace(spu.info, restarts=1)] * 2])
-        with monkeypatch.context() as patch:
-            patch.setattr(type(spu), "info", property(lambda self: next(infos)))
-            tally = runner._Tally(spu)
-            assert tally.counted() == {}
-        counted = iter([{"uploads": 4.0}, {"uploads": 1.0}])
-        monkeypatch.setattr(type(spu), "report", lambda self: next(counted))
-        assert runner._Tally(spu).counted() == {}
+        reports = [
+            run(stripes, Settings(batch_size=20, steps=2), spu, label="TNGD", console=quiet()).report for _ in range(2)
+        ]
+    assert reports[0]["uploads"] == reports[1]["uploads"] == 2
+
+
+@pytest.mark.parametrize("restarted", [0, 1], ids=["first", "second"])
+def test_without_the_counts_of_a_device_that_was_restarted_there_is_no_report(
+    stripes: Task, daemon: Callable[..., Daemon], restarted: int, tmp_path: Path
+) -> None:
+    daemons = [daemon("--rate", "100000") for _ in range(2)]
+    settings = Settings(batch_size=20, steps=6, analog_time=1.0, on_loss="wait")
+
+    def trained(name: str, stopped: Callable[[], bool] = lambda: False) -> Run:
+        how: dict[str, Any] = {"label": "TNGD", "console": quiet(), "options": {}, "stopped": stopped}
+        return run_in(tmp_path / name, stripes, settings, spu, **how)
+
+    steps = itertools.count(1)
+
+    def restart() -> bool:
+        if next(steps) == 3:
+            driver = daemons[restarted].driver_process()
+            driver.kill()
+            driver.wait()
+        return False
+
+    with connect([one.address for one in daemons], embedding="block") as spu:
+        assert trained("a").report["uploads"] == 12
+        again = trained("b", restart)
+    assert len(again.steps) == 6
+    assert again.report == {}
 
 
 def test_a_daemon_of_ones_own_ends_with_the_block_also_on_failure() -> None:

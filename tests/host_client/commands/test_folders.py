@@ -8,32 +8,52 @@ from pathlib import Path
 import pytest
 
 from host_client.result_folder import FolderInUse, check_free, clear, interrupted_run, new_results, results_in
-from tests.host_client.commands.conftest import Run, words
+from tests.command_line import tngd, words
+
+RUN = '{"status": "finished"}'
 
 
 @pytest.mark.parametrize("command", [["train", "mnist"], ["demo"], ["reproduce", "noise"]], ids=" ".join)
-def test_the_folder_of_another_run_is_refused_and_left_as_it_is(tngd: Run, command: list[str], tmp_path: Path) -> None:
+def test_the_folder_of_another_run_is_refused_and_left_as_it_is(command: list[str], tmp_path: Path) -> None:
     for name in ("run.json", "steps.csv", "notes.txt"):
-        (tmp_path / name).write_text("mine")
+        (tmp_path / name).write_text(RUN)
     result = tngd(*command, "--out", str(tmp_path))
     assert result.exit_code == 1
     assert words(result.stderr).startswith(f"FolderInUse: {tmp_path} holds a run already (run.json, steps.csv); name ")
     assert "--overwrite" in result.stderr
-    assert {path.read_text() for path in tmp_path.iterdir()} == {"mine"}
+    assert {path.read_text() for path in tmp_path.iterdir()} == {RUN}
 
 
 def test_overwriting_removes_the_run_and_nothing_else(tmp_path: Path) -> None:
     mine = {"notes.txt", "embeddings.md", "data.csv"}
     its = {"run.json", "run.png", "steps.csv", "events.jsonl", "events-1.jsonl", "checkpoint.pt", "run.json.new"}
     for name in (*mine, *its, "demo.json", "adam.csv"):
-        (tmp_path / name).touch()
-    with pytest.raises(FolderInUse):
-        check_free(tmp_path, overwrite=False)
-    check_free(tmp_path, overwrite=True)
+        (tmp_path / name).write_text(RUN)
+    with pytest.raises(FolderInUse, match="holds a run already"):
+        check_free(tmp_path, "run", overwrite=False)
+    check_free(tmp_path, "run", overwrite=True)
     clear(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == mine
     assert results_in(tmp_path) == []
-    check_free(tmp_path, overwrite=False)
+    check_free(tmp_path, "run", overwrite=False)
+
+
+@pytest.mark.parametrize("mine", ["noise.csv", "noise.md", "noise.json"])
+def test_a_file_of_other_origin_is_neither_removed_nor_replaced(mine: str, tmp_path: Path) -> None:
+    for name in (mine, "run.json", "steps.csv"):
+        (tmp_path / name).write_text(RUN if name == "run.json" else '{"bits": 8}')
+    for overwrite in (False, True):
+        with pytest.raises(FolderInUse, match=rf"of no run \({mine}\); move them"):
+            check_free(tmp_path, "noise", overwrite=overwrite)
+    check_free(tmp_path, "run", overwrite=True)
+    clear(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [mine]
+
+
+def test_what_a_process_that_was_killed_left_half_written_is_in_nobody_s_way(tmp_path: Path) -> None:
+    (tmp_path / "run.json.new").touch()
+    check_free(tmp_path, "run", overwrite=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json.new"]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from host_client.runner import run_in
 from host_client.settings import Settings
 from host_client.tasks.task import Examples, Task
 from spu_link.errors import DeviceUnavailable
-from tests.host_client.commands.conftest import Run, words
+from tests.command_line import tngd, words
 
 SMALL = ["--train-size", "40", "--test-size", "20", "--batch-size", "8"]
 
@@ -41,9 +41,7 @@ SMALL = ["--train-size", "40", "--test-size", "20", "--batch-size", "8"]
         (["--steps", str(2**70)], "--steps is 1.18059e+21; it must be at most 1e+09"),
     ],
 )
-def test_a_setting_out_of_range_is_named_as_it_is_typed(
-    tngd: Run, options: list[str], message: str, tmp_path: Path
-) -> None:
+def test_a_setting_out_of_range_is_named_as_it_is_typed(options: list[str], message: str, tmp_path: Path) -> None:
     result = tngd("train", "mnist", "--train-size", "40", "--test-size", "20", *options, "--out", str(tmp_path))
     assert result.exit_code == 1
     assert words(result.stderr).startswith(f"error: {message}"), result.stderr
@@ -53,7 +51,7 @@ def test_a_setting_out_of_range_is_named_as_it_is_typed(
 
 @pytest.mark.usefixtures("noise_digits")
 @pytest.mark.parametrize("optimizer", ["tngd", "adam"])
-def test_divergence_names_step_and_tensor_and_what_to_lower(tngd: Run, optimizer: str, tmp_path: Path) -> None:
+def test_divergence_names_step_and_tensor_and_what_to_lower(optimizer: str, tmp_path: Path) -> None:
     options = ["--optimizer", optimizer, "--lr", "1e15", "--steps", "30", *SMALL, "--out", str(tmp_path)]
     result = tngd("train", "mnist", *options)
     assert result.exit_code == 1
@@ -66,9 +64,7 @@ def test_divergence_names_step_and_tensor_and_what_to_lower(tngd: Run, optimizer
     assert content["reason"].startswith("step ")
 
 
-def test_what_is_no_fault_of_the_person_leaves_its_traceback_in_a_file(
-    tngd: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_no_fault_of_the_person_leaves_its_traceback_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("linalg.cholesky: of a library")
 
@@ -82,7 +78,7 @@ def test_what_is_no_fault_of_the_person_leaves_its_traceback_in_a_file(
     log.unlink()
 
 
-def test_a_place_that_cannot_be_written_is_refused_before_anything_is_computed(tngd: Run, tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for command in (["train", "mnist"], ["demo"], ["reproduce", "noise"]):
         result = tngd(*command, "--out", str(tmp_path / "file" / "below"))
@@ -161,7 +157,7 @@ DAMAGE: dict[str, Callable[[str], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_record_or_log_is_one_message(tngd: Run, left: Path, damage: str, tmp_path: Path) -> None:
+def test_a_damaged_record_or_log_is_one_message(left: Path, damage: str, tmp_path: Path) -> None:
     shutil.copytree(left, tmp_path / "left")
     for command, name in (("timeline", "run"), ("replay", "log")):
         folder = tmp_path / "left" / name
@@ -176,7 +172,7 @@ def test_a_damaged_record_or_log_is_one_message(tngd: Run, left: Path, damage: s
         assert str(folder) in result.stderr
 
 
-def test_what_is_no_result_of_a_benchmark_is_one_message(tngd: Run, tmp_path: Path) -> None:
+def test_what_is_no_result_of_a_benchmark_is_one_message(tmp_path: Path) -> None:
     machine = {"processor": "P", "cores": 2, "torch_threads": 2, "system": "S"}
     whole = {"name": "x", "ratios": {}, "results": {}, "command": "c", "commit": None, "date": "D", "versions": {}}
     for content, field in (

@@ -88,7 +88,13 @@ def test_a_resumed_run_equals_one_without_a_break_bit_for_bit(
     assert resumed.evaluations == whole.evaluations
     content = json.loads((tmp_path / "b" / "run.json").read_text())
     assert content["status"] == "finished"
-    assert content["runs"]["run"]["results"]["iterations"] == 8
+    results, expected = (
+        json.loads((tmp_path / name / "run.json").read_text())["runs"]["run"]["results"] for name in ("b", "a")
+    )
+    assert results["iterations"] == 8
+    for name in ("modelled_device_seconds", "modelled_device_joules"):
+        assert results[name] == pytest.approx(expected[name])
+    assert (results["modelled_device_seconds"] > 0.0) == (how.optimizer == "tngd")
     times = [step.time for step in resumed.steps]
     assert times == sorted(times)
     names = {path.name for path in (tmp_path / "b").iterdir()}
@@ -96,6 +102,17 @@ def test_a_resumed_run_equals_one_without_a_break_bit_for_bit(
     record = load(tmp_path / "b")
     assert record.header["resumed_after"] == 4
     assert {event.step for event in record.events if hasattr(event, "source")} == {5, 6, 7, 8}
+
+
+def test_delays_and_counts_of_all_parts_of_a_run_are_reported(points: Task, tmp_path: Path) -> None:
+    settings = Settings(batch_size=20, steps=4, analog_time=5.0, delay=2.0)
+    whole = made(points, settings, tmp_path / "a", "inproc:")
+    made(points, settings, tmp_path / "b", "inproc:", stopped=after(2))
+    # A single step has no delay of its own.
+    made(points, settings, tmp_path / "b", "inproc:", stopped=after(1), resume=checkpoint.load(tmp_path / "b"))
+    resumed = made(points, settings, tmp_path / "b", "inproc:", resume=checkpoint.load(tmp_path / "b"))
+    assert resumed.report == pytest.approx(whole.report)
+    assert resumed.delay == whole.delay == pytest.approx(2.0)
 
 
 def test_rows_after_the_checkpoint_are_made_again(
@@ -141,6 +158,7 @@ def test_a_run_that_lost_its_device_goes_on_with_another(
     assert first.address in content["reason"]
     resumed = made(points, settings, tmp_path, second.address, resume=checkpoint.load(tmp_path))
     assert [step.step for step in resumed.steps] == [1, 2, 3, 4, 5, 6]
+    assert resumed.report == {}  # the counts of the first device are lost with it
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn", b"\x80\x02N."], ids=["empty", "torn", "another pickle"])

@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import signal
 import struct
 import subprocess
@@ -24,6 +25,7 @@ from host_client.follow import follow, progress
 from host_client.settings import Settings
 from host_client.train import Evaluation, Run, Step
 from spu_link.plain import plain
+from tests.system.raw import eventually
 
 PROGRAM = [sys.executable, str(Path(__file__).with_name("program.py"))]
 SMALL = ["--train-size", "100", "--test-size", "20", "--batch-size", "4"]
@@ -31,7 +33,7 @@ SMALL = ["--train-size", "100", "--test-size", "20", "--batch-size", "4"]
 
 def environment(**more: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "TERM")}
-    return kept | {"OMP_NUM_THREADS": "1"} | more
+    return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)} | more
 
 
 def in_terminal(columns: int, *arguments: str, **variables: str) -> str:
@@ -80,7 +82,10 @@ def test_an_ascii_terminal_gets_ascii(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("width", [60, 80, 120])
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_the_line_has_room_for_all_of_it_from_60_columns_on(width: int, encoding: str) -> None:
+def test_the_line_has_room_for_all_of_it_from_60_columns_on(
+    width: int, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
     stream = TextIOWrapper(BytesIO(), encoding=encoding, errors="replace")
     console = Console(file=stream, force_terminal=True, width=width, color_system=None)
     with progress(console) as bar:
@@ -149,7 +154,7 @@ def test_a_wrong_name_is_refused_before_torch_is_imported(tmp_path: Path) -> Non
         f"replay {tmp_path}/no-such-folder": "no-such-folder",
         f"replay {tmp_path}/other": "has no log.json",
         f"performance {tmp_path}/no-such-folder": "no-such-folder",
-        f"train mnist --out {tmp_path}": "holds a run already",
+        f"train mnist --out {tmp_path}": "results that are of no run (steps.csv)",
         f"train mnist --resume --out {tmp_path}/other": "no run can go on from it",
         "no-such-command": "no-such-command",
     }
@@ -169,7 +174,11 @@ def test_a_wrong_name_is_refused_before_torch_is_imported(tmp_path: Path) -> Non
 
 
 def started(out: Path, *options: str) -> subprocess.Popen[str]:
-    command = [*PROGRAM, "train", "mnist", *SMALL, "--out", str(out), *options]
+    return program("train", "mnist", *SMALL, "--out", str(out), *options)
+
+
+def program(*arguments: str) -> subprocess.Popen[str]:
+    command = [*PROGRAM, *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
 
 
@@ -180,15 +189,14 @@ def rows(out: Path) -> list[dict[str, str]]:
 def interrupted(process: subprocess.Popen[str], when: Callable[[], bool], number: signal.Signals) -> str:
     """Send a signal as soon as something is so; what the process wrote to standard error."""
     with process:
-        while process.poll() is None and not when():
-            os.sched_yield()
+        eventually(lambda: process.poll() is not None or when(), "it is so, or the process has ended")
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
     return errors
 
 
 def test_an_interrupted_run_is_consistent_and_goes_on(tmp_path: Path) -> None:
-    out = tmp_path / "run"
+    out = tmp_path / "a run"
     options = ["--optimizer", "ngd-woodbury", "--steps", "400", "--curvature", "mc"]
     process = started(out, *options)
     there = out / "steps.csv"
@@ -199,7 +207,7 @@ def test_an_interrupted_run_is_consistent_and_goes_on(tmp_path: Path) -> None:
     assert errors.startswith(
         f"interrupted: by Ctrl-C; after step {done} of 400; {out} holds what there is of the run: "
     )
-    named = re.search(r"of the run: (.*); go on with `tngd train mnist --resume --out", errors)
+    named = re.search(r"of the run: (.*); go on with `tngd (train mnist --resume --out .*)`", errors)
     assert named is not None
     assert sorted(named[1].split(", ")) == sorted(path.name for path in out.iterdir())
     content = json.loads((out / "run.json").read_text())
@@ -209,7 +217,7 @@ def test_an_interrupted_run_is_consistent_and_goes_on(tmp_path: Path) -> None:
         _, errors = refused.communicate(timeout=60)
     assert refused.returncode == 1
     assert "--lr is 0.5; the run to go on with was started with None, leave it out" in errors
-    process = started(out, "--resume")
+    process = program(*shlex.split(named[2]))
     errors = interrupted(process, lambda: len(rows(out)) > done, signal.SIGTERM)
     assert process.returncode == 143
     assert [int(row["step"]) for row in rows(out)] == list(range(1, len(rows(out)) + 1))

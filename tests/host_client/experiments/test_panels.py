@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 
 from host_client.experiments import embeddings, noise, precision
 from host_client.experiments.convergence import convergence_figure
-from host_client.experiments.panels import ARMS, CEILING, DASHES, REFERENCE, panels_figure
+from host_client.experiments.panels import ARMS, CEILING, REFERENCE, panels_figure
 from host_client.experiments.study import Study
 from host_client.experiments.sweeps import Arm, Panel, Result
 from host_client.settings import Settings
@@ -73,7 +74,6 @@ def test_the_reference_lies_on_top_in_a_style_of_its_own() -> None:
     assert not any(line.is_dashed() for line in left.lines if line is not curve)
     assert left.get_legend().get_texts()[0].get_text() == "ideal (reference)"
     assert REFERENCE in {line.get_color() for line in right.lines}
-    assert DASHES
 
 
 def seen_without(kind: str, colour: str) -> np.ndarray:
@@ -96,12 +96,13 @@ def test_arms_are_told_apart_by_colour_blind_readers_and_by_their_markers(kind: 
         assert max(len(panel.arms) for panel in study.panels) <= len(ARMS)
 
 
-def converging(study: Study) -> Figure:
+def converging(study: Study, **ends: tuple[float | None, ...]) -> Figure:
+    """Draw a study; the test losses of the seeds by the label of the arm, near the reference's where none are given."""
     results = {}
     for panel in study.panels:
-        results[panel.reference.label] = result(panel.reference, 0.5, 0.6)
+        results[panel.reference.label] = result(panel.reference, *ends.get(panel.reference.label, (0.5, 0.6)))
         for arm, off in zip(panel.arms, (0.1, 1e-3, 0.0), strict=True):
-            results[arm.label] = result(arm, 0.5 + off, 0.6 + off)
+            results[arm.label] = result(arm, *ends.get(arm.label, (0.5 + off, 0.6 + off)))
     return convergence_figure(study.panels, results, title=study.title, caption=study.caption)
 
 
@@ -119,3 +120,20 @@ def test_devices_and_their_equivalents_share_rows_and_differences_of_zero_are_le
         "t = 200 τ",
         "t = 2000 τ",
     ]
+
+
+def test_devices_that_diverged_or_lie_beyond_are_marked_and_in_the_legend() -> None:
+    first = embeddings.STUDY.panels[0]
+    lost, beyond, apart = (arm.label for arm in first.arms)
+    ends = {lost: (None, None), beyond: (50.0, 80.0), apart: (None, 0.5), first.reference.label: (None, 0.5)}
+    left, _ = converging(embeddings.STUDY, **ends).axes
+    assert [text.get_text() for text in left.texts] == ["2 of 2 diverged", "▶ 65", "1 of 2 diverged"]
+    assert left.get_yticklabels()[0].get_text().endswith("(1 of 2 diverged)")
+    assert left.get_xlim()[1] <= CEILING
+    legend = {text.get_text() for text in left.figure.legends[0].get_texts()}
+    assert legend == {"digital equivalent", "t = 20 τ", "t = 200 τ", "t = 2000 τ"}
+
+
+def test_all_devices_of_a_study_may_diverge() -> None:
+    labels = [arm.label for panel in embeddings.STUDY.panels for arm in (panel.reference, *panel.arms)]
+    converging(embeddings.STUDY, **dict.fromkeys(labels, (None, None))).savefig(BytesIO())

@@ -97,11 +97,15 @@ def test_precision_compares_devices_with_one_fault_each(halves: Task, tmp_path: 
 def test_a_run_that_diverges_is_told_and_left_out(halves: Task, tmp_path: Path) -> None:
     good, bad = Arm("good", 1.0, {"optimizer": "sgd"}, None), Arm("bad", 2.0, {"optimizer": "sgd", "lr": 1e30}, None)
     study = replace(small(noise.STUDY, (0, 1), [Panel("rate", good, [bad])]), verdict=lambda p, r: [seen(p[0], r)])
+    (tmp_path / "before.png").write_bytes(b"of the run before")
+    (tmp_path / "noise.png").hardlink_to(tmp_path / "before.png")
     results = study.run(tmp_path, halves, quiet())
     assert results["bad"].finished == []
     assert results["bad"].against(results["good"]) is None
     assert "runs diverged at bad" in (tmp_path / "noise.md").read_text()
     assert "bad (2 of 2 diverged)" in (tmp_path / "noise.md").read_text()
+    assert (tmp_path / "noise.png").stat().st_size > 10_000
+    assert (tmp_path / "before.png").read_bytes() == b"of the run before"  # renamed into place, not written over
 
 
 def test_what_is_done_stays_when_a_study_breaks_off(halves: Task, tmp_path: Path) -> None:

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from host_client import TNGD, Session, connect
-from host_client.loop import NoOlderThan
+from host_client.loop import NoOlderThan, TooStale
 from host_client.optimizers import LevenbergMarquardt, LineSearch
 from tests.daemon import Daemon
 from tests.host_client.optimizers.training import flat
+from tests.system.raw import eventually
 
 STEPS = 5
 
@@ -128,6 +129,32 @@ def test_a_checkpoint_made_long_after_the_last_step_is_taken_up_by_a_device_that
         resumed.load(saved)
         resumed.steps(2, 4)
         assert resumed.optimizer.steps == 4
+
+
+def test_after_a_step_that_failed_a_checkpoint_starts_from_the_last_reading() -> None:
+    with connect("inproc:", clock="stepped", seed=7) as spu, spu.session() as session:
+        first = Training(session)
+        first.steps(0, 2)
+        saved = first.save()
+        impatient = Training(session, patience=1e-9)
+        impatient.load(saved)
+        with pytest.raises(TooStale):
+            impatient.steps(2, 3)
+        eventually(lambda: impatient.optimizer.counts["uploads"] == 1, "the program of the failed step has effect")
+        after = impatient.save()
+
+    def third_step(saved: bytes, *, device: bool) -> Tensor:
+        state = torch.load(io.BytesIO(saved), weights_only=True)
+        if not device:
+            del state["optimizer"]["device"]
+        with connect("inproc:", clock="stepped", seed=7) as spu, spu.session() as session:
+            training = Training(session)
+            training.model.load_state_dict(state["model"])
+            training.optimizer.load_state_dict(state["optimizer"])
+            training.steps(2, 3)
+            return flat(training.model)
+
+    torch.testing.assert_close(third_step(after, device=True), third_step(saved, device=False), rtol=0, atol=0)
 
 
 def test_a_device_that_does_not_take_the_state_starts_from_the_last_reading(

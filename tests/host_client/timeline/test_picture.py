@@ -4,17 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.image import imread
-from typer.testing import CliRunner, Result
 
-from host_client import cli
 from host_client.record import Differentiated, RunRecord
 from host_client.timeline import choose_window, draw, lay_out
 from host_client.timeline.theme import THEMES, ThemeName
+from tests.command_line import tngd
 from tests.host_client.timeline.pipeline import FreeRunning, Stepped
-
-
-def tngd(*arguments: str) -> Result:
-    return CliRunner().invoke(cli.app, arguments, env={"COLUMNS": "160", "TERM": "dumb"})
 
 
 def leave(run: FreeRunning | Stepped, folder: Path) -> Path:
@@ -43,6 +38,15 @@ def test_the_same_run_gives_the_same_file(tmp_path: Path) -> None:
     for name in ("a.svg", "b.svg"):
         draw(timeline, choose_window(timeline), tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
+def test_a_picture_is_renamed_into_place(tmp_path: Path) -> None:
+    (tmp_path / "before.png").write_bytes(b"of the run before")
+    (tmp_path / "t.png").hardlink_to(tmp_path / "before.png")
+    timeline = lay_out(Stepped().record())
+    draw(timeline, choose_window(timeline), tmp_path / "t.png")
+    assert has_colour(tmp_path / "t.png", "#ffffff")
+    assert (tmp_path / "before.png").read_bytes() == b"of the run before"
 
 
 def test_timeline_draws_a_run_and_writes_its_trace(tmp_path: Path) -> None:
