@@ -1,4 +1,4 @@
-"""The daemon's end of a driver in a process of its own: algebra or a crash there never stalls or kills the daemon."""
+"""The daemon's end of a driver in a separate process: algebra or a crash there never stalls or kills the daemon."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from spu_link.errors import DeviceFault
 from spu_server.descriptors import close
 from spu_server.drivers.base import Capabilities, DriverOptions, Measured
 from spu_server.drivers.deadline import ANSWER_SECONDS, Deadline
-from spu_server.drivers.forking import started
+from spu_server.drivers.forking import start_process
 from spu_server.drivers.hosted import (
     DUE,
     FORGET,
@@ -76,6 +76,7 @@ class DriverProcess(DriverPort[Payload]):
         self._due: Deadline
         self._halt_seconds = 0.0
         self._fault = ""
+        self._starting: asyncio.Future[None] | None = None
         self._turn = asyncio.Lock()
         self._exchanges: set[asyncio.Task[Any]] = set()
         self._came: asyncio.Future[None] | None = None
@@ -86,14 +87,18 @@ class DriverProcess(DriverPort[Payload]):
         """Start the process and open the device.
 
         Raises:
-            DeviceFault: with the driver's own words, when it cannot be opened.
+            DeviceFault: with the driver's own words, when it cannot be opened; or when its process cannot be started.
         """
-        self._connection, theirs = Pipe()
-        arguments = (theirs, self._name, self._options, LEAST_ANNOUNCED * self._deadline)
-        self._process = started(serve, arguments, f"spu-driver-{self._name}")
-        self._due = Deadline(self.pid)
-        theirs.close()
-        asyncio.get_running_loop().add_reader(self._connection.fileno(), self._readable)
+        loop = asyncio.get_running_loop()
+        self._starting = loop.run_in_executor(None, self._start_process)
+        try:
+            await asyncio.shield(self._starting)  # a cancelled start goes on, and `close` ends what it has started
+        except OSError as error:
+            raise DeviceFault(
+                f"driver {self._name}'s process cannot be started: {error}", field="driver", found=self._name
+            ) from error
+        self._fault = ""
+        loop.add_reader(self._connection.fileno(), self._readable)
         capabilities: Capabilities = await self._run(self._answer("being opened", START_SECONDS))
         await self._run(self._remember(READINGS, self._readings.fileno()))
         self._halt_seconds = capabilities.halt_seconds
@@ -105,8 +110,9 @@ class DriverProcess(DriverPort[Payload]):
         Raises:
             DeviceFault: as `start`.
         """
-        await self._end()
-        self._fault = ""
+        self._fault = self._fault or f"driver {self._name} is being restarted"  # until there is another process
+        if await self._has_process():
+            await self._end()
         self._regions = set()
         return await self.start()
 
@@ -183,17 +189,34 @@ class DriverProcess(DriverPort[Payload]):
 
     async def close(self) -> None:
         """Close the device and end the process; a process that does not end is killed."""
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(self._connection.fileno())
-        if self._process.is_alive() and not self._fault:
-            with suppress(OSError):  # it has ended just now
-                self._connection.send(("close", ()))
-        await loop.run_in_executor(None, self._process.join, STOP_SECONDS)
-        await self._end()
+        if await self._has_process():
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._connection.fileno())
+            if self._process.is_alive() and not self._fault:
+                with suppress(OSError):  # it has ended just now
+                    self._connection.send(("close", ()))
+            await loop.run_in_executor(None, self._process.join, STOP_SECONDS)
+            await self._end()
         self._readings.close()
 
+    def _start_process(self) -> None:
+        """Start the process, in a thread: it takes seconds while the fork server imports."""
+        connection, theirs = Pipe()
+        with theirs:
+            arguments = (theirs, self._name, self._options, LEAST_ANNOUNCED * self._deadline)
+            self._process = start_process(serve, arguments, f"spu-driver-{self._name}")
+        self._connection = connection
+        self._due = Deadline(self.pid)
+
+    async def _has_process(self) -> bool:
+        """Return whether a process has been started, after a start that is under way."""
+        if self._starting is None:
+            return False
+        await asyncio.wait([self._starting])
+        return self._starting.exception() is None
+
     async def _end(self) -> None:
-        """Kill the process, if it still runs, and let go of the connection to it."""
+        """Kill the process, if it still runs, and close the connection to it."""
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._connection.fileno())
         self._process.kill()
