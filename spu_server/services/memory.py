@@ -17,7 +17,7 @@ from spu_link.errors import ProtocolError, SpuError
 from spu_link.status import to_status
 from spu_server.regions import Regions
 from spu_server.sessions import Sessions
-from spu_server.socket_files import SocketFile, keep
+from spu_server.socket_files import SocketFile, as_address_error, keep
 from tngd.spu.v1 import spu_pb2 as pb
 
 log = structlog.get_logger(__name__)
@@ -76,7 +76,8 @@ class MemoryService:
 
     def _listen(self) -> asyncio.Task[None]:
         """Make the socket and accept clients on it."""
-        listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with as_address_error(self.path):
+            listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
         def listen(name: str) -> None:
             listening.bind(name)
