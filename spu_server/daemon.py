@@ -138,6 +138,8 @@ def announce_ready(addresses: Sequence[str]) -> None:
         sys.stdout.buffer.flush()
     except BrokenPipeError:
         log.warning("nobody reads standard output")
+        with open(os.devnull, "wb") as nowhere:  # the flush at exit would fail as well
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _memory_service(addresses: Sequence[str], device: Device[Payload], regions: Regions) -> MemoryService | None:
