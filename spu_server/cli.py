@@ -6,30 +6,20 @@ import asyncio
 import shlex
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from typer.core import TyperGroup
 
-from spu_link.plain import write_plainly
+from spu_link.command_group import CommandGroup
 from spu_link.tuning import tune_process
-
-
-class Program(TyperGroup):
-    """The commands, on any terminal."""
-
-    def main(self, *arguments: Any, **options: Any) -> Any:
-        """Run the command that the arguments name."""
-        write_plainly()
-        return super().main(*arguments, **options)
 
 
 app = typer.Typer(
     name="spu-server",
-    cls=Program,
+    cls=CommandGroup,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
