@@ -107,7 +107,7 @@ class SocketFile:
 
     @contextmanager
     def _folder(self) -> Iterator[str]:
-        """A short path of the folder, valid inside: a temporary name may be longer than the one it stands for."""
+        """Open the folder; its short path is valid inside: a temporary name may be longer than the socket's."""
         folder = os.path.dirname(self.path) or "."
         with as_address_error(self.path):
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

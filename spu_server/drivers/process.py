@@ -40,10 +40,10 @@ START_SECONDS = 60.0
 """Longest that a driver may take to open its device."""
 
 BYTES_PER_SECOND = 50e6
-"""Slowest that an upload or a saved state is copied and looked at, beside what the driver does with it."""
+"""Slowest that an upload or a saved state is copied and looked at, in addition to what the driver does with it."""
 
 LEAST_ANNOUNCED = 0.5
-"""Announcements of a smaller share of the deadline, which comes on top of them, are not worth a message."""
+"""Announcements of a smaller fraction of the deadline, which comes on top of them, are not worth a message."""
 
 STOP_SECONDS = 1.0
 """Longest that a driver may take to close before it is killed."""
@@ -118,7 +118,7 @@ class DriverProcess(DriverPort[Payload]):
 
     @property
     def busy(self) -> bool:
-        """Whether a call is under way."""
+        """True while a call is under way."""
         return self._turn.locked()
 
     def condemn(self, reason: str) -> None:
@@ -143,11 +143,11 @@ class DriverProcess(DriverPort[Payload]):
         await asyncio.shield(exchange)
 
     async def save(self, at: float, standing: Standing) -> SharedBytes:
-        """The device's whole state, in a memory file for the caller to close."""
+        """Return the device's whole state, in a memory file for the caller to close."""
         return await self._run(self._save(at, standing))
 
     async def restore(self, payload: Payload) -> Standing:
-        """Verify a saved state, in a memory file, and put it beside the running program."""
+        """Verify a saved state, in a memory file, and stage it."""
         assert isinstance(payload, SharedBytes)
         descriptor = os.dup(payload.fileno())  # as in `stage`
         exchange: asyncio.Task[Standing] = self._begin(self._restore(payload.nbytes, descriptor))
@@ -260,7 +260,7 @@ class DriverProcess(DriverPort[Payload]):
         self.on_fault(error)
 
     def _readable(self) -> None:
-        """An answer; or, with no call under way, the end of the process: told at once, not with the next call."""
+        """Receive an answer; or, with no call under way, the end of the process, reported before the next call."""
         if self._came is not None:
             if not self._came.done():
                 self._came.set_result(None)
@@ -341,7 +341,7 @@ class DriverProcess(DriverPort[Payload]):
         return value
 
     async def _message(self, call: str) -> tuple[str, Any]:
-        """What the driver says next."""
+        """Return the driver's next message."""
         try:
             # Asked again after each wake: a wake may be due to a message that has been received meanwhile.
             while not self._connection.poll():
@@ -362,7 +362,7 @@ class DriverProcess(DriverPort[Payload]):
         return self._receive()
 
     async def _unasked(self) -> None:
-        """What the driver says while no call is under way: how long it will be busy, or why it has failed."""
+        """Receive a message while no call is under way: how long the driver will be busy, or why it has failed."""
         if not self._connection.poll():  # a call that went first has received it
             return
         kind, value = self._receive()
@@ -397,6 +397,6 @@ class DriverProcess(DriverPort[Payload]):
 
 
 def _look_at(task: asyncio.Task[Any]) -> None:
-    """Nobody waits for this exchange; what it finds has been told to `on_fault`."""
+    """Retrieve the error of an exchange that nobody waits for; `on_fault` has got it."""
     if not task.cancelled():
         task.exception()
