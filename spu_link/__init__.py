@@ -1,4 +1,4 @@
-"""What host and daemon share: curvature operators, programs, their wire form, and errors."""
+"""Code that host and daemon share: curvature operators, programs, their wire form, and errors."""
 
 import os
 

@@ -12,7 +12,7 @@ SOCKET_PATH_BYTES = 107
 
 
 def is_address(text: str) -> bool:
-    """Whether this is ``unix:PATH`` or ``HOST:PORT`` with a port from 0 to 65535; hosts of IPv6 are in brackets."""
+    """Return whether this is ``unix:PATH`` or ``HOST:PORT`` with a port from 0 to 65535; IPv6 hosts are in brackets."""
     if text.startswith("unix:"):
         return text != "unix:"
     host, _, port = text.rpartition(":")
@@ -61,7 +61,7 @@ def channel_options(address: str) -> Sequence[tuple[str, int]]:
 
 
 def is_local(address: str) -> bool:
-    """Whether the address is a Unix socket, or a host that is this machine by its very name or number."""
+    """Return whether the address is a Unix socket, or a host that is this machine by its very name or number."""
     if socket_path(address) is not None:
         return True
     host = address.rpartition(":")[0].removeprefix("[").removesuffix("]").rstrip(".").lower()

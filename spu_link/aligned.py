@@ -37,7 +37,7 @@ def fill(buffer: memoryview, views: Iterable[memoryview]) -> int:
 
 
 def place_of(tensor: Tensor) -> int:
-    """Where a tensor of this machine's memory begins, modulo the boundary."""
+    """Return the address at which a tensor of this machine's memory begins, modulo the boundary."""
     return tensor.data_ptr() % BOUNDARY
 
 

@@ -78,33 +78,33 @@ class DeviceTime(float):
         return DeviceTime(float(self) - other, self.epoch)
 
     def __lt__(self, other: float, /) -> bool:
-        """Whether it is earlier."""
+        """Return whether it is earlier."""
         self._comparable(other)
         return float(self) < other
 
     def __le__(self, other: float, /) -> bool:
-        """Whether it is not later."""
+        """Return whether it is not later."""
         self._comparable(other)
         return float(self) <= other
 
     def __gt__(self, other: float, /) -> bool:
-        """Whether it is later."""
+        """Return whether it is later."""
         self._comparable(other)
         return float(self) > other
 
     def __ge__(self, other: float, /) -> bool:
-        """Whether it is not earlier."""
+        """Return whether it is not earlier."""
         self._comparable(other)
         return float(self) >= other
 
     def __eq__(self, other: object, /) -> bool:
-        """Whether it is the same time of the same epoch, or the same plain number."""
+        """Return whether it is the same time of the same epoch, or the same plain number."""
         if isinstance(other, DeviceTime) and other.epoch != self.epoch:
             return False
         return float(self) == other
 
     def __ne__(self, other: object, /) -> bool:
-        """Whether it is not equal."""
+        """Return whether it is not equal."""
         return not self == other
 
     __hash__ = float.__hash__

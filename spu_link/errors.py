@@ -1,4 +1,4 @@
-"""What can go wrong between a host and a device: one hierarchy, the same on both sides of the wire.
+"""Errors between a host and a device: one hierarchy, the same on both sides of the wire.
 
 Every error names a `field`, what was `found` and what was `expected` where that makes sense, and carries the canonical
 gRPC status code it travels under. `Retryable` errors may vanish by themselves; `Persistent` ones need a change.

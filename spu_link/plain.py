@@ -16,7 +16,7 @@ WORDS = {
     **dict.fromkeys(map(chr, range(0x2800, 0x2900)), "*"),  # Braille, in which what turns is drawn
     **{"“": '"', "”": '"', "‘": "'", "’": "'", "•": "*", "µ": "u"},
 }
-"""What is written in place of characters."""
+"""Replacements of characters."""
 
 
 def write_plainly() -> None:

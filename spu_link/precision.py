@@ -1,4 +1,4 @@
-"""How the values of factors travel: as floats of some width, or as 16-bit codes with scales.
+"""Formats of the values of factors on the wire: as floats of some width, or as 16-bit codes with scales.
 
 The daemon decodes what is narrower than float32 to float32 when it builds the program; the error a precision causes in
 the solution is measured in ``docs/decisions/0010-precision-on-the-wire.md``.
@@ -39,7 +39,7 @@ BLOCK = 1 << 17
 
 
 def rounding(precision: Precision | None) -> float:
-    """Largest error of a float32 value after travelling in a precision, as a share of the tensor's largest value.
+    """Largest error of a float32 value after travelling in a precision, as a fraction of the tensor's largest value.
 
     What float32 itself rounds on the way comes on top, 1 % more for codes.
     """

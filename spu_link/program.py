@@ -1,4 +1,4 @@
-"""What a host asks of a device: operator, drive, damping, noise and start, checked."""
+"""A host's order to a device: operator, drive, damping, noise and start, checked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from spu_link.values import check_finite, check_range, check_semidefinite
 from tngd.spu.v1 import spu_pb2 as pb
 
 StartPolicy: TypeAlias = Literal["keep", "drive"]
-"""Where the state starts: where it stands, or at the drive."""
+"""Start of the state: its present value, or the drive."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Applied:
-    """The instant a program took hold.
+    """The instant a program took effect.
 
     Attributes:
         sequence: number of the program.

@@ -1,4 +1,4 @@
-"""How a process of host or device waits for work and keeps its memory, where both share a machine."""
+"""Settings of threads and memory for a process of host or device, where both share a machine."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ SPIN = 10_000
 """Rounds that an idle OpenMP thread spins before it sleeps, about 0.1 ms."""
 
 KEPT_BYTES = 256 << 20
-"""Most freed memory that is kept at hand instead of going back to the system."""
+"""Maximum of freed memory, in bytes, that is kept at hand instead of going back to the system."""
 
 BLAS_SPIN = 18
 """Idle threads of numpy's and scipy's OpenBLAS spin for 2 to this power clock cycles, 65 µs, and not for 20 ms."""
 
 LARGE_BYTES = 32 << 20
-"""Blocks from this size on come from the system and go back to it; the most that glibc allows."""
+"""Blocks from this size on come from the system and go back to it; the maximum that glibc allows."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -29,7 +29,7 @@ def tune_process() -> None:
 
     Idle OpenMP threads by default spin for milliseconds after each parallel region, on a processor that the other one
     needs; if they sleep at once, each region waits for them to wake. So they spin for a moment and then sleep. OpenBLAS
-    does the same for 20 ms, and is told not to. ``ACTIVE`` matters where a process has more threads than processors:
+    does the same for 20 ms, and is set not to. ``ACTIVE`` matters where a process has more threads than processors:
     without it libgomp then does not spin at all.
 
     glibc gives freed memory back to the system at once, and takes it again page by page: a third of the time of a
@@ -47,7 +47,7 @@ def tune_process() -> None:
 
 @cache
 def settle_process() -> None:
-    """Take what is there now out of the garbage collector's sight, once. Call it when everything has been imported.
+    """Exclude all present objects from garbage collection, once. Call it when everything has been imported.
 
     Hundreds of thousands of objects come with torch and stay for good. To look through them takes 0.1 s, in which
     nothing else is done, every few seconds of a busy event loop. What has been made before the call would never be

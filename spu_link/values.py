@@ -1,4 +1,4 @@
-"""What is required of the values of tensors."""
+"""Requirements on the values of tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TILE = 128
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Whether there is neither NaN nor infinity in a tensor of at least one element."""
+    """Return whether there is neither NaN nor infinity in a tensor of at least one element."""
     # aminmax is one pass without a temporary, and passes NaN on.
     low, high = torch.aminmax(tensor)
     return bool(torch.isfinite(low) & torch.isfinite(high))
@@ -47,7 +47,7 @@ def check_semidefinite(field: str, matrix: Tensor, rounding: float) -> None:
     Args:
         field: its name in errors.
         matrix: shape (N, N).
-        rounding: what its elements may be off by beside the rounding of their dtype, as a share of the largest.
+        rounding: error of its elements in addition to the rounding of their dtype, as a fraction of the largest.
 
     Raises:
         InvalidProgram: naming `field`, and by how much.

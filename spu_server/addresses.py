@@ -1,4 +1,4 @@
-"""Where the daemon listens, and where it does not."""
+"""The addresses that the daemon listens on."""
 
 from __future__ import annotations
 
@@ -69,13 +69,20 @@ class Endpoints:
         """
         register(self._servers[0])
         await self._servers[0].start()
+        unused: list[grpc.aio.Server] = []  # a server of an attempt that failed, for the next one
 
         async def again(place: _Place) -> None:
-            server = _new_server()
             place.lock.renew()
-            place.file.make(_listen_of(server))
-            register(server)
-            await server.start()
+            if not unused:
+                unused.append(_new_server())
+                register(unused[0])
+            place.file.make(_listen_of(unused[0]))
+            server = unused.pop()
+            try:
+                await server.start()
+            except BaseException:
+                place.file.remove()  # nobody accepts, and it is made again only while it is missing
+                raise
             self._servers.append(server)
 
         for place in self._places:
@@ -112,7 +119,7 @@ def _new_server() -> grpc.aio.Server:
 
 
 def _listen_of(server: grpc.aio.Server) -> Callable[[str], None]:
-    """A function that lets a server listen on a Unix socket of the name it is given."""
+    """Return a function that lets a server listen on a Unix socket of the name that it gets."""
 
     def listen(name: str) -> None:
         try:
@@ -145,18 +152,18 @@ async def _bind_tcp(server: grpc.aio.Server, address: str, *, insecure_remote: b
 
 
 def _reason(family: socket.AddressFamily, address: Any) -> OSError:
-    """Why an address cannot be bound, which gRPC does not say: the system's answer to an attempt."""
-    with socket.socket(family) as attempt:
-        try:
+    """Return the system's error for an attempt to bind an address: gRPC does not report it."""
+    try:
+        with socket.socket(family) as attempt:
             attempt.bind(address)
-        except OSError as error:
-            return error
-        finally:
-            if family == socket.AF_UNIX and os.path.lexists(address):
-                os.unlink(address)
+    except OSError as error:
+        return error
+    finally:
+        if family == socket.AF_UNIX and os.path.lexists(address):
+            os.unlink(address)
     return OSError("the system gives no reason")
 
 
 def _words(error: OSError | UnicodeError) -> str:
-    """An error of the system without its number."""
+    """Return an error of the system without its number."""
     return (isinstance(error, OSError) and error.strerror) or str(error)

@@ -26,7 +26,7 @@ class _Event:
 class Agenda:
     """Runs events one at a time, in the order of (device time, arrival), as far as the clock has come.
 
-    An event is told the device time it was scheduled for, not the time the process got round to it. Cancelling its
+    An event gets the device time it was scheduled for, not the time the process got round to it. Cancelling its
     future takes it off the agenda.
 
     Args:
@@ -64,7 +64,7 @@ class Agenda:
             _fail(event, error)
 
     async def close(self) -> None:
-        """Stop; waiters of pending events are told that the daemon goes away."""
+        """Stop; pending events fail for those who wait for them, as the daemon goes away."""
         self._runner.cancel()
         await asyncio.gather(self._runner, return_exceptions=True)
         self.fail_pending(DeviceUnavailable("the daemon is stopping"))

@@ -6,30 +6,19 @@ import asyncio
 import shlex
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from typer.core import TyperGroup
 
-from spu_link.plain import write_plainly
+from spu_link.command_group import CommandGroup
 from spu_link.tuning import tune_process
-
-
-class Program(TyperGroup):
-    """The commands, on any terminal."""
-
-    def main(self, *arguments: Any, **options: Any) -> Any:
-        """Run the command that the arguments name."""
-        write_plainly()
-        return super().main(*arguments, **options)
-
 
 app = typer.Typer(
     name="spu-server",
-    cls=Program,
+    cls=CommandGroup,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -108,11 +97,11 @@ def serve(
     ] = None,
     cells: Annotated[
         int | None,
-        typer.Option(help="Most cells (parameters) a program may use.", show_default="200000000"),
+        typer.Option(help="Max number of cells (parameters) of a program.", show_default="200000000"),
     ] = None,
     max_bytes: Annotated[
         int | None,
-        typer.Option(help="Most bytes of tensors in one program.", show_default="8 GiB"),
+        typer.Option(help="Max number of bytes of tensors in one program.", show_default="8 GiB"),
     ] = None,
     compute: Annotated[
         str | None,
@@ -155,7 +144,7 @@ def serve(
     ] = None,
     log_level: Annotated[
         LogLevel | None,
-        typer.Option(help="Least severity of what is logged to standard error.", show_default="info"),
+        typer.Option(help="Min severity of what is logged to standard error.", show_default="info"),
     ] = None,
     config: Annotated[
         Path | None,
@@ -245,7 +234,7 @@ def conformance(
         typer.Option("--driver-option", "--option", help="NAME=VALUE, one of the driver's own options; repeatable."),
     ] = None,
     tolerance: Annotated[
-        float, typer.Option(help="Largest error that counts as right, as a share of the largest value in play.")
+        float, typer.Option(help="Largest error that counts as right, as a fraction of the largest value in play.")
     ] = 1e-3,
 ) -> None:
     """Run every rule for drivers on a driver, on the real thing. Exit code 1 if it breaks one."""
@@ -267,8 +256,8 @@ def conformance(
             async for result in run_all(bench):
                 broken += bool(result.problem)
                 verdict = "[red]broken[/red]" if result.problem else "[dim]n/a[/dim]" if result.skipped else "ok"
-                told = result.name.replace("_", " ")
-                console.print(f"{verdict:>6} {told} [dim]({result.seconds:.1f} s)[/dim]", highlight=False)
+                rule = result.name.replace("_", " ")
+                console.print(f"{verdict:>6} {rule} [dim]({result.seconds:.1f} s)[/dim]", highlight=False)
                 if result.problem or result.skipped:
                     console.print(f"       {escape(result.problem or result.skipped)}", highlight=False)
         finally:

@@ -87,7 +87,7 @@ class SteppedClock(Clock):
         return self._now
 
     def horizon(self) -> float:
-        """Where the clock has been told to go."""
+        """Return the device time up to which the clock may go."""
         return self._horizon
 
     def move(self, duration: float) -> float:

@@ -52,7 +52,7 @@ def named(options: Sequence[str]) -> dict[str, str]:
 
 
 class ServeSettings(BaseSettings):
-    """What `spu-server serve` needs to know. Environment variables are ``SPU_LISTEN``, ``SPU_DRIVER`` and so on.
+    """Settings of `spu-server serve`. Environment variables are ``SPU_LISTEN``, ``SPU_DRIVER`` and so on.
 
     Several addresses in ``SPU_LISTEN``, and several NAME=VALUE in ``SPU_DRIVER_OPTION``, are separated by commas.
     """
@@ -106,7 +106,7 @@ class ServeSettings(BaseSettings):
 
     @property
     def driver_options(self) -> DriverOptions:
-        """What the driver is opened with."""
+        """Return the options that the driver is opened with."""
         return DriverOptions(
             self.seed,
             self.tau,
@@ -164,7 +164,7 @@ def _read(config: Path) -> dict[str, Any]:
 
 
 def _problem(error: ErrorDetails, options: Mapping[str, Any], config: Path | None, known: str) -> tuple[str, str]:
-    """Where a bad setting was made, and what is wrong with it."""
+    """Return the place of a bad setting, and what is wrong with it."""
     name, *inner = map(str, error["loc"])
     variable = next((key for key in os.environ if key.upper() == f"SPU_{name}".upper()), "")
     if name in options and all(key in options[name] for key in inner[:1]):

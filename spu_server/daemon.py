@@ -1,4 +1,4 @@
-"""The daemon: opens the driver, serves until told to stop, and leaves nothing behind."""
+"""The daemon: opens the driver, serves until a signal ends it, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ from tngd.spu.v1 import spu_pb2, spu_pb2_grpc
 log = structlog.get_logger(__name__)
 
 FINISH_SECONDS = 2.0
-"""How long running calls may go on after SIGTERM before those that wait for the device are told that it goes away."""
+"""Seconds that calls may go on after SIGTERM before those that wait for the device fail."""
 
 GRACE_SECONDS = 3.0
-"""How long after SIGTERM every call is over."""
+"""Seconds after SIGTERM at which every call has ended."""
 
 MEMORY_SUFFIX = ".memory"
-"""Of the memory socket's path, after that of the Unix socket that it lies beside."""
+"""Of the memory socket's path, after that of the Unix socket in the same folder."""
 
 SERVICE = spu_pb2.DESCRIPTOR.services_by_name["SpuService"].full_name
 
 
 async def serve(settings: ServeSettings, endpoints: Endpoints, stop: asyncio.Event) -> None:
-    """Serve until told to stop. Prints ``ready ADDRESS…`` on standard output once every address answers.
+    """Serve until `stop` is set. Prints ``ready ADDRESS…`` on standard output once every address answers.
 
     Args:
         settings: of device and clock.
@@ -138,10 +138,12 @@ def announce_ready(addresses: Sequence[str]) -> None:
         sys.stdout.buffer.flush()
     except BrokenPipeError:
         log.warning("nobody reads standard output")
+        with open(os.devnull, "wb") as nowhere:  # the flush at exit would fail as well
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _memory_service(addresses: Sequence[str], device: Device[Payload], regions: Regions) -> MemoryService | None:
-    """Listen beside the first Unix socket; without it clients send their bytes over gRPC."""
+    """Listen next to the first Unix socket; without it clients send their bytes over gRPC."""
     path = next(filter(None, map(socket_path, addresses)), None)
     if path is None or not supported():
         return None

@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Programmed:
-    """A program that has taken hold, and the readings scheduled with it, in the order of their times."""
+    """A program that has taken effect, and the readings scheduled with it, in the order of their times."""
 
     applied: Applied
     readings: Sequence[asyncio.Future[Reading]]
@@ -65,7 +65,7 @@ class Device(Generic[P]):
         restarts: how often the driver has been restarted.
         readings: readings taken so far.
         calibrated: device time at which it was calibrated after its driver was opened last; None: it was not.
-        on_fault: told when the driver has failed.
+        on_fault: called when the driver has failed.
     """
 
     def __init__(self, port: DriverPort[P], capabilities: Capabilities, clock: Clock, tau: float, epoch: int) -> None:
@@ -158,7 +158,7 @@ class Device(Generic[P]):
         return layout
 
     async def program(self, ref: pb.SessionRef, header: pb.ProgramHeader, payload: P) -> Programmed:
-        """Stage an admitted program, let it take hold at one instant, and schedule its readings from there.
+        """Stage an admitted program, apply it at one instant, and schedule its readings from there.
 
         Raises:
             InvalidProgram: when a value is not what it must be; the old program goes on.
@@ -170,11 +170,11 @@ class Device(Generic[P]):
             await self._faulting(self._port.stage(header, payload))
             not_before = header.not_before if header.HasField("not_before") else 0.0
             at = not_before if not_before > self.clock.now() else None
-            return await self._agenda.schedule(at, lambda time: self._take_hold(ref, header, time))
+            return await self._agenda.schedule(at, lambda time: self._apply(ref, header, time))
 
-    async def _take_hold(self, ref: pb.SessionRef, header: pb.ProgramHeader, at: float) -> Programmed:
+    async def _apply(self, ref: pb.SessionRef, header: pb.ProgramHeader, at: float) -> Programmed:
         self.sessions.check(ref)
-        self._check_kept(header)  # again: a program given up by its client may have taken hold since the staging
+        self._check_kept(header)  # again: a program given up by its client may have taken effect since the staging
         await self._faulting(self._port.commit(at))
         self._last_event = at
         self._applied = Applied(self._applied.sequence + 1, at, self.epoch)
@@ -243,7 +243,7 @@ class Device(Generic[P]):
         return await self._agenda.schedule(None, save)
 
     async def restore(self, ref: pb.SessionRef, payload: P) -> Restored:
-        """Let a saved state take hold, at the time it was saved at if a stepped clock has not passed that, else now.
+        """Apply a saved state, at the time it was saved at if a stepped clock has not passed that, else now.
 
         On the way to that time a stepped clock runs every event. Readings still to come are of the restored state.
 
@@ -293,7 +293,7 @@ class Device(Generic[P]):
 
     @property
     def max_state_bytes(self) -> int:
-        """Most bytes of a saved state: operands that came in 16 bits, state and image are in wider numbers there."""
+        """Max bytes of a saved state: operands that came in 16 bits, state and image have wider numbers there."""
         return 4 * self.capabilities.max_bytes + STATE_OVERHEAD
 
     def _check_state_ability(self) -> None:
@@ -316,7 +316,7 @@ class Device(Generic[P]):
 
         Raises:
             ReadInPast: when the state asked for is gone.
-            NoProgram: when nothing has taken hold.
+            NoProgram: before the first program has taken effect.
         """
         self.sessions.check(ref)
         self._check_fault()
@@ -340,7 +340,7 @@ class Device(Generic[P]):
         return await self._schedule_read(ref, at, window)
 
     def _later(self, window: float) -> str:
-        """How to get a reading that is not in the past."""
+        """Return the advice for a reading that is not in the past."""
         if self.clock.kind == "stepped":
             return "Ask for it before the clock is advanced that far, or leave out `at` to read now" + (
                 f", at least {window} τ after the last event" if window else ""
@@ -380,7 +380,7 @@ class Device(Generic[P]):
         if not reading.cancelled() and reading.exception() is None:
             return
         if opened.done() and not opened.cancelled():
-            opened.exception()  # told to the reading's waiter
+            opened.exception()  # raised for the reading's waiter
         opened.cancel()
         if self.state is State.RUNNING:
             # The driver may be opening it at this moment; its calls run in the order they are made.
@@ -394,7 +394,7 @@ class Device(Generic[P]):
 
     async def _measure(self, at: float, window: float, opened: int | None) -> Reading:
         if self.state is not State.RUNNING:
-            raise NoProgram("nothing has taken hold on this device; program it first", field="program", found="none")
+            raise NoProgram("nothing has taken effect on this device; program it first", field="program", found="none")
         applied = self._applied
         value, taken = await self._faulting(self._port.read(at, opened))
         self._last_event = at
@@ -403,7 +403,7 @@ class Device(Generic[P]):
         return Reading(value, taken, applied.sequence, age, window, self.clock.now(), self.epoch)
 
     async def report(self) -> dict[str, float]:
-        """What has happened on the device since its driver was opened, in named numbers.
+        """Return counts and measurements since the driver was opened, by name.
 
         Raises:
             DeviceFault: while the driver does not work.

@@ -41,12 +41,12 @@ FORMAT = 1
 EVENTS, DATA = "events.jsonl", "data.bin"
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-"""What else says how many threads share a sum, and so in which order its terms are added."""
+"""Environment variables that decide how many threads share a sum, and so in which order its terms are added."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a run began with.
+    """The settings that a run began with.
 
     Attributes:
         driver: name of the driver.
@@ -242,7 +242,7 @@ class Log:
 
     @property
     def closed(self) -> bool:
-        """Whether the run ended in order; else its writer was killed, stopped recording, or is at work."""
+        """True if the run ended in order; else its writer was killed, stopped recording, or is at work."""
         return bool(self.events) and self.events[-1].call == "close"
 
     def bytes_of(self, blob: Blob) -> bytearray:
@@ -269,7 +269,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """What here decides about the order in which a sum's terms are added."""
+    """Return everything here that decides in which order a sum's terms are added."""
     return {
         "system": platform.machine(),
         "instructions": torch.backends.cpu.get_cpu_capability(),

@@ -9,7 +9,7 @@ from tngd.spu.v1 import spu_pb2 as pb
 
 
 class State(Enum):
-    """What the device is doing."""
+    """State of the device."""
 
     STARTING = pb.DEVICE_STATE_UNSPECIFIED
     IDLE = pb.DEVICE_STATE_IDLE
@@ -20,11 +20,11 @@ class State(Enum):
 
 
 class Event(Enum):
-    """What happens to a device."""
+    """Event of a device."""
 
     OPENED = "the driver has opened it"
     SESSION = "a session is opened"
-    COMMIT = "a program takes hold"
+    COMMIT = "a program takes effect"
     EMPTY = "a saved state without a program does"
     HALT = "somebody halts it"
     FAIL = "the driver fails"
@@ -72,7 +72,7 @@ TABLE: Mapping[State, Mapping[Event, State]] = {
         Event.FAIL: State.FAULT,
     },
 }
-"""What follows from what; nothing else can happen: no session opens in a fault, and only a fault is restarted from."""
+"""The next state by state and event; all else cannot happen: no session opens in a fault, which only a restart ends."""
 
 
 def following(state: State, event: Event) -> State:

@@ -1,4 +1,4 @@
-"""Where a device's event log lies; imports nothing large, so that a wrong name is refused at once."""
+"""The folder of a device's event log; imports nothing large, so that a wrong name is refused at once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from spu_link.errors import LogUnusable
 
 HEADER = "log.json"
-"""What every log has."""
+"""Name of the file that every log has."""
 
 
 def only_log(path: Path) -> Path:

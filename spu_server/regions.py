@@ -17,7 +17,7 @@ if sys.platform == "linux":
     import fcntl
 
 MAX_REGIONS = 8
-"""Most regions that one session has at a time."""
+"""Maximum number of regions that one session has at a time."""
 
 
 @dataclass(eq=False)
@@ -42,13 +42,13 @@ class Region:
 class Regions:
     """The regions of all sessions.
 
-    Unregistering takes a region out of the table at once; its memory is given back with the last call that uses it.
+    Unregistering takes a region out of the table at once; its memory is released with the last call that uses it.
 
     Args:
-        max_bytes: most bytes of one region.
+        max_bytes: max number of bytes of one region.
 
     Attributes:
-        on_freed: told the number of a region whose memory is given back.
+        on_freed: called with the number of a region whose memory is released.
     """
 
     on_freed: Callable[[int], None] = staticmethod(lambda number: None)

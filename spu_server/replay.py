@@ -23,7 +23,7 @@ from tngd.spu.v1 import spu_pb2 as pb
 
 @dataclass(frozen=True)
 class Difference:
-    """Where a run made again parts from its log.
+    """The first difference between a replayed run and its log.
 
     Attributes:
         event: number of the call in the log, from 0.
@@ -44,7 +44,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a run made again.
+    """Result of a replay.
 
     Attributes:
         calls: calls made.
@@ -64,7 +64,7 @@ class Outcome:
 
     @property
     def identical(self) -> bool:
-        """Whether everything came out as in the log, bit for bit."""
+        """True if everything came out as in the log, bit for bit."""
         return self.first is None and self.same == self.readings
 
 
@@ -75,7 +75,7 @@ def replay(log: Log, progress: Callable[[int], object] = lambda made: None) -> O
 
     Args:
         log: the log.
-        progress: told the number of events that are done, now and then at least.
+        progress: called with the number of events that are done, now and then at least.
 
     Raises:
         LogUnusable: when the log is damaged, or its driver is not installed here.
@@ -209,7 +209,7 @@ def _threads(number: int | None) -> Iterator[None]:
 
 
 def _remarks(log: Log) -> Iterator[str]:
-    """What is not as it was."""
+    """Return the difference from the log, in words."""
     if not log.closed:
         yield "the log has no end: its daemon was killed, could not go on writing, or still runs"
     for name, then in log.header.versions.items():

@@ -38,14 +38,14 @@ Time = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Standing(BaseModel):
-    """How the device stood, beside what its driver knows.
+    """Status of the device, in addition to what its driver knows.
 
     Attributes:
         time: device time, in τ.
         running: whether a program was in force; if so:
         sequence: its number.
         operator_since: number of the first program in a row under its operator.
-        began: device time at which it took hold, in τ.
+        began: device time at which it took effect, in τ.
         last_event: device time of the last event, behind which the path is gone, in τ.
     """
 
@@ -68,7 +68,7 @@ class Standing(BaseModel):
 
 
 class _About(BaseModel):
-    """What is not a tensor.
+    """The parts of a saved state that are no tensors.
 
     Attributes:
         version: grows with every change that an older daemon would not understand.
@@ -124,7 +124,7 @@ def decode(data: bytes | bytearray | memoryview, driver: str, cells: int) -> tup
     Args:
         data: what `encode` gave, or so it is said.
         driver: whose state it must be.
-        cells: most cells of the device.
+        cells: max number of cells of the device.
 
     Raises:
         InvalidProgram: when they are something else.

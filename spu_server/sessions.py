@@ -21,7 +21,7 @@ MIN_TTL, MAX_TTL = 0.1, 3600.0
 """Limits of a session's time to live, in seconds."""
 
 MAX_HOLDER = 200
-"""Most characters of a holder's name."""
+"""Maximum number of characters of a holder's name."""
 
 
 @dataclass
@@ -118,7 +118,7 @@ class Sessions:
         return lease.ttl
 
     def lives(self, ref: pb.SessionRef) -> bool:
-        """Whether a session that was admitted still lives; this does not renew it."""
+        """Return whether a session that was admitted still lives; this does not renew it."""
         lease = self._living()
         return lease is not None and lease.ref == ref
 

@@ -61,12 +61,12 @@ class SocketFile:
 
     @property
     def missing(self) -> bool:
-        """Whether nothing has this path any more."""
+        """True while nothing has this path."""
         return not os.path.lexists(self.path)
 
     @property
     def ours(self) -> bool:
-        """Whether the file is the one that this object made."""
+        """True while the file is the one that this object made."""
         try:
             found = os.lstat(self.path)
         except OSError:
@@ -107,9 +107,9 @@ class SocketFile:
 
     @contextmanager
     def _folder(self) -> Iterator[str]:
-        """A short path of the folder, valid inside: a temporary name may be longer than the one it stands for."""
+        """Open the folder; its short path is valid inside: a temporary name may be longer than the socket's."""
         folder = os.path.dirname(self.path) or "."
-        with explained(self.path):
+        with as_address_error(self.path):
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 short = f"/proc/self/fd/{descriptor}"
@@ -133,7 +133,7 @@ class SocketFile:
 
 
 class SocketLock:
-    """The right to a Unix socket's path: a lock file beside it, locked until this process ends or releases it.
+    """The right to a Unix socket's path: a lock file next to it, locked until this process ends or releases it.
 
     Args:
         path: of the socket.
@@ -142,15 +142,19 @@ class SocketLock:
         AddressError: when another process holds the lock, or it cannot be had.
     """
 
+    _held: ClassVar[set[SocketLock]] = set()
+    """Locks that this process holds."""
+
     def __init__(self, path: str) -> None:
         self.path = path
         self._lock = path + LOCK_SUFFIX
-        with explained(path):
+        with as_address_error(path):
             self._descriptor = self._locked()
+        self._held.add(self)
 
     @property
     def lost(self) -> bool:
-        """Whether the lock file has been removed, so that another process could lock a new one."""
+        """True when the lock file has been removed, so that another process could lock a new one."""
         try:
             return not os.path.samestat(os.fstat(self._descriptor), os.lstat(self._lock))
         except OSError:
@@ -163,7 +167,7 @@ class SocketLock:
             AddressError: when another process has been faster.
         """
         if self.lost:
-            with explained(self.path):
+            with as_address_error(self.path):
                 descriptor = self._locked()
             os.close(self._descriptor)
             self._descriptor = descriptor
@@ -172,6 +176,7 @@ class SocketLock:
         """Remove the lock file, and let others have the path."""
         if not self.lost:
             os.unlink(self._lock)
+        self._held.remove(self)
         os.close(self._descriptor)
 
     def _locked(self) -> int:
@@ -190,7 +195,7 @@ class SocketLock:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     whose = f"process {holder}" if holder else "another process, which is just starting"
-                    if holder == str(os.getpid()):
+                    if any(os.path.sameopenfile(descriptor, lock._descriptor) for lock in self._held):
                         whose = "this daemon itself: it is listed twice"
                     raise AddressError(
                         f"unix:{self.path} is in use by {whose}; choose another path or stop that process"
@@ -206,7 +211,7 @@ class SocketLock:
 
 
 @contextmanager
-def explained(path: str) -> Iterator[None]:
+def as_address_error(path: str) -> Iterator[None]:
     """Turn an error of the system inside into an `AddressError` with the socket's path."""
     try:
         yield
@@ -223,7 +228,7 @@ def explained(path: str) -> Iterator[None]:
 
 
 def _somebody_listens(path: str) -> bool:
-    """Whether a process listens on a socket, of whatever kind.
+    """Return whether a process listens on a socket, of whatever kind.
 
     Raises:
         OSError: when that cannot be known, for instance because it belongs to another user.
@@ -247,7 +252,7 @@ async def keep(file: SocketFile, make: Callable[[], Awaitable[None]]) -> NoRetur
 
     Args:
         file: the file.
-        make: makes it again; raises `AddressError`.
+        make: makes it again; what it raises is logged, and it is called again after `WATCH_SECONDS`.
     """
     logged = ""
     while True:
@@ -257,8 +262,8 @@ async def keep(file: SocketFile, make: Callable[[], Awaitable[None]]) -> NoRetur
             try:
                 await make()
                 log.warning("the socket's file had been removed and was made again", path=file.path)
-            except AddressError as error:
-                problem = str(error)
+            except Exception as error:  # noqa: BLE001 - whatever it is, clients need the next attempt
+                problem = str(error) if isinstance(error, AddressError) else repr(error)
         elif not file.ours:
             problem = "another file is in its place; remove it, and the socket is made again"
         if problem and problem != logged:

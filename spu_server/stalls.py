@@ -1,4 +1,4 @@
-"""How long the event loop was kept from its work: what every client of the daemon has to wait at least."""
+"""Stalls of the event loop: the least time that every client of the daemon has to wait."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import structlog
 log = structlog.get_logger(__name__)
 
 INTERVAL_SECONDS = 0.005
-"""How often the loop is looked at."""
+"""Seconds between two looks at the loop."""
 
 LOOK_BACK_SECONDS = 10.0
-"""How long a stall is remembered."""
+"""Seconds that a stall is remembered."""
 
 TOLERABLE_SECONDS = 0.05
 """Longest stall that is not worth a line in the log."""

@@ -17,30 +17,30 @@ from spu_server.drivers.watch import ClockWatch
 log = structlog.get_logger(__name__)
 
 WATCH_SECONDS = 0.5
-"""How often the device's own clock is looked at, while nothing else waits for the driver."""
+"""Seconds between two looks at the device's own clock, while nothing else waits for the driver."""
 
 RESTARTS = 8
-"""Restarts in a row after which the device is left at fault."""
+"""Restarts in a row after which the device stays failed."""
 
 
 @dataclass
 class Backoff:
-    """How long to wait before each restart: twice as long as before the last one.
+    """Pauses before restarts: each is twice as long as the last one.
 
     Attributes:
-        first: seconds before the first.
-        most: seconds, at most.
+        first: pause before the first, in seconds.
+        max_seconds: longest pause, in seconds.
         failures: in a row.
     """
 
     first: float = 0.1
-    most: float = 10.0
+    max_seconds: float = 10.0
     failures: int = 0
 
     def next(self, *, worked: bool) -> float | None:
         """Seconds to wait after a failure; None: no more restarts. A driver that has worked starts counting anew."""
         self.failures = 1 if worked else self.failures + 1
-        return min(self.first * 2 ** (self.failures - 1), self.most) if self.failures <= RESTARTS else None
+        return min(self.first * 2 ** (self.failures - 1), self.max_seconds) if self.failures <= RESTARTS else None
 
 
 class Supervisor:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import resource
 import selectors
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -49,6 +52,16 @@ class Daemon:
     def processes(self) -> list[psutil.Process]:
         """The daemon and its driver."""
         return [psutil.Process(self.process.pid), self.driver_process()]
+
+    @contextmanager
+    def without_descriptors(self) -> Iterator[None]:
+        """Let it open nothing more while this is entered; what it has open stays so."""
+        soft, hard = resource.prlimit(self.process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(self.process.pid, resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            yield
+        finally:
+            resource.prlimit(self.process.pid, resource.RLIMIT_NOFILE, (soft, hard))
 
     def stop(self) -> tuple[int, float]:
         """Send SIGTERM; exit code and undisturbed seconds until the end."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import re
+import subprocess
 import sys
 import tempfile
 import warnings
@@ -20,10 +21,9 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from host_client import KFAC, NGD, TNGD, NGDWoodbury, Session, checkpoint, connect, experiments, modules, result_folder
-from host_client.curvature.errors import UnsupportedProcessGroup
 from host_client.performance.page import read_results
 from host_client.record import load
 from host_client.timeline import parse_steps
@@ -263,12 +263,28 @@ def call(function: Callable[[Session], object], **options: Any) -> Callable[[], 
     return run
 
 
-def process_group() -> None:
-    """Raise what an optimizer raises where a process group of two is active."""
-    raise UnsupportedProcessGroup(2)
-
-
 X = torch.arange(12.0).view(4, 3).sin()
+
+SECOND_RANK = """
+import sys
+from torch import distributed
+
+distributed.init_process_group("gloo", init_method=sys.argv[1], rank=1, world_size=2)
+distributed.destroy_process_group()
+"""
+
+
+def process_group() -> None:
+    """Take a step in a process group of two ranks."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = f"file://{folder}/store"
+        with subprocess.Popen([sys.executable, "-c", SECOND_RANK, store]):
+            distributed.init_process_group("gloo", init_method=store, rank=0, world_size=2)
+            try:
+                step(nn.Linear(3, 3), X)
+            finally:
+                distributed.destroy_process_group()
+
 
 EXAMPLES: dict[str, Callable[[], object]] = {
     "AddressError": lambda: asyncio.run(remote()),

@@ -4,19 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
 
 from host_client.commands.messages import one_clear_message
-from spu_link.plain import write_plainly
-
-
-class Program(TyperGroup):
-    """A program of several commands, for any terminal."""
-
-    def main(self, *arguments: Any, **options: Any) -> Any:
-        """Run the command that the arguments name."""
-        write_plainly()
-        return super().main(*arguments, **options)
 
 
 class Command(TyperCommand):

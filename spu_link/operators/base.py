@@ -1,4 +1,4 @@
-"""The operator interface, and what all factor operators share."""
+"""The operator interface, and the base class of all factor operators."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from spu_link.operators.gram import gram_of, mirror, strips
 from tngd.spu.v1 import spu_pb2 as pb
 
 ArrayLike: TypeAlias = Tensor | NDArray[Any]
-"""What operands are given as: a tensor or a numpy array; float32 or float64, but for indices."""
+"""Type of an operand: a tensor or a numpy array; float32 or float64, but for indices."""
 
 Role: TypeAlias = "pb.Role.ValueType"
-"""What a tensor is for: a value of the protocol's enum."""
+"""Role of a tensor: a value of the protocol's enum."""
 
 WireBlock: TypeAlias = tuple[pb.Block, dict[Role, Tensor]]
 """One block on the wire: its geometry, and its tensors by role in the order of their bytes."""

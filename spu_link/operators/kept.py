@@ -22,7 +22,7 @@ class Kept(Operator):
         reading = session.solve(Kept(applied.sequence, operator.parameters), c, damping=0.01, analog_time=50.0)
 
     Programs that keep an operator may follow each other, and each of them may be named for it, the first one too. The
-    device refuses it (`OperatorGone`) once a program with another operator has taken hold, and after a halt or a
+    device refuses it (`OperatorGone`) once a program with another operator has taken effect, and after a halt or a
     restart.
 
     Args:

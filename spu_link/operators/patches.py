@@ -1,4 +1,4 @@
-"""What a convolution's kernel meets."""
+"""Patches of an image that a convolution's kernel meets."""
 
 from __future__ import annotations
 

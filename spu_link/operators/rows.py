@@ -13,7 +13,7 @@ from spu_link.operators.gram import add_products
 from tngd.spu.v1 import spu_pb2 as pb
 
 SUM_ELEMENTS = 1 << 14
-"""Most products that are added up in the operands' dtype."""
+"""Maximum number of products that are added up in the operands' dtype."""
 
 
 class Rows(BlockFactor):

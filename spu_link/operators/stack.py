@@ -32,7 +32,7 @@ def stack(operators: Sequence[LayerRows], weights: Sequence[float], columns: Seq
 
     Args:
         operators: the factors of one pass each, with the same parameters layer by layer.
-        weights: w ≥ 0 of each pass, for instance its share of the samples where the loss is a mean.
+        weights: w ≥ 0 of each pass, for instance its fraction of the samples where the loss is a mean.
         columns: c of each pass, the number of its rows a sample.
 
     Raises:
@@ -120,7 +120,7 @@ def _zeros_like(tensors: Mapping[Role, Tensor], rows: int, columns: int) -> dict
 
 
 def _features(tensors: Mapping[Role, Tensor]) -> list[tuple[int, ...]]:
-    """What the passes must agree in: number of dimensions, and all extents but samples and positions in a sequence."""
+    """Return what the passes must agree in: dimensions, and all extents but samples and positions in a sequence."""
     sequence = pb.ROLE_COTANGENT in tensors and tensors[pb.ROLE_COTANGENT].dim() == SEQUENCE
     return [(t.dim(), *t.shape[SAMPLES[role] + (2 if sequence else 1) :]) for role, t in tensors.items()]
 

@@ -28,12 +28,12 @@ from spu_link.wire.tensors import nbytes_of
 from tngd.spu.v1 import spu_pb2 as pb
 
 MAX_READS = 64
-"""Most readings scheduled with one program."""
+"""Maximum number of readings scheduled with one program."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a header promises.
+    """Contents that a header announces.
 
     Attributes:
         cells: N.
@@ -53,8 +53,8 @@ def layout(header: pb.ProgramHeader, *, cells: int, max_bytes: int) -> Layout:
 
     Args:
         header: what the client sent.
-        cells: most cells the device has.
-        max_bytes: most bytes it takes.
+        cells: cells that the device has.
+        max_bytes: largest number of bytes it takes.
 
     Raises:
         InvalidProgram: for any number, role, dtype or shape that is not what it must be.

@@ -13,7 +13,7 @@ CHUNK_BYTES = 1 << 18
 """Bytes of a chunk sent from here: smaller ones cost more calls, larger ones let sender and receiver wait in turn."""
 
 MAX_CHUNK_BYTES = 1 << 20
-"""Most bytes of a chunk that is accepted."""
+"""Maximum number of bytes of a chunk that is accepted."""
 
 
 def chunks(views: Iterable[memoryview], size: int = CHUNK_BYTES) -> Iterator[bytes]:
@@ -43,7 +43,7 @@ def numbered(data: Iterable[bytes]) -> Iterator[pb.Chunk]:
 
 
 def writer(buffer: bytearray) -> Callable[[int, bytes], None]:
-    """What stores bytes in a buffer of this process."""
+    """Return a function that stores bytes in a buffer of this process."""
 
     def write(offset: int, data: bytes) -> None:
         buffer[offset : offset + len(data)] = data

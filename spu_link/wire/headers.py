@@ -43,7 +43,7 @@ def header_of(program: Program) -> tuple[pb.ProgramHeader, list[Tensor]]:
 
 
 def late_header(program: Program) -> tuple[pb.ProgramHeader, list[Tensor]]:
-    """What an open header leaves out of a program, for `complete`, and the tensors that follow the operator's."""
+    """Parts of a program that an open header leaves out, for `complete`, and the tensors after the operator's."""
     header = pb.ProgramHeader()
     return header, _described(header, _of_rest(header, program))
 

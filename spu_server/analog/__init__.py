@@ -1,4 +1,4 @@
-"""What a real device does to a problem, as pure mathematics: no gRPC, no asyncio, no clock.
+"""Models of a real device, as pure mathematics: no gRPC, no asyncio, no clock.
 
 `dynamics` moves cells under a drift matrix that need not be symmetric; the other modules are what a board adds to it,
 one file each, composed by `board.Board`.

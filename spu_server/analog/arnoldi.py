@@ -20,7 +20,7 @@ def arnoldi(
     function: Callable[[Tensor], Tensor],
     *,
     square: Callable[[Tensor], float],
-    most: int,
+    max_steps: int,
 ) -> Tensor | None:
     """k(C) p from the Krylov space of C and p, orthogonalised in full and twice.
 
@@ -32,20 +32,20 @@ def arnoldi(
         start: p, shape (m,).
         function: k(H) for a small matrix H.
         square: ‖x‖² of the output that k(C) p is part of.
-        most: most steps.
+        max_steps: max number of steps.
 
     Returns:
-        Shape (m,); None if it has not converged after `most` steps.
+        Shape (m,); None if it has not converged after `max_steps` steps.
     """
     length = float(start.norm())
     if length == 0.0:
         return torch.zeros_like(start)
-    most = min(most, len(start))
-    basis = torch.zeros(most + 1, len(start), dtype=torch.float64)
-    upper = torch.zeros(most + 1, most, dtype=torch.float64)
+    max_steps = min(max_steps, len(start))
+    basis = torch.zeros(max_steps + 1, len(start), dtype=torch.float64)
+    upper = torch.zeros(max_steps + 1, max_steps, dtype=torch.float64)
     basis[0] = start / length
     before: Tensor | None = None
-    for step in range(1, most + 1):
+    for step in range(1, max_steps + 1):
         spanned = basis[:step]
         w = matrix @ spanned[-1]
         for _ in range(2):

@@ -28,11 +28,11 @@ class Rails:
 
     volts: float = math.inf
     """Voltage at which a cell saturates, V, either way. inf: never, and one unit of the problem is 1 V. What has gone
-    beyond is set to the rail when it is read and when the next program takes hold, and counted; on the way there the
+    beyond is set to the rail when it is read and when the next program takes effect, and counted; on the way there the
     motion stays linear, which a real amplifier's is not."""
 
     headroom: float | None = None
-    """How many times larger than the drive's largest value a state may grow before it reaches the rail. None: chosen
+    """Ratio to the drive's largest value that a state may reach before it is at the rail. None: chosen
     for each program, see `scale`. A program whose start is given sets the scale; one that keeps the cells' state keeps
     the scale, since voltages cannot be rescaled."""
 
@@ -67,7 +67,7 @@ class Averaging:
     """
 
     roundings: int = 1
-    """How many dithered roundings of operator, drive and start run side by side. 1: plain rounding."""
+    """Number of dithered roundings of operator, drive and start that run at the same time. 1: plain rounding."""
 
     def __post_init__(self) -> None:
         positive(self, "roundings")
@@ -84,7 +84,7 @@ class Calibration:
     """Readings averaged for each of four known problems. 0: no calibration."""
 
     every: float = math.inf
-    """Seconds of device time after which it is repeated, before the next program takes hold. inf: once."""
+    """Seconds of device time after which it is repeated, before the next program takes effect. inf: once."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,13 @@ class Board:
     """All parts of a board. The default of each is ideal."""
 
     source: str = "no board: the equation itself"
-    """Where the values come from."""
+    """Source of the values."""
 
     cells: int | None = None
-    """Cells the board has; None: as many as the daemon is told."""
+    """Cells the board has; None: as many as the daemon's options say."""
 
     tau: float | None = None
-    """Time constant, s; None: as the daemon is told."""
+    """Time constant, s; None: as the daemon's options say."""
 
     dac: DigitalToAnalog = field(default_factory=DigitalToAnalog)
     """Converters for drive and start."""
@@ -138,7 +138,7 @@ class Board:
 
     @property
     def ideal(self) -> bool:
-        """Whether the board does what the equation says, and nothing else."""
+        """True if the board follows the equation exactly."""
         plain = Board()
         return dataclasses.replace(self, source=plain.source, cells=None, tau=None, timing=plain.timing) == plain
 

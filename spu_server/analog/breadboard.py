@@ -32,7 +32,7 @@ class Network:
     """Unit of time that the problem's F is given in, s."""
 
     tolerance: float = 0.1
-    """How much F of a program may differ from the network's, relative to its Frobenius norm; beyond, it is refused."""
+    """Largest accepted difference of a program's F from the network's, relative to its Frobenius norm."""
 
     @property
     def rates(self) -> Vector:

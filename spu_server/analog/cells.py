@@ -1,4 +1,4 @@
-"""What the cells add by themselves: thermal noise, finite gain, offsets, slow drift.
+"""Errors of the cells: thermal noise, finite gain, offsets, slow drift.
 
 All are linear in the state or independent of it, so the dynamics stay exact. What is left out is said with each.
 """
@@ -55,7 +55,7 @@ class Amplifier:
 
     @property
     def leak(self) -> float:
-        """What is added to the damping, 1/τ."""
+        """Return the addition to the damping, 1/τ."""
         return 0.0 if math.isinf(self.gain) else self.conductance / (1.0 + self.gain)
 
 

@@ -72,12 +72,12 @@ class Channels:
         return converted
 
     def offset(self, cells: int, seconds: float) -> Tensor:
-        """What is added to the drive at the time `seconds`."""
+        """Return the addition to the drive at the time `seconds`."""
         self._pass(seconds)
         return self._offset_in[:cells] + self._flicker[:, :cells].sum(0)
 
     def read(self, volts: Tensor, seconds: float) -> Tensor:
-        """What is read of the cells' voltages at the time `seconds`, corrected by what calibration knows."""
+        """Return the readings of the cells' voltages at the time `seconds`, corrected by the last calibration."""
         self._pass(seconds)
         n = len(volts)
         beyond = int((volts.abs() > self._board.rails.volts).sum())

@@ -1,4 +1,4 @@
-"""What the converters do: digital to analog for drive and start, analog to digital for readings.
+"""The converters: digital to analog for drive and start, analog to digital for readings.
 
 Signals are in volts here; `board.Scale` says how many volts one unit of the problem is.
 """

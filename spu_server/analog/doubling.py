@@ -33,7 +33,7 @@ NODES = 9
 
 @dataclass(frozen=True)
 class Mean:
-    """What start and drive come to, as functions of a matrix.
+    """Weights of start and drive, as functions of a matrix.
 
     Attributes:
         decay: weight of the start in the state.
@@ -47,7 +47,7 @@ class Mean:
 
 
 def doublings(norm: float, duration: float) -> int:
-    """How often Δ is halved until ‖drift‖·Δ/2ⁿ is short enough for the series.
+    """Return how often Δ is halved until ‖drift‖·Δ/2ⁿ is short enough for the series.
 
     Raises:
         OverflowError: when the product is not finite.
@@ -58,7 +58,7 @@ def doublings(norm: float, duration: float) -> int:
 
 
 def norm_of(matrix: Tensor) -> float:
-    """A bound on the spectral norm: the least of three norms that cost nothing."""
+    """Return a bound on the spectral norm: the smallest of three norms that cost nothing."""
     return min(float(torch.linalg.matrix_norm(matrix, kind)) for kind in ("fro", 1, float("inf")))
 
 
@@ -93,7 +93,7 @@ class DenseLaw:
             return _combination(powers, coefficient)
 
         def kernel(s: float) -> Tensor:
-            """What a kick at s before the end comes to."""
+            """Return the effect of a kick at s before the end."""
             left = series(lambda j: (-s) ** j / math.factorial(j))
             if not integral:
                 return left
@@ -229,7 +229,7 @@ class FactorNoise:
 
 @dataclass(frozen=True)
 class _Scalars:
-    """What λ alone comes to over a duration, for u or for (u, ∫u)."""
+    """The effect of λ alone over a duration, for u or for (u, ∫u)."""
 
     damping: float
     duration: float

@@ -24,7 +24,7 @@ from spu_server.dynamics.transition import NoiseSource, Step
 from tngd.spu.v1 import spu_pb2 as pb
 
 SMALL = 128
-"""Most rows for which the law itself costs no more than an Arnoldi process."""
+"""Maximum number of rows for which the law itself costs no more than an Arnoldi process."""
 
 LAWS = 4
 """Durations whose laws are kept: a run reads at a few of them, again and again."""
@@ -176,13 +176,13 @@ class FactorDrift:
         def slopes(small: Tensor) -> Tensor:
             return FactorLaw(small, None, damping=self.damping, duration=duration, integral=False).mean.response
 
-        product = arnoldi(cross, residual, slopes, square=square, most=len(residual) // 3)
+        product = arnoldi(cross, residual, slopes, square=square, max_steps=len(residual) // 3)
         if product is None:
             return None
         return alone + self.backward.adjoint((product - weight * images[0])[None].to(x.device))[0]
 
     def _alone(self, x: Tensor, functions: Sequence[object], drawn: Sequence[Tensor], duration: float) -> Tensor:
-        """What the cells would do with the damping alone."""
+        """Return the result of the cells with the damping alone."""
         inputs = [x, self.drive, *drawn]
         result = torch.zeros_like(x)
         for function, vector in zip(functions, inputs, strict=False):

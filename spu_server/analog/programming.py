@@ -1,4 +1,4 @@
-"""What becomes of a curvature when it is programmed into arrays of resistors.
+"""Errors of a curvature that is programmed into arrays of resistors.
 
 **What the codes are applied to.** The paper's device holds the rows of A one by one, as does `holds="rows"` here: every
 element of A has its own resistor, its own code and its own error. With `holds="factors"`, the default, the arrays hold
@@ -23,7 +23,7 @@ from spu_server.analog.rounding import Dither, codes, rounded
 
 @dataclass(frozen=True)
 class Programming:
-    """How exactly conductances follow the values asked for.
+    """Accuracy of conductances with respect to the values asked for.
 
     Source: bits and separate arrays as in arXiv 2405.13817; mismatch as in Pelgrom, Duinmaijer, Welbers, IEEE J.
     Solid-State Circuits 24 (1989) 1433.
@@ -37,11 +37,11 @@ class Programming:
     one chip."""
 
     separate: bool = False
-    """Whether A and Aᵀ are arrays of their own, each with its own mismatch, as in the paper. The drift matrix BᵀA + λI
+    """True if A and Aᵀ are separate arrays, each with its own mismatch, as in the paper. The drift matrix BᵀA + λI
     is then not symmetric. A matrix given in full is symmetric exactly if not separate."""
 
     holds: Literal["factors", "rows"] = "factors"
-    """Whether the arrays hold the factors of an upload, or the rows of A in full (m·N resistors; small problems)."""
+    """True if the arrays hold the factors of an upload, else the rows of A in full (m·N resistors; small problems)."""
 
     def __post_init__(self) -> None:
         if self.bits is not None:
@@ -49,7 +49,7 @@ class Programming:
 
     @property
     def exact(self) -> bool:
-        """Whether nothing is changed."""
+        """True if nothing is changed."""
         return self.bits is None and self.mismatch == 0.0
 
     def arrays(self, operator: Operator, seed: int, dither: Dither, number: int) -> tuple[Operator, Operator]:
@@ -73,7 +73,7 @@ class Programming:
 
 
 class _Array:
-    """What one array makes of the tensors of an operator, called on one after the other.
+    """Errors of one array in the tensors of an operator, called on one after the other.
 
     Args:
         programming: how exactly.

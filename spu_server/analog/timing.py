@@ -1,4 +1,4 @@
-"""What a device of the paper would take, in seconds and joules, for what the emulator does.
+"""Time and energy that a device of the paper would need for the emulator's work, in seconds and joules.
 
 The times are the paper's own model (arXiv 2405.13817, the section on runtime): a link of 50 Gb/s, 16 bits a value,
 resistors programmed by their codes, R = 1 kΩ and C = 1 nF so that τ = 1 µs. It gives no conversion times and no
@@ -52,13 +52,13 @@ class Timing:
     """Rms voltage across a resistor, V. Ours: at 1 V, 1e8 resistors of 1 kΩ would take 100 kW."""
 
     hold: bool = False
-    """Whether the driver holds an upload back until its modelled time has gone by on the wall clock."""
+    """True if the driver holds an upload back until its modelled time has passed on the wall clock."""
 
     def __post_init__(self) -> None:
         positive(self, "link", "resistance")
 
     def resistors(self, operator: Operator) -> int:
-        """How many resistors an operator takes."""
+        """Return the number of resistors that an operator takes."""
         if not isinstance(operator, FactorOperator):
             return operator.parameters**2
         m, n = operator.shape
@@ -114,7 +114,7 @@ class Timing:
 
 
 PARTS = ("upload_seconds", "conversion_seconds", "analog_seconds", "reading_seconds")
-"""What the time of a solve consists of."""
+"""Parts of the time of a solve."""
 
 
 class Ledger:
@@ -126,8 +126,8 @@ class Ledger:
 
     Attributes:
         numbers: ``uploads`` and ``readings``; time for them in s, ``upload_seconds``, ``conversion_seconds`` and
-            ``reading_seconds``; ``analog_seconds``, from the instant when a program takes hold to its last reading; and
-            the energy of all that, ``joules``. What cells do after the last reading is not counted.
+            ``reading_seconds``; ``analog_seconds``, from the instant when a program takes effect to its last reading;
+            and the energy of all that, ``joules``. What cells do after the last reading is not counted.
     """
 
     def __init__(self, timing: Timing, tau: float) -> None:
@@ -147,7 +147,7 @@ class Ledger:
         return seconds
 
     def run(self, operator: Operator, at: float) -> None:
-        """Enter that a program with this operator has taken hold at the device time `at`, in τ."""
+        """Enter that a program with this operator has taken effect at the device time `at`, in τ."""
         self._since, self._watts = at, self._timing.watts(operator)
 
     def read(self, cells: int, at: float, *, copies: int = 1) -> None:

@@ -12,17 +12,17 @@ import struct
 import google_crc32c
 
 MAX_BODY = 1100
-"""Most bytes of a body: a message's header and a block of `messages.MAX_DATA` bytes."""
+"""Maximum number of bytes of a body: a message's header and a block of `messages.MAX_DATA` bytes."""
 
 MAX_FRAME = MAX_BODY + 4 + (MAX_BODY + 4) // 254 + 1
-"""Most bytes of a frame on the wire, without the zero."""
+"""Maximum number of bytes of a frame on the wire, without the zero."""
 
 _RUN = 254
-"""Most bytes between two codes of COBS."""
+"""Maximum number of bytes between two codes of COBS."""
 
 
 def stuffed(data: bytes) -> bytes:
-    """`data` without zero bytes: each run up to a zero is told by its length + 1, which replaces the zero."""
+    """Return `data` without zero bytes: the length + 1 of each run up to a zero replaces the zero."""
     out = bytearray()
     runs = data.split(b"\0")
     for number, run in enumerate(runs):
@@ -38,7 +38,7 @@ def stuffed(data: bytes) -> bytes:
 
 
 def unstuffed(data: bytes) -> bytes:
-    """What `stuffed` was given.
+    """Return the data that `stuffed` got.
 
     Raises:
         ValueError: when `data` cannot come from it.

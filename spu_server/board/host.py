@@ -22,7 +22,7 @@ class Host:
     once in 3·10⁸ requests.
 
     Args:
-        patience: seconds until the first repetition; each further one takes twice as long, up to `most_patience`.
+        timeout: seconds until the first repetition; each further one takes twice as long, up to `max_timeout`.
         attempts: times that a request is sent in all.
         link: names the connection; drawn at random.
 
@@ -31,8 +31,8 @@ class Host:
         strangers: bodies that passed their check and answer nothing that is open: late copies, or another connection's.
     """
 
-    patience: float = 0.15
-    most_patience: float = 0.4
+    timeout: float = 0.15
+    max_timeout: float = 0.4
     attempts: int = 5
     link: int = field(default_factory=lambda: secrets.randbits(32))
     repeated: int = 0
@@ -46,7 +46,7 @@ class Host:
     @property
     def longest(self) -> float:
         """Seconds until a request that nothing answers is given up."""
-        return sum(min(self.patience * 2.0**sent, self.most_patience) for sent in range(self.attempts))
+        return sum(min(self.timeout * 2.0**sent, self.max_timeout) for sent in range(self.attempts))
 
     @property
     def damaged(self) -> int:
@@ -73,7 +73,7 @@ class Host:
         return found
 
     def seconds_left(self, now: float) -> float:
-        """How long to wait for bytes before `remind`."""
+        """Seconds to wait for bytes before `remind`."""
         return max(0.0, self._due - now)
 
     def remind(self, now: float) -> bytes:
@@ -94,7 +94,7 @@ class Host:
 
     def _send(self, now: float) -> bytes:
         assert self._open is not None
-        self._due = now + min(self.patience * 2**self._sent, self.most_patience)
+        self._due = now + min(self.timeout * 2**self._sent, self.max_timeout)
         self._sent += 1
         # A zero first: whatever noise arrived before the frame is not part of it.
         return b"\0" + framed(self._open.encode())

@@ -25,7 +25,7 @@ class RegisterLink:
     Attributes:
         host: what keeps count, with its counters.
         last: monotonic seconds before and after the last request: the board's answer was made in between.
-        announce: told, four times a second at most, how long the request that begins may take.
+        announce: called, four times a second at most, with the seconds that the request that begins may take.
     """
 
     def __init__(self, transport: Transport, host: Host | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What the frames say: a host greets, reads and writes; a board answers each request once.
+"""The contents of frames: a host greets, reads and writes; a board answers each request once.
 
 A request's body is ``version u8, kind u8, link u32, number u32`` and then, little-endian as everything:
 
@@ -21,7 +21,7 @@ VERSION = 1
 """Of the messages; what lies behind the addresses has a version of its own, a register."""
 
 MAX_DATA = 1024
-"""Most bytes of a block that is read or written."""
+"""Maximum number of bytes of a block that is read or written."""
 
 ANSWER = 0x80
 """Bit of `kind` in an answer."""
@@ -32,7 +32,7 @@ _ADDRESS = struct.Struct("<H")
 
 
 class Kind(IntEnum):
-    """What a request asks for."""
+    """Kind of a request."""
 
     GREET = 1
     READ = 2
@@ -40,7 +40,7 @@ class Kind(IntEnum):
 
 
 class Status(IntEnum):
-    """How a request went."""
+    """Outcome of a request."""
 
     OK = 0
     UNKNOWN_KIND = 1
@@ -109,7 +109,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back for a request.
+    """Answer to a request.
 
     Attributes:
         status: how it went.

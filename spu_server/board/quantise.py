@@ -21,7 +21,7 @@ from spu_link.program import Program
 from spu_server.board.registers import BANK_HEADER, FULL_SCALE, Start
 
 HEADROOM = 8.0
-"""How much larger than its own bound the scale is where the next program may keep it, which cannot change it."""
+"""Factor from a program's own bound to its scale where the next program may keep the scale, but not change it."""
 
 TIGHT = 1.01
 """The same where the program brings its own start."""

@@ -1,7 +1,7 @@
 """The register map, version 1: addresses in bytes, numbers little-endian.
 
 A block that is read or written in one request is read or written at one instant. A program is written to the shadow
-bank, beside the one in force, and changes nothing until the command ``commit``. Voltages are in units of full scale:
+bank, next to the one in force, and changes nothing until the command ``commit``. Voltages are in units of full scale:
 codes of start and readings run from −32767 to 32767, which is −1 to 1.
 """
 
@@ -18,7 +18,7 @@ MAGIC = 0x53505542
 """Says that there is an SPU board at the other end."""
 
 MAX_CELLS = 64
-"""Most cells that the map has room for."""
+"""Maximum number of cells that the map has room for."""
 
 FULL_SCALE = 32767
 """Largest code of drive, start, couplings and readings."""
@@ -50,7 +50,7 @@ class Register:
         return struct.calcsize(f"<{self.format}")
 
     def pack(self, value: float) -> bytes:
-        """A value as it stands in the register."""
+        """Return a value as the register holds it."""
         return struct.pack(f"<{self.format}", value)
 
     def unpack(self, data: bytes) -> float:
@@ -70,7 +70,7 @@ SLOTS = Register("SLOTS", 0x20, "I", "", False, "measurement slots")
 
 TICK = Register("TICK", 0x40, "Q", "ticks", False, "the free-running counter, now")
 STATE = Register("STATE", 0x48, "I", "", False, "0: cells discharged, 1: running")
-PROGRAMS = Register("PROGRAMS", 0x4C, "I", "", False, "programs that have taken hold since the start")
+PROGRAMS = Register("PROGRAMS", 0x4C, "I", "", False, "programs that have taken effect since the start")
 COMMIT_TICK = Register("COMMIT_TICK", 0x50, "Q", "ticks", False, "when the last one did")
 BANK_CHECK = Register("BANK_CHECK", 0x58, "I", "", False, "CRC-32C of the shadow bank as the board holds it")
 SELF_TEST = Register("SELF_TEST", 0x5C, "I", "", False, "flags of what the last self-test found; 0: nothing")
@@ -96,7 +96,7 @@ class Command(IntEnum):
 
 
 class Mode(IntEnum):
-    """When a slot measures."""
+    """Trigger of a slot's measurement."""
 
     OFF = 0
     NOW = 1
@@ -104,7 +104,7 @@ class Mode(IntEnum):
 
 
 class SlotState(IntEnum):
-    """How a measurement stands."""
+    """Status of a measurement."""
 
     EMPTY = 0
     ARMED = 1
@@ -113,7 +113,7 @@ class SlotState(IntEnum):
 
 
 class Start(IntEnum):
-    """Where the cells start when a program takes hold."""
+    """Start of the cells when a program takes effect."""
 
     KEEP = 0
     CODES = 1

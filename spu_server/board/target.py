@@ -9,10 +9,10 @@ from spu_server.board.messages import MAX_DATA, VERSION, Kind, Request, Status
 
 
 class RefusedAccess(Exception):
-    """What is asked for cannot be read or written.
+    """An access to what cannot be read or written.
 
     Args:
-        status: what the host is told.
+        status: the one in the answer to the host.
     """
 
     def __init__(self, status: Status) -> None:
@@ -21,7 +21,7 @@ class RefusedAccess(Exception):
 
 
 class Memory(ABC):
-    """What lies behind the addresses."""
+    """The addresses that a host reads and writes."""
 
     @abstractmethod
     def read(self, address: int, length: int) -> bytes:

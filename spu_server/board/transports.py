@@ -1,4 +1,4 @@
-"""What carries the bytes: TCP, or a serial line (also a pseudo-terminal)."""
+"""Transports of bytes: TCP, or a serial line (also a pseudo-terminal)."""
 
 from __future__ import annotations
 

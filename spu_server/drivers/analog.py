@@ -120,7 +120,7 @@ class Analog(Driver):
             time.sleep(left)
 
     def commit(self, at: float) -> None:
-        """Let the staged program take hold at `at`; offsets stay as they are at that time until the next program.
+        """Apply the staged program at `at`; offsets stay as they are at that time until the next program.
 
         Raises:
             NoProgram: when none is staged.
@@ -193,7 +193,7 @@ class Analog(Driver):
         self._channels.calibrate()
 
     def report(self) -> dict[str, float]:
-        """What has happened on the board since it was opened.
+        """Return counts and measurements since the board was opened.
 
         Returns:
             ``dac_clipped``, ``adc_clipped``, ``rail_clipped``: values that were clipped, by where; and what the
@@ -202,7 +202,7 @@ class Analog(Driver):
         return {f"{where}_clipped": float(n) for where, n in self._channels.clipped.items()} | self._ledger.numbers
 
     def _announce(self, seconds: float) -> None:
-        """What one of the copies says, which work one after the other, each for itself."""
+        """Return the message of one of the copies, which work one after the other, each for itself."""
         self.announce(seconds)
 
     def _load(self, program: Program, running: _Loaded | None) -> _Loaded:

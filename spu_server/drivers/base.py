@@ -1,6 +1,6 @@
 """The driver interface.
 
-A driver is synchronous and knows nothing of sessions, clocks or sockets: the daemon runs it in a process of its own and
+A driver is synchronous and knows nothing of sessions, clocks or sockets: the daemon runs it in a separate process and
 calls it with device times that never go back. Device time is in units of the device's time constant τ. Any exception
 is a device fault, except the errors of `spu_link.errors` that `stage` may raise to refuse a program.
 """
@@ -23,13 +23,13 @@ INTERFACE = 1
 
 @dataclass(frozen=True)
 class DriverOptions:
-    """What the daemon tells a driver when it opens it.
+    """Options that the daemon opens a driver with.
 
     Attributes:
         seed: seed of every random number the driver draws.
         tau: time constant in seconds.
-        cells: most cells a program may use; a board takes the smaller of this and what it has.
-        max_bytes: most bytes of one program's tensors; likewise.
+        cells: max number of cells a program may use; a board takes the smaller of this and what it has.
+        max_bytes: max number of bytes of one program's tensors; likewise.
         compute: where an emulator computes: ``"cpu"``, or ``"cuda"`` with or without an index; boards ignore it.
         clock: what moves device time: this machine's clock, or the client. A board runs by itself and refuses that.
         rate: τ per second of wall time that is asked for; None where nobody asked.
@@ -48,12 +48,12 @@ class DriverOptions:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a device can do.
+    """Capabilities of a device.
 
     Attributes:
         name: name of the driver, as in its entry point.
-        cells: most cells a program may use.
-        max_bytes: most bytes of one program's tensors.
+        cells: max number of cells a program may use.
+        max_bytes: max number of bytes of one program's tensors.
         features: names of the block kinds it takes, of the precisions narrower than float32 (which reach it decoded),
             and of optional abilities: ``"window"``, ``"state"``.
         tau: time constant in seconds of a device that has one of its own; None: the one it was opened with.
@@ -83,7 +83,7 @@ class Measured(NamedTuple):
 
 
 def measured(value: Tensor | Measured, at: float) -> Measured:
-    """What `Driver.read` returned, with its time: `at` unless it says otherwise."""
+    """Return the result of `Driver.read` with its time, which is `at` unless the result has its own."""
     return value if isinstance(value, Measured) else Measured(value, at)
 
 
@@ -132,11 +132,11 @@ class Driver(ABC):
     @property
     @abstractmethod
     def capabilities(self) -> Capabilities:
-        """What the device can do; constant while it is open."""
+        """Capabilities of the device; constant while it is open."""
 
     @abstractmethod
     def stage(self, program: Program) -> None:
-        """Take a checked program in beside the running one, replacing one staged before. May be slow.
+        """Stage a checked program while another runs, replacing one staged before. May be slow.
 
         The program's tensors stay valid, and unchanged, until the program is replaced. Where the client asks for a new
         drive, damping, noise or start alone, `program.operator` is the very object that the running program has: there
@@ -161,7 +161,7 @@ class Driver(ABC):
 
     @abstractmethod
     def commit(self, at: float) -> None:
-        """Let the staged program take hold at device time `at`, at one instant. Fast."""
+        """Apply the staged program at device time `at`, at one instant. Fast."""
 
     def prepare(self) -> None:  # noqa: B027 - an optional ability
         """Work ahead for the first reading; called after `commit` while nothing waits for the driver."""
@@ -207,7 +207,7 @@ class Driver(ABC):
         """
 
     def report(self) -> Mapping[str, float]:
-        """What has happened on the device since it was opened, as named numbers; those that grow only grow. Fast."""
+        """Return counts and measurements since the device was opened, by name; counts never decrease. Fast."""
         return {}
 
     def save(self, at: float) -> Saved:
@@ -219,9 +219,9 @@ class Driver(ABC):
         raise NotImplementedError(f"{type(self).__name__} cannot save its state")
 
     def restore(self, saved: Saved) -> None:
-        """Take a saved state in beside the running program, replacing what was staged; optional, with `save`.
+        """Stage a saved state while a program runs, replacing what was staged; optional, with `save`.
 
-        `commit` lets it take hold instead of a program: the cells then are at its `at` what they were when it was
+        `commit` applies it instead of a program: the cells then are at its `at` what they were when it was
         saved, open windows are void, and all its device times are later by the difference of the two. Its program has
         been checked; tensors and facts are as good as who sent them.
 

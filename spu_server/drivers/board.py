@@ -2,7 +2,7 @@
 
 Cells of a board run by themselves, on the board's clock, and nothing that comes over a line comes at an exact time. So:
 
-* a program takes hold when the command arrives; the board notes the tick, and this tick is the device time that the
+* a program takes effect when the command arrives; the board notes the tick, and this tick is the device time that the
   daemon gave to `commit`: the *anchor* of the program;
 * readings scheduled with a program are armed on the board before, in ticks after the commit, and are exact to half a
   tick however slow the line is;
@@ -31,7 +31,7 @@ from spu_server.board.transports import connect, serial_addresses
 from spu_server.drivers.base import Capabilities, Driver, DriverOptions, Measured
 
 SLACK_SECONDS = 1.0
-"""How much later than its counter promises a measurement may be there before the counter is not believed any more."""
+"""Longest that a measurement may come later than the counter predicts, before the counter counts as failed."""
 
 HALT_SECONDS = 0.08
 """Longest that a halt may take on a line without delay."""
@@ -154,7 +154,7 @@ class Board(Driver):
                 self._waiting[after] = _Asked(slot, self._ask(slot, Mode.AFTER_COMMIT, ticks), ticks)
 
     def commit(self, at: float) -> None:
-        """Let the shadow bank take hold; its tick becomes device time `at`."""
+        """Apply the shadow bank; its tick becomes device time `at`."""
         if self._staged is None:
             raise NoProgram("no program is staged", field="program")
         self._link.set(reg.COMMAND, Command.COMMIT)
@@ -182,7 +182,7 @@ class Board(Driver):
             Clipped: when a converter was at its end.
         """
         if self._programs not in self._anchors:
-            raise NoProgram("no program has taken hold since the board was opened or halted", field="program")
+            raise NoProgram("no program has taken effect since the board was opened or halted", field="program")
         if window is not None:
             self.open_window(window, at)
         self._now = max(self._now, at)
@@ -227,7 +227,7 @@ class Board(Driver):
         return f"the board's self-test says {flags:#x}" if flags else ""
 
     def close(self) -> None:
-        """Discharge the cells, which nobody looks after any more, and let go of the line."""
+        """Discharge the cells, which nobody looks after any more, and close the line."""
         try:
             self.halt(self._now)
         finally:
@@ -305,7 +305,7 @@ class Board(Driver):
 
 
 def _answers(address: str) -> bool:
-    """Whether a board is at the other end of a line."""
+    """Return whether a board is at the other end of a line."""
     try:
         link = RegisterLink(connect(address))
     except OSError:  # somebody holds it

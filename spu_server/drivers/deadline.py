@@ -1,4 +1,4 @@
-"""When a driver's answer is due."""
+"""The time when a driver's answer is due."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ANSWER_SECONDS = 1.5
 
 
 class Deadline:
-    """When the answer of a process is due. Time in which it waited for a processor is not its own, and is not counted.
+    """The time when the answer of a process is due, of which the time that it waited for a processor is no part.
 
     Linux counts that time, for the thread that the calls run on; elsewhere all time is the process's own.
 
@@ -58,6 +58,6 @@ class Deadline:
         """Seconds of the process's own time, from any origin."""
         waited = 0.0
         if self._counted is not None:
-            with suppress(OSError, IndexError):  # the process has ended, which is told elsewhere
+            with suppress(OSError, IndexError):  # the process has ended, which is reported elsewhere
                 waited = int(os.pread(self._counted, 100, 0).split()[1]) / 1e9
         return time.monotonic() - waited

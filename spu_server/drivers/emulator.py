@@ -135,7 +135,7 @@ class Emulator(Driver):
         self._readings = readings
 
     def commit(self, at: float) -> None:
-        """Let the staged program, or the saved state, take hold at `at`.
+        """Apply the staged program, or the saved state, at `at`.
 
         With the start policy ``"keep"``, or an open window, the cells first move to `at` under the old program;
         otherwise nothing is computed.
@@ -189,7 +189,7 @@ class Emulator(Driver):
     def prepare(self) -> None:
         """Compute what every step under the running program needs, and the step to the first reading that is due.
 
-        That step takes hold when its time has come, if nothing happens before; else it never was, to the bit.
+        That step takes effect when its time has come, if nothing happens before; else it never was, to the bit.
         """
         if self._running is None:
             return
@@ -252,7 +252,7 @@ class Emulator(Driver):
         return Saved(at, program, tensors_of(self._generator, self._state, progress, at_drive), facts.model_dump())
 
     def restore(self, saved: Saved) -> None:
-        """Take a saved state in; it takes hold with `commit`.
+        """Take a saved state in; `commit` applies it.
 
         Raises:
             InvalidProgram: when it is not a state of an emulator that computes where this one does.
@@ -260,7 +260,7 @@ class Emulator(Driver):
         self._staged = Snapshot(saved, self._compute)
 
     def report(self) -> dict[str, float]:
-        """What a device of the paper would have taken for the same: the ``Ledger`` of `Timing` as it stands there."""
+        """Return what a device of the paper would have needed for the same: the entries of `Timing`'s ``Ledger``."""
         return dict(self._ledger.numbers)
 
     def _go_on(self, snapshot: Snapshot, at: float) -> None:
@@ -288,7 +288,7 @@ class Emulator(Driver):
 
     def _program(self) -> Program:
         if self._running is None:
-            raise NoProgram("no program has taken hold since the device was opened or halted", field="program")
+            raise NoProgram("no program has taken effect since the device was opened or halted", field="program")
         return self._running.program
 
     def _loaded(self, program: Program, motion: Motion) -> _Loaded:

@@ -1,7 +1,6 @@
-"""Where drivers' processes come from: forks of one process that has loaded what they need, and done nothing else.
+"""Processes of drivers: forks of one process, the fork server, that has imported what they need and done nothing else.
 
-It loads while the daemon does, so that a driver is there as soon as the daemon; and a driver that is started again is
-there at once.
+It imports while the daemon does, so that a driver is ready as soon as the daemon, and a restarted driver at once.
 """
 
 from __future__ import annotations
@@ -16,17 +15,21 @@ _context = multiprocessing.get_context("forkserver")
 
 
 def begin_loading() -> None:
-    """Start the process, unless it runs already. This returns at once."""
+    """Start the fork server, unless it runs already. This returns at once."""
     _context.set_forkserver_preload(["spu_server.drivers.hosted"])
     forkserver.ensure_running()
 
 
-def started(target: Callable[..., None], arguments: tuple[Any, ...], name: str) -> BaseProcess:
-    """Return a process that has been started with a function to run; it ends with this one."""
+def start_process(target: Callable[..., None], arguments: tuple[Any, ...], name: str) -> BaseProcess:
+    """Start a process that runs a function, and that ends with this one. This blocks while the fork server imports.
+
+    Raises:
+        OSError: when the system lacks the resources for another process.
+    """
     try:
         process: BaseProcess = _context.Process(target=target, args=arguments, name=name, daemon=True)
         process.start()
-    except OSError:  # the file of its socket, in the folder for temporary ones, has been removed
+    except (OSError, EOFError):  # the fork server's socket, a temporary file, has been removed; or it ends just now
         process = multiprocessing.get_context("spawn").Process(target=target, args=arguments, name=name, daemon=True)
         process.start()
     return process

@@ -1,4 +1,4 @@
-"""The driver's end of a driver in a process of its own: calls come over a connection, and so do their answers.
+"""The driver's end of a driver in a separate process: calls come over a connection, and so do their answers.
 
 A call is ``(method, arguments)``, with a descriptor behind it where one is needed. A message back is ``(kind, value)``:
 ``"ok"`` with a result, ``"refused"`` with an error for the client, ``"fault"`` with a failure in words, or `DUE`.
@@ -76,10 +76,10 @@ def _announce(connection: Connection, least: float, seconds: float) -> None:
 
 
 def _prepare(connection: Connection, driver: Driver) -> None:
-    """Nobody waits for this: a failure is told unasked."""
+    """Prepare the driver; nobody waits for it, so a failure is a message of its own."""
     try:
         driver.prepare()
-    except Exception:  # noqa: BLE001 - any failure is the device's fault, told in full
+    except Exception:  # noqa: BLE001 - any failure is the device's fault, reported in full
         connection.send(("fault", traceback.format_exc(limit=-5)))
 
 
@@ -129,5 +129,5 @@ def _answer_call(
             connection.send(("ok", loader.call(method, *arguments)))
     except SpuError as error:
         connection.send(("refused", error))
-    except Exception:  # noqa: BLE001 - any other failure is the device's fault, told in full
+    except Exception:  # noqa: BLE001 - any other failure is the device's fault, reported in full
         connection.send(("fault", traceback.format_exc(limit=-5)))

@@ -82,7 +82,7 @@ class Loader:
         return result
 
     def _check_reading(self, reading: Measured) -> None:
-        """What is no state must not be taken for one."""
+        """Refuse a reading that cannot be the cells' state."""
         assert self._running is not None, "a driver measured without a program"
         value, drive = reading.value, self._running.drive
         if value.shape != drive.shape or value.dtype != drive.dtype:

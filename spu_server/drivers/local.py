@@ -19,7 +19,7 @@ from tngd.spu.v1 import spu_pb2 as pb
 T = TypeVar("T")
 
 NOT_RESTARTED = "a driver in this process is not started again: close this connection and open another"
-"""What is said with a fault after the device has been opened; a daemon starts its driver again by itself."""
+"""Remedy in a fault after the device has been opened; a daemon starts its driver again by itself."""
 
 
 class LocalDriver(DriverPort[memoryview]):
@@ -56,7 +56,7 @@ class LocalDriver(DriverPort[memoryview]):
             self._driver.close()
 
     async def stage(self, header: pb.ProgramHeader, payload: memoryview) -> None:
-        """Verify every value of a program and put it beside the running one."""
+        """Verify every value of a program and stage it."""
         await self._run(self._loader.stage, header, payload)
 
     async def save(self, at: float, standing: Standing) -> memoryview:
@@ -64,7 +64,7 @@ class LocalDriver(DriverPort[memoryview]):
         return memoryview(await self._run(self._loader.save, at, standing))
 
     async def restore(self, payload: memoryview) -> Standing:
-        """Verify a saved state and put it beside the running program."""
+        """Verify a saved state and stage it."""
         return await self._run(self._loader.restore, payload)
 
     async def call(self, method: str, *arguments: Any) -> Any:

@@ -20,14 +20,14 @@ class DriverPort(ABC, Generic[P]):
     P is what carries the bytes of an upload. Every call raises `DeviceFault` when the driver fails.
 
     Attributes:
-        on_fault: told, on the event loop, when the driver fails by itself, with no call under way.
+        on_fault: called, on the event loop, when the driver fails by itself, with no call under way.
     """
 
     on_fault: Callable[[DeviceFault], None] = staticmethod(lambda error: None)
 
     @abstractmethod
     async def stage(self, header: pb.ProgramHeader, payload: P) -> None:
-        """Verify every value of a program and put it beside the running one.
+        """Verify every value of a program and stage it.
 
         Raises:
             InvalidProgram: when a value is not what it must be.
@@ -39,7 +39,7 @@ class DriverPort(ABC, Generic[P]):
 
     @abstractmethod
     async def restore(self, payload: P) -> Standing:
-        """Verify a saved state and put it beside the running program; how the device stood.
+        """Verify a saved state and stage it; return the status that the device had.
 
         Raises:
             InvalidProgram: when it is not one of this driver.
@@ -50,7 +50,7 @@ class DriverPort(ABC, Generic[P]):
         """Call one of the driver's methods."""
 
     async def commit(self, at: float) -> None:
-        """Let the staged program take hold."""
+        """Apply the staged program."""
         await self.call("commit", at)
 
     async def open_window(self, window: int, start: float) -> None:
@@ -66,12 +66,12 @@ class DriverPort(ABC, Generic[P]):
         return measured(await self.call("read", at, window), at)
 
     async def report(self) -> Mapping[str, float]:
-        """What has happened on the device, in named numbers."""
+        """Return counts and measurements of the device, by name."""
         report: Mapping[str, float] = await self.call("report")
         return report
 
     async def self_test(self) -> str:
-        """What an idle device finds when it looks at itself; empty if nothing."""
+        """Return what an idle device's self-test finds; empty if nothing."""
         found: str = await self.call("self_test")
         return found
 

@@ -1,4 +1,4 @@
-"""The daemon's end of a driver in a process of its own: algebra or a crash there never stalls or kills the daemon."""
+"""The daemon's end of a driver in a separate process: algebra or a crash there never stalls or kills the daemon."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from spu_link.errors import DeviceFault
 from spu_server.descriptors import close
 from spu_server.drivers.base import Capabilities, DriverOptions, Measured
 from spu_server.drivers.deadline import ANSWER_SECONDS, Deadline
-from spu_server.drivers.forking import started
+from spu_server.drivers.forking import start_process
 from spu_server.drivers.hosted import (
     DUE,
     FORGET,
@@ -40,10 +40,10 @@ START_SECONDS = 60.0
 """Longest that a driver may take to open its device."""
 
 BYTES_PER_SECOND = 50e6
-"""Slowest that an upload or a saved state is copied and looked at, beside what the driver does with it."""
+"""Slowest that an upload or a saved state is copied and looked at, in addition to what the driver does with it."""
 
 LEAST_ANNOUNCED = 0.5
-"""Announcements of a smaller share of the deadline, which comes on top of them, are not worth a message."""
+"""Announcements of a smaller fraction of the deadline, which comes on top of them, are not worth a message."""
 
 STOP_SECONDS = 1.0
 """Longest that a driver may take to close before it is killed."""
@@ -76,6 +76,7 @@ class DriverProcess(DriverPort[Payload]):
         self._due: Deadline
         self._halt_seconds = 0.0
         self._fault = ""
+        self._starting: asyncio.Future[None] | None = None
         self._turn = asyncio.Lock()
         self._exchanges: set[asyncio.Task[Any]] = set()
         self._came: asyncio.Future[None] | None = None
@@ -86,14 +87,18 @@ class DriverProcess(DriverPort[Payload]):
         """Start the process and open the device.
 
         Raises:
-            DeviceFault: with the driver's own words, when it cannot be opened.
+            DeviceFault: with the driver's own words, when it cannot be opened; or when its process cannot be started.
         """
-        self._connection, theirs = Pipe()
-        arguments = (theirs, self._name, self._options, LEAST_ANNOUNCED * self._deadline)
-        self._process = started(serve, arguments, f"spu-driver-{self._name}")
-        self._due = Deadline(self.pid)
-        theirs.close()
-        asyncio.get_running_loop().add_reader(self._connection.fileno(), self._readable)
+        loop = asyncio.get_running_loop()
+        self._starting = loop.run_in_executor(None, self._start_process)
+        try:
+            await asyncio.shield(self._starting)  # a cancelled start goes on, and `close` ends what it has started
+        except OSError as error:
+            raise DeviceFault(
+                f"driver {self._name}'s process cannot be started: {error}", field="driver", found=self._name
+            ) from error
+        self._fault = ""
+        loop.add_reader(self._connection.fileno(), self._readable)
         capabilities: Capabilities = await self._run(self._answer("being opened", START_SECONDS))
         await self._run(self._remember(READINGS, self._readings.fileno()))
         self._halt_seconds = capabilities.halt_seconds
@@ -105,14 +110,15 @@ class DriverProcess(DriverPort[Payload]):
         Raises:
             DeviceFault: as `start`.
         """
-        await self._end()
-        self._fault = ""
+        self._fault = self._fault or f"driver {self._name} is being restarted"  # until there is another process
+        if await self._has_process():
+            await self._end()
         self._regions = set()
         return await self.start()
 
     @property
     def busy(self) -> bool:
-        """Whether a call is under way."""
+        """True while a call is under way."""
         return self._turn.locked()
 
     def condemn(self, reason: str) -> None:
@@ -137,11 +143,11 @@ class DriverProcess(DriverPort[Payload]):
         await asyncio.shield(exchange)
 
     async def save(self, at: float, standing: Standing) -> SharedBytes:
-        """The device's whole state, in a memory file for the caller to close."""
+        """Return the device's whole state, in a memory file for the caller to close."""
         return await self._run(self._save(at, standing))
 
     async def restore(self, payload: Payload) -> Standing:
-        """Verify a saved state, in a memory file, and put it beside the running program."""
+        """Verify a saved state, in a memory file, and stage it."""
         assert isinstance(payload, SharedBytes)
         descriptor = os.dup(payload.fileno())  # as in `stage`
         exchange: asyncio.Task[Standing] = self._begin(self._restore(payload.nbytes, descriptor))
@@ -183,17 +189,34 @@ class DriverProcess(DriverPort[Payload]):
 
     async def close(self) -> None:
         """Close the device and end the process; a process that does not end is killed."""
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(self._connection.fileno())
-        if self._process.is_alive() and not self._fault:
-            with suppress(OSError):  # it has ended just now
-                self._connection.send(("close", ()))
-        await loop.run_in_executor(None, self._process.join, STOP_SECONDS)
-        await self._end()
+        if await self._has_process():
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._connection.fileno())
+            if self._process.is_alive() and not self._fault:
+                with suppress(OSError):  # it has ended just now
+                    self._connection.send(("close", ()))
+            await loop.run_in_executor(None, self._process.join, STOP_SECONDS)
+            await self._end()
         self._readings.close()
 
+    def _start_process(self) -> None:
+        """Start the process, in a thread: it takes seconds while the fork server imports."""
+        connection, theirs = Pipe()
+        with theirs:
+            arguments = (theirs, self._name, self._options, LEAST_ANNOUNCED * self._deadline)
+            self._process = start_process(serve, arguments, f"spu-driver-{self._name}")
+        self._connection = connection
+        self._due = Deadline(self.pid)
+
+    async def _has_process(self) -> bool:
+        """Return whether a process has been started, after a start that is under way."""
+        if self._starting is None:
+            return False
+        await asyncio.wait([self._starting])
+        return self._starting.exception() is None
+
     async def _end(self) -> None:
-        """Kill the process, if it still runs, and let go of the connection to it."""
+        """Kill the process, if it still runs, and close the connection to it."""
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._connection.fileno())
         self._process.kill()
@@ -237,7 +260,7 @@ class DriverProcess(DriverPort[Payload]):
         self.on_fault(error)
 
     def _readable(self) -> None:
-        """An answer; or, with no call under way, the end of the process: told at once, not with the next call."""
+        """Receive an answer; or, with no call under way, the end of the process, reported before the next call."""
         if self._came is not None:
             if not self._came.done():
                 self._came.set_result(None)
@@ -318,7 +341,7 @@ class DriverProcess(DriverPort[Payload]):
         return value
 
     async def _message(self, call: str) -> tuple[str, Any]:
-        """What the driver says next."""
+        """Return the driver's next message."""
         try:
             # Asked again after each wake: a wake may be due to a message that has been received meanwhile.
             while not self._connection.poll():
@@ -339,7 +362,7 @@ class DriverProcess(DriverPort[Payload]):
         return self._receive()
 
     async def _unasked(self) -> None:
-        """What the driver says while no call is under way: how long it will be busy, or why it has failed."""
+        """Receive a message while no call is under way: how long the driver will be busy, or why it has failed."""
         if not self._connection.poll():  # a call that went first has received it
             return
         kind, value = self._receive()
@@ -374,6 +397,6 @@ class DriverProcess(DriverPort[Payload]):
 
 
 def _look_at(task: asyncio.Task[Any]) -> None:
-    """Nobody waits for this exchange; what it finds has been told to `on_fault`."""
+    """Retrieve the error of an exchange that nobody waits for; `on_fault` has got it."""
     if not task.cancelled():
         task.exception()

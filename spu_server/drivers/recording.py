@@ -28,7 +28,7 @@ INLINE_BYTES = 1 << 20
 """Bytes up to this size, 1 ms, are written on the event loop itself."""
 
 PIECE_BYTES = 1 << 20
-"""Most bytes of a value that are copied at a time."""
+"""Maximum number of bytes of a value that are copied at a time."""
 
 
 class _Bytes(NamedTuple):

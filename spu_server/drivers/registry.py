@@ -96,7 +96,7 @@ def open_driver(name: str, options: DriverOptions) -> Driver:
 
 
 def problems(names: Sequence[str]) -> list[str]:
-    """Why each of these drivers cannot be loaded; empty where it can. Each is tried in a process of its own."""
+    """Return why each of these drivers cannot be loaded; empty where it can. Each is tried in a separate process."""
     with ThreadPoolExecutor(max_workers=2) as pool:
         return list(pool.map(_problem, names))
 

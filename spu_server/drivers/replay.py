@@ -92,7 +92,7 @@ class Replay(Driver):
         self._done()
 
     def commit(self, at: float) -> None:
-        """Go on if a program takes hold here in the log.
+        """Go on if a program takes effect here in the log.
 
         Raises:
             NotInLog: when none does.

@@ -20,7 +20,7 @@ GENERATOR, STATE, IMAGE = "generator", "state", "image"
 
 
 class Facts(BaseModel):
-    """What is not a tensor.
+    """The parts of a snapshot that are no tensors.
 
     Attributes:
         compute: kind of device that draws the noise; another one draws other numbers.

@@ -1,4 +1,4 @@
-"""Whether a device's clock can be believed."""
+"""A check of a device's clock against this machine's."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ClockWatch:
     (delay of both comparisons) / δ seconds.
 
     Attributes:
-        tolerance: most relative difference of the rates.
+        tolerance: largest relative difference of the rates.
     """
 
     tolerance: float

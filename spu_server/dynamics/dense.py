@@ -64,7 +64,7 @@ class DenseTransition(Transition):
         return self._routes.decompose().functions(table, vectors, self.damping, duration).unbind()
 
     def _by_lanczos(self, table: Table, inputs: Vector, duration: float) -> Vector | None:
-        """What `_outputs` is, shape (outputs, N); None if a process does not converge.
+        """Return the same as `_outputs`, shape (outputs, N); None if a process does not converge.
 
         Start and drive share one process: with r = b − (F + λI) x and g the drive's function, each output is
         h_x(0) x + g(F + λI) r, since decay = 1 − f·response and response = Δ − f·integrated_response.

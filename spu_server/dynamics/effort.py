@@ -1,4 +1,4 @@
-"""How long work on an operator may take at most: not an estimate, but what nothing that still works exceeds."""
+"""Upper bounds on the time of work on an operator: no estimates, but what nothing that still works exceeds."""
 
 from __future__ import annotations
 

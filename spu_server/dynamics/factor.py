@@ -27,7 +27,7 @@ from spu_server.dynamics.transition import Progress, Transition
 
 @dataclass
 class Held:
-    """What is known of A under whatever drive.
+    """Results for A that hold under any drive.
 
     Attributes:
         routes: functions of the Gram matrix.
@@ -84,7 +84,7 @@ class FactorTransition(Transition):
 
     @cached_property
     def _drive_image(self) -> Tensor:
-        """A b, always computed by itself: beside other vectors, whenever they come, its last bits may differ."""
+        """Return A b, always computed by itself: together with other vectors its last bits may differ."""
         return self.operator.apply(self.drive[None])[0].to("cpu", torch.float64)
 
     def prepare(self) -> None:
@@ -142,7 +142,7 @@ class FactorTransition(Transition):
     def _by_lanczos(
         self, table: Table, inputs: Sequence[Tensor | None], images: Vector, duration: float
     ) -> Vector | None:
-        """What `_weights` is; None if a process does not converge.
+        """Return the same as `_weights`; None if a process does not converge.
 
         Start and drive share one process. Since decay = 1 − f·response and response = Δ − f·integrated_response, with
         r = b − (F + λI) x and g the drive's function, each output is h_x(λ) x + g(λ) b + Aᵀ[k_g(AAᵀ) A r − g(λ) A x].

@@ -32,7 +32,7 @@ ScalarFunction: TypeAlias = Callable[[Vector, float], Vector]
 
 
 def decay(f: Vector, duration: float) -> Vector:
-    """What is left of the start: e^{−fΔ}."""
+    """Return the factor that remains of the start: e^{−fΔ}."""
     return np.exp(-f * duration)
 
 
@@ -67,10 +67,10 @@ def own(f: Vector, duration: float) -> Vector:
 
 
 STATE: tuple[ScalarFunction, ...] = (decay, response, diffusion)
-"""What the state is made of: functions for the start, the drive and z₁."""
+"""Components of the state: functions for the start, the drive and z₁."""
 
 INTEGRAL: tuple[ScalarFunction, ...] = (response, integrated_response, shared, own)
-"""What the integral is made of: functions for the start, the drive, z₁ and z₂."""
+"""Components of the integral: functions for the start, the drive, z₁ and z₂."""
 
 
 def slope(function: ScalarFunction, damping: float, s: Vector, duration: float) -> Vector:

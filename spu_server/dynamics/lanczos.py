@@ -30,8 +30,8 @@ def euclidean(matrix: Tridiagonal, c: Vector) -> float:
 
 def energy(matrix: Tridiagonal, c: Vector) -> float:
     """‖Aᵀ V c‖² = cᵀ T c, for L = Aᵀ with G = AAᵀ."""
-    diagonal, beside = matrix
-    return float(diagonal @ (c * c) + 2.0 * (beside @ (c[1:] * c[:-1])))
+    diagonal, off_diagonal = matrix
+    return float(diagonal @ (c * c) + 2.0 * (off_diagonal @ (c[1:] * c[:-1])))
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Krylov:
-    """What the process came to.
+    """Result of the process.
 
     Attributes:
         products: k(G) p for each target, shape (targets, m); None if it did not converge.
@@ -68,7 +68,7 @@ def krylov(
     targets: Sequence[Target],
     *,
     tolerance: float,
-    most: int,
+    max_steps: int,
     measure: Measure = energy,
 ) -> Krylov:
     """k(G) p for every target, from one Krylov space of G and p, fully reorthogonalised.
@@ -82,20 +82,20 @@ def krylov(
         start: p, shape (m,).
         targets: the outputs.
         tolerance: largest relative change.
-        most: most steps.
+        max_steps: max number of steps.
         measure: `euclidean` or `energy`, as L is.
     """
     m = len(start)
     length = math.sqrt(start @ start)
     if length == 0.0:
         return Krylov(np.zeros((len(targets), m)), 0)
-    most = min(most, m)
-    basis = np.empty((most, m))
+    max_steps = min(max_steps, m)
+    basis = np.empty((max_steps, m))
     basis[0] = start / length
-    diagonal, beside = np.empty(most), np.empty(most)
+    diagonal, off_diagonal = np.empty(max_steps), np.empty(max_steps)
     previous: list[Vector] | None = None
     largest = 0.0
-    for step in range(1, most + 1):
+    for step in range(1, max_steps + 1):
         spanned = basis[:step]
         w = matrix @ spanned[-1]
         overlap = spanned @ w
@@ -106,18 +106,18 @@ def krylov(
         norm = math.sqrt(w @ w)
         largest = max(largest, abs(overlap[-1]) + norm)
         exhausted = step == m or norm <= np.finfo(np.float64).eps * m * largest
-        if exhausted or step == most or step % GAP == 0:
-            tridiagonal = diagonal[:step], beside[: step - 1]
-            values, vectors, _ = dstevd(diagonal[:step], beside[: max(step - 1, 1)])
+        if exhausted or step == max_steps or step % GAP == 0:
+            tridiagonal = diagonal[:step], off_diagonal[: step - 1]
+            values, vectors, _ = dstevd(diagonal[:step], off_diagonal[: max(step - 1, 1)])
             ritz = np.maximum(clean(values, m), 0.0)
             coefficients = [vectors @ (length * target.function(ritz) * vectors[0]) for target in targets]
             if exhausted or _settled(previous, coefficients, tridiagonal, measure, targets, spanned, tolerance):
                 return Krylov(np.stack(coefficients) @ spanned, step)
             previous = coefficients
-        if step < most:
-            beside[step - 1] = norm
+        if step < max_steps:
+            off_diagonal[step - 1] = norm
             basis[step] = w / norm
-    return Krylov(None, most)
+    return Krylov(None, max_steps)
 
 
 def _settled(

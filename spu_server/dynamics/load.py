@@ -13,7 +13,7 @@ from spu_server.dynamics.transition import Motion, Transition
 CPU = torch.device("cpu")
 
 SMALL_PROBLEM = 1_000_000
-"""Most elements m·N of A for which operands are promoted to float64, so that a long solve is exact beyond float32."""
+"""Maximum m·N of A for which operands are promoted to float64, so that a long solve is exact beyond float32."""
 
 
 def transition_of(program: Program, compute: torch.device = CPU) -> Transition:

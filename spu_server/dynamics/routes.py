@@ -12,16 +12,16 @@ from spu_server.dynamics.functions import Vector
 from spu_server.dynamics.lanczos import Measure, Target, krylov
 
 SMALL = 256
-"""Most rows for which the eigendecomposition is done at once: below, it costs less than one Lanczos process."""
+"""Maximum number of rows that are decomposed at once: below, this costs less than one Lanczos process."""
 
 STEPS_PER_ROW = 0.4
-"""What an eigendecomposition of m rows costs, in Lanczos steps, divided by m: so measured for m from 500 to 700."""
+"""Cost of an eigendecomposition of m rows in Lanczos steps, divided by m: measured for m from 500 to 700."""
 
 TOLERANCE = 1e-8
 """Largest relative change of an output at which the Lanczos process stops."""
 
 STIFFEST = 1e6
-"""Most trace(G)·φ₁(λ) for the Lanczos route: its rounding grows with it, and beyond it would not converge anyway."""
+"""Largest trace(G)·φ₁(λ) for the Lanczos route: its rounding grows with it, and beyond it would not converge anyway."""
 
 
 class Routes:
@@ -63,7 +63,7 @@ class Routes:
         self.steps, self.basis = other.steps, other.basis
 
     def lanczos_pays(self, response: float) -> bool:
-        """Whether the next step should try the Lanczos process; `response` is φ₁(λ) of its duration, in τ."""
+        """Return whether the next step should try the Lanczos process; `response` is φ₁(λ) of its duration, in τ."""
         m = len(self.matrix)
         if self.basis is not None or m <= SMALL or self.steps >= STEPS_PER_ROW * m:
             return False
@@ -77,7 +77,7 @@ class Routes:
             targets: what is wanted.
         """
         found = krylov(
-            self.matrix.numpy(), start, targets, tolerance=TOLERANCE, most=len(start) // 4, measure=self._measure
+            self.matrix.numpy(), start, targets, tolerance=TOLERANCE, max_steps=len(start) // 4, measure=self._measure
         )
         self.steps += found.steps
         return found.products

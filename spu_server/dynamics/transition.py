@@ -1,4 +1,4 @@
-"""How the cells move under one program: exactly, over any duration.
+"""The motion of the cells under one program: exact, over any duration.
 
 dx = −((F + λI) x − b) ds + √(2κ) dW is linear, so after any duration Δ the state and its integral are sums of scalar
 functions of F + λI (see `functions`) times the start, the drive and two vectors of standard normal numbers. Nothing is
@@ -24,7 +24,7 @@ NoiseSource: TypeAlias = Callable[[], Tensor]
 
 
 class Step(NamedTuple):
-    """Where a step led.
+    """Result of a step.
 
     Attributes:
         state: x after it, shape (N,), float64.
@@ -37,7 +37,7 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the work under one operator has come.
+    """Progress of the work under one operator.
 
     Attributes:
         steps: Lanczos steps taken.
@@ -94,7 +94,7 @@ class Transition(ABC):
 
     @abstractmethod
     def progress(self, state: Tensor | None) -> Progress:
-        """What the bits of steps to come from `state` depend on beside the program and the state."""
+        """Return what the bits of later steps from `state` depend on in addition to the program and the state."""
 
     @abstractmethod
     def resume(self, state: Tensor | None, progress: Progress) -> None:

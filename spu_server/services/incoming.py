@@ -35,7 +35,7 @@ class Request(Protocol):
         """Bytes."""
 
     def HasField(self, field_name: Part, /) -> bool:
-        """Whether it has a part."""
+        """Return whether it has a part."""
 
 
 R = TypeVar("R", bound=Request)
@@ -71,9 +71,9 @@ class Incoming(Generic[R]):
             ProtocolError: when another part comes.
             UploadCorrupt: when none does.
         """
-        patience = HEADER_SECONDS if session is None else self._sessions.check(session)
+        timeout = HEADER_SECONDS if session is None else self._sessions.check(session)
         if not self.parts:
-            request = await self._message(expected, patience, session)
+            request = await self._message(expected, timeout, session)
             self.parts.extend((part, request) for part in PARTS if request.HasField(part))
             if not self.parts:
                 self.parts.append(("nothing", request))
@@ -106,22 +106,22 @@ class Incoming(Generic[R]):
                 nbytes -= max(len(request.chunk.data), 1)
                 self.ended = request.HasField("trailer")
 
-    async def _message(self, expected: str, patience: float, session: pb.SessionRef | None) -> R:
+    async def _message(self, expected: str, timeout: float, session: pb.SessionRef | None) -> R:
         loop = asyncio.get_running_loop()
 
         def wait_on() -> None:
             """Shortly before the limit: who has a living session has as much time again."""
             if session is not None and self._sessions.lives(session):
-                limit.reschedule(loop.time() + patience)
-                watches.append(loop.call_later(0.9 * patience, wait_on))
+                limit.reschedule(loop.time() + timeout)
+                watches.append(loop.call_later(0.9 * timeout, wait_on))
 
-        watches = [loop.call_later(0.9 * patience, wait_on)]
+        watches = [loop.call_later(0.9 * timeout, wait_on)]
         try:
-            async with asyncio.timeout(patience) as limit:
+            async with asyncio.timeout(timeout) as limit:
                 request = await anext(self._requests, None)
         except TimeoutError:
             raise UploadCorrupt(
-                f"no {expected} came for {patience:g} s; nothing has changed, send again",
+                f"no {expected} came for {timeout:g} s; nothing has changed, send again",
                 field="part",
                 found="silence",
                 expected=expected,

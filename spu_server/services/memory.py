@@ -17,7 +17,7 @@ from spu_link.errors import ProtocolError, SpuError
 from spu_link.status import to_status
 from spu_server.regions import Regions
 from spu_server.sessions import Sessions
-from spu_server.socket_files import SocketFile, keep
+from spu_server.socket_files import SocketFile, as_address_error, keep
 from tngd.spu.v1 import spu_pb2 as pb
 
 log = structlog.get_logger(__name__)
@@ -25,23 +25,23 @@ log = structlog.get_logger(__name__)
 PACKET_BYTES = 4096
 """Longest request."""
 
-PATIENCE_SECONDS = 5.0
+SILENCE_SECONDS = 5.0
 """Longest silence of a client that has not registered anything."""
 
 WATCH_SECONDS = 1.0
-"""How often it is looked at whether the session of a silent client lives."""
+"""Seconds between two looks at whether the session of a silent client lives."""
 
 MAX_CONNECTIONS = 64
-"""Most clients at a time."""
+"""Maximum number of clients at a time."""
 
 
 def supported() -> bool:
-    """Whether this system has what it takes: sealed memory files, and packets on Unix sockets."""
+    """Return whether this system has what is needed: sealed memory files, and packets on Unix sockets."""
     return hasattr(os, "memfd_create") and hasattr(socket, "SOCK_SEQPACKET") and hasattr(socket, "MSG_CMSG_CLOEXEC")
 
 
 class MemoryService:
-    """Listens beside a gRPC server's Unix socket, for its owner alone.
+    """Listens next to a gRPC server's Unix socket, for its owner alone.
 
     Args:
         path: of the socket. The caller holds the lock of the gRPC server's socket, and with it the right to this one.
@@ -76,7 +76,8 @@ class MemoryService:
 
     def _listen(self) -> asyncio.Task[None]:
         """Make the socket and accept clients on it."""
-        listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with as_address_error(self.path):
+            listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
         def listen(name: str) -> None:
             listening.bind(name)
@@ -122,8 +123,8 @@ class MemoryService:
                 while not await _readable(connection, WATCH_SECONDS):
                     if registered and not any(self._sessions.lives(ref) for ref in registered.values()):
                         return
-                    if not registered and asyncio.get_running_loop().time() - begin > PATIENCE_SECONDS:
-                        log.info("a client of the memory socket said nothing", seconds=PATIENCE_SECONDS)
+                    if not registered and asyncio.get_running_loop().time() - begin > SILENCE_SECONDS:
+                        log.info("a client of the memory socket said nothing", seconds=SILENCE_SECONDS)
                         return
                 packet = _receive(connection)
                 if packet is None:

@@ -54,7 +54,7 @@ class SpuService(spu_pb2_grpc.SpuServiceServicer):
         self._memory_address = memory_address
 
     async def GetInfo(self, request: pb.GetInfoRequest, context: Context) -> pb.GetInfoResponse:
-        """What the device is and how it stands."""
+        """Return the properties and the status of the device."""
         info = describe(self._device)
         info.longest_stall = self._stalls.longest
         if self._memory_address and context.peer().startswith("unix:"):
@@ -71,7 +71,7 @@ class SpuService(spu_pb2_grpc.SpuServiceServicer):
         )
 
     async def GetReport(self, request: pb.GetReportRequest, context: Context) -> pb.GetReportResponse:
-        """What the driver has counted."""
+        """Return the driver's counters."""
         async with _errors(context):
             return pb.GetReportResponse(numbers=await self._device.report())
 
@@ -97,7 +97,7 @@ class SpuService(spu_pb2_grpc.SpuServiceServicer):
     async def Program(
         self, request_iterator: AsyncIterator[pb.ProgramRequest], context: Context
     ) -> AsyncIterator[pb.ProgramResponse]:
-        """Assemble and verify beside the running program, let it take hold, and send the readings asked for."""
+        """Assemble and verify a program while the former one runs, apply it, and send the readings asked for."""
         async with _errors(context):
             upload = Upload(request_iterator, self._device, self._regions)
             async with upload.received(context) as (header, payload, places):
@@ -152,7 +152,7 @@ class SpuService(spu_pb2_grpc.SpuServiceServicer):
     async def RestoreState(
         self, request_iterator: AsyncIterator[pb.RestoreStateRequest], context: Context
     ) -> pb.RestoreStateResponse:
-        """Assemble a saved state and let it take hold."""
+        """Assemble a saved state and apply it."""
         async with _errors(context):
             incoming = Incoming(request_iterator, self._device.sessions)
             header = (await incoming.next("header"))[1].header
@@ -181,7 +181,7 @@ class SpuService(spu_pb2_grpc.SpuServiceServicer):
 
 
 def describe(device: Device[Any]) -> pb.GetInfoResponse:
-    """What a device is and how it stands."""
+    """Return the properties and the status of a device."""
     holder = device.sessions.holder
     return pb.GetInfoResponse(
         driver=device.capabilities.name,

@@ -60,8 +60,8 @@ class Bench:
     Args:
         name: entry point of the driver.
         options: what it is opened with.
-        tolerance: largest error of a value that counts as right, as a share of the largest value in play; and relative,
-            of a rate or a variance.
+        tolerance: largest error of a value that counts as right, as a fraction of the largest value in play; and
+            relative, of a rate or a variance.
         deadline: longest that a call may take, in seconds, beyond what the driver announces.
 
     Attributes:
@@ -133,7 +133,7 @@ class Bench:
         await self.port.stage(header, layout)
 
     async def run(self, program: Program, ages: Sequence[float]) -> list[Measured]:
-        """Stage a program, let it take hold, and take readings that were scheduled with it at ages in τ.
+        """Stage a program, apply it, and take readings that were scheduled with it at ages in τ.
 
         A reading's time comes back as the age at which it was taken.
         """

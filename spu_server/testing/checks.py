@@ -1,8 +1,8 @@
-"""What a driver must do: one function a rule, named after what a driver that passes does.
+"""Rules for drivers: one function each, named after what a driver that passes does.
 
 A check raises AssertionError when the driver breaks its rule, and `Skipped` where the rule does not concern it. The
-statistical ones are wrong about a correct driver once in 10⁶ runs each; a device whose errors are small beside its
-noise passes them, and that of the checks is 0.04 to 0.1.
+statistical ones are wrong about a correct driver once in 10⁶ runs each; a device whose errors are small compared with
+its noise passes them, and that of the checks is 0.04 to 0.1.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def check(function: Check) -> Check:
 
 
 async def _refused(call: Awaitable[object], what: str, error: type[SpuError] = SpuError) -> None:
-    """The call is refused with one of the errors that tell a client what is wrong, which is no fault."""
+    """Require that the call is refused with an error that shows a client what is wrong, which is no fault."""
     try:
         await call
     except DeviceFault as fault:
@@ -94,7 +94,7 @@ async def states_its_capabilities(bench: Bench) -> None:
 
 @check
 async def refuses_to_read_or_commit_without_a_program(bench: Bench) -> None:
-    """Before the first program there is nothing to read and nothing that could take hold."""
+    """Before the first program there is nothing to read and nothing that could take effect."""
     await _refused(bench.port.read(bench.later(1.0), None), "a reading before the first program", NoProgram)
     await _refused(bench.port.commit(bench.later(1.0)), "a commit with nothing staged", NoProgram)
 
@@ -174,7 +174,7 @@ async def refuses_the_operators_it_does_not_state(bench: Bench) -> None:
 
 @check
 async def goes_on_under_the_old_program_until_the_commit(bench: Bench) -> None:
-    """Staging changes nothing; what was staged last takes hold."""
+    """Staging changes nothing; what was staged last takes effect."""
     law = bench.law()
     await bench.run(law.program(), [REST])
     for factor in (7.0, 2.0):

@@ -13,7 +13,7 @@ from spu_server.testing.checks import CHECKS, Check, Skipped
 
 @dataclass(frozen=True)
 class Result:
-    """How a check went.
+    """Result of a check.
 
     Attributes:
         name: of the check.
@@ -31,7 +31,7 @@ class Result:
 
 
 def rule_of(check: Check) -> str:
-    """What a check checks, in words."""
+    """Return the subject of a check, in words."""
     return " ".join((check.__doc__ or "").split())
 
 

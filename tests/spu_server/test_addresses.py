@@ -1,8 +1,11 @@
-"""Where the daemon listens, and where it does not."""
+"""The addresses that the daemon listens on, and those that it refuses."""
 
 import os
 import socket
 import stat
+import subprocess
+import sys
+from contextlib import contextmanager
 
 import grpc
 import pytest
@@ -28,6 +31,17 @@ async def opened():
     yield bind
     for one in made:
         await one.stop(0.0)
+
+
+@contextmanager
+def locked_by_another(file):
+    """A file that another process locks while this is entered."""
+    hold = "import fcntl, sys; file = open(sys.argv[1]); fcntl.flock(file, fcntl.LOCK_EX); print(flush=True); input()"
+    command = [sys.executable, "-c", hold, str(file)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        yield
+        other.communicate(b"\n")
 
 
 def serve_health(server):
@@ -86,6 +100,19 @@ async def test_two_daemons_never_share_a_path_though_the_socket_has_been_removed
     monkeypatch.chdir(tmp_path)
     with pytest.raises(AddressError, match="is in use by"):
         await opened(f"unix:../{tmp_path.name}/s")
+
+
+async def test_a_path_that_is_listed_twice_is_reported_as_such(opened, tmp_path):
+    with pytest.raises(AddressError, match="in use by this daemon itself: it is listed twice"):
+        await opened(f"unix:{tmp_path}/s", f"unix:{tmp_path}/./s")
+
+
+async def test_another_process_of_the_same_number_is_reported_by_its_number(opened, tmp_path):
+    """As one in another container may have."""
+    (tmp_path / "s.lock").write_text(f"{os.getpid()}\n")
+    words = f"is in use by process {os.getpid()}"
+    with locked_by_another(tmp_path / "s.lock"), pytest.raises(AddressError, match=words):
+        await opened(f"unix:{tmp_path}/s")
 
 
 async def test_a_daemon_that_ends_leaves_the_socket_of_its_heir_alone(opened, tmp_path):

@@ -100,7 +100,7 @@ TCP = "tcp:127.0.0.1:0"
 )
 def test_every_reading_over_a_line_is_right_at_the_tick_it_was_armed_for(kind, line, monkeypatch):
     # On a busy machine an answer comes late, which is not to pass for one that is lost, nor five of them for the end.
-    patient = {"attempts": 30} if line else {"patience": 30.0, "most_patience": 30.0}
+    patient = {"attempts": 30} if line else {"timeout": 30.0, "max_timeout": 30.0}
     monkeypatch.setattr(link, "Host", partial(link.Host, **patient))
     with BoardSimulator("--listen", kind, *line) as simulator:
         board = board_at(simulator.address)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import socket
 import stat
 import subprocess
@@ -17,9 +18,36 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from host_client import connect
 from spu_server.config import ServeSettings
-from tests.system.raw import SECONDS
+from tests.system.raw import SECONDS, eventually
 
 SERVER = str(Path(sys.executable).with_name("spu-server"))
+
+SOCKET_CALL = {"x86_64": 41, "aarch64": 198}
+"""Number of the system call `socket` by machine."""
+
+WITHOUT_IPV6 = """
+import ctypes, errno, os, socket, struct, sys
+
+load, equal, leave = 0x20, 0x15, 0x06  # of Berkeley packet filters: linux/filter.h, linux/seccomp.h
+program = b"".join(
+    struct.pack("HBBI", *instruction)
+    for instruction in [
+        (load, 0, 0, 0),  # the number of the call
+        (equal, 0, 3, int(sys.argv[1])),
+        (load, 0, 0, 16),  # its first argument
+        (equal, 0, 1, socket.AF_INET6),
+        (leave, 0, 0, 0x00050000 | errno.EAFNOSUPPORT),
+        (leave, 0, 0, 0x7FFF0000),  # allowed
+    ]
+)
+instructions = ctypes.create_string_buffer(program)
+described = struct.pack("HP", len(program) // 8, ctypes.addressof(instructions))
+libc = ctypes.CDLL(None)
+assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
+assert libc.prctl(22, 2, ctypes.create_string_buffer(described)) == 0  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+"""Runs a command for which no socket of IPv6 can be made."""
 
 
 def refusal(*options: str, env: dict[str, str] | None = None) -> tuple[int, str]:
@@ -57,6 +85,15 @@ def test_an_address_that_others_can_reach_needs_insecure_remote():
     assert code == 1
     assert "0.0.0.0:0" in told
     assert "--insecure-remote" in told
+
+
+@pytest.mark.skipif(platform.machine() not in SOCKET_CALL, reason="the number of the system call is not known")
+def test_a_machine_without_ipv6_is_named_as_the_reason():
+    command = [sys.executable, "-c", WITHOUT_IPV6, str(SOCKET_CALL[platform.machine()]), SERVER, "serve"]
+    done = subprocess.run([*command, "--listen", "[::1]:0"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "cannot listen on [::1]:0: Address family not supported by protocol" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_with_insecure_remote_it_listens_where_it_is_told_and_says_on_which_port(daemon):
@@ -155,6 +192,21 @@ def test_a_daemon_that_is_slow_to_take_a_connection_is_waited_for(stepped, tmp_p
         with connect(f"unix:{path}", timeout=20.0) as spu:
             assert spu.info.driver == "emulator"
         between.join()
+
+
+def test_a_daemon_whose_standard_output_nobody_reads_ends_well(tmp_path_factory, monkeypatch):
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    folder = tmp_path_factory.mktemp("d")
+    log, reader, writer = folder / "log", *os.pipe()
+    os.close(reader)
+    with log.open("w") as errors:
+        command = [SERVER, "serve", "--listen", f"unix:{folder}/s", "--clock", "stepped"]
+        one = subprocess.Popen(command, stdout=writer, stderr=errors)
+    os.close(writer)
+    eventually(lambda: "nobody reads standard output" in log.read_text(), "it is ready")
+    one.terminate()
+    assert one.wait(timeout=60.0) == 0
+    assert "BrokenPipeError" not in log.read_text()
 
 
 def test_the_health_service_says_that_it_serves(stepped):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -79,6 +80,31 @@ def test_removed_sockets_are_made_again_and_those_connected_stay(odd):
             assert set(session.bytes_by_path) == {"shared-memory"}
     assert odd.socket.stat().st_mode & 0o777 == memory.stat().st_mode & 0o777 == 0o600
     assert odd.log.count("had been removed and was made again") >= 2
+
+
+def test_sockets_are_made_again_when_the_daemon_can_open_files_again(daemon):
+    one = daemon("--clock", "stepped")
+    memory = Path(f"{one.socket}.memory")
+    with one.without_descriptors():
+        one.socket.unlink()
+        memory.unlink()
+        eventually(lambda: one.log.count("(Too many open files)") == 2, "the reason is logged for both")
+    eventually(lambda: one.socket.exists() and memory.exists(), "the sockets are there again")
+    with connect(one.address) as spu, spu.session() as session:
+        solve(session)
+        assert set(session.bytes_by_path) == {"shared-memory"}
+
+
+def test_a_socket_is_made_again_when_its_folder_is_there_again(daemon, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("f")
+    address = f"unix:{folder}/s"
+    one = daemon("--listen", address, "--clock", "stepped")
+    shutil.rmtree(folder)
+    eventually(lambda: f"there is no folder {folder}" in one.log, "the reason is logged")
+    folder.mkdir()
+    eventually((folder / "s").exists, "the socket is there again")
+    with Raw(channel_target(address)) as raw:
+        assert raw.info().clock == pb.CLOCK_KIND_STEPPED
 
 
 def test_sockets_that_another_process_has_replaced_are_left_to_it_and_reported(daemon):

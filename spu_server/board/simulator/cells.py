@@ -23,7 +23,7 @@ from spu_server.dynamics import Transition, transition_of
 
 @dataclass(frozen=True)
 class BoardOptions:
-    """What the simulated board is like.
+    """Properties of the simulated board.
 
     Attributes:
         cells: number of cells.

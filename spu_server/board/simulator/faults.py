@@ -1,4 +1,4 @@
-"""What can happen to bytes on a line."""
+"""Faults of a line: errors of bits, and frames that are lost or doubled."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LineFaults:
-    """How bad a line is, each way.
+    """Rates of a line's faults, in each direction.
 
     Attributes:
         bit_errors: chance that a bit is turned over.
@@ -37,7 +37,7 @@ class BadLine:
         self._begun = b""
 
     def passed(self, data: bytes) -> bytes:
-        """What arrives of `data`. The last frame is held back until its zero has come."""
+        """Return the part of `data` that arrives. The last frame is held back until its zero has come."""
         *frames, self._begun = (self._begun + data).split(b"\0")
         return b"".join(self._frame(frame + b"\0") for frame in frames)
 

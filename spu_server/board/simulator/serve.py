@@ -45,7 +45,7 @@ class _Line(asyncio.Protocol):
 async def serve_tcp(
     board: SimulatedBoard, faults: LineFaults, host: str, port: int, ready: Callable[[str], None]
 ) -> None:
-    """Serve for ever; `ready` is told the address."""
+    """Serve for ever; `ready` is called with the address."""
     target, seeds = Target(board), itertools.count()
     server = await asyncio.get_running_loop().create_server(lambda: _Line(target, faults, next(seeds)), host, port)
     ready(f"tcp:{host}:{server.sockets[0].getsockname()[1]}")
@@ -54,7 +54,7 @@ async def serve_tcp(
 
 
 async def serve_pty(board: SimulatedBoard, faults: LineFaults, ready: Callable[[str], None]) -> None:
-    """Serve a pseudo-terminal for ever; `ready` is told its address."""
+    """Serve a pseudo-terminal for ever; `ready` is called with its address."""
     ours, theirs = os.openpty()  # theirs stays open, so that hosts may come and go
     tty.setraw(theirs)
     os.set_blocking(ours, False)
