@@ -45,14 +45,18 @@ def tune_process() -> None:
         os.environ.setdefault(name, str(value))
 
 
-@cache
 def settle_process() -> None:
-    """Exclude all present objects from garbage collection, once. Call it when everything has been imported.
+    """Exclude all present objects from garbage collection, once in a process. Call it when all has been imported.
 
     Hundreds of thousands of objects come with torch and stay for good. To look through them takes 0.1 s, in which
     nothing else is done, every few seconds of a busy event loop. What has been made before the call would never be
     collected, so a second one does nothing.
     """
+    _settle(os.getpid())
+
+
+@cache
+def _settle(process: int) -> None:
     gc.collect()
     gc.freeze()
 

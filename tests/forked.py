@@ -12,7 +12,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["spu_server.cli", "spu_server.daemon", "spu_server.drivers.emulator"])
+context.set_forkserver_preload(
+    ["spu_server.cli", "spu_server.daemon", "spu_server.drivers.emulator", "spu_server.drivers.preload"]
+)
 
 
 class Forked:

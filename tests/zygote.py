@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ SECONDS = 60
 
 SERVE = """
 import faulthandler, gc, json, os, signal, sys
-import torch
+import torch, torch._dynamo  # which torch imports with the first optimizer
 from torch import nn
 import host_client.links.inproc, host_client.links.remote
 from host_client import TNGD, aio, connect
@@ -59,7 +60,11 @@ class Zygote:
 
     def __init__(self) -> None:
         command = [sys.executable, "-X", "dev", "-W", "error", "-c", SERVE]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        # The allocator of -X dev fills what is freed, which at each exit is all of torch.
+        environment = {**os.environ, "PYTHONMALLOC": "pymalloc"}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
 
     def run(self, code: str, **names: object) -> Ended:
         """Run a program to its end.

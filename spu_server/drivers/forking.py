@@ -16,7 +16,7 @@ _context = multiprocessing.get_context("forkserver")
 
 def begin_loading() -> None:
     """Start the fork server, unless it runs already. This returns at once."""
-    _context.set_forkserver_preload(["spu_server.drivers.hosted"])
+    _context.set_forkserver_preload(["spu_server.drivers.preload"])
     forkserver.ensure_running()
 
 
