@@ -13,7 +13,15 @@ from pathlib import Path
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(
-    ["spu_server.cli", "spu_server.daemon", "spu_server.drivers.emulator", "spu_server.drivers.preload"]
+    [
+        "torch._dynamo",  # which torch imports with the first optimizer
+        "host_client.blocking",
+        "host_client.optimizers",
+        "spu_server.cli",
+        "spu_server.daemon",
+        "spu_server.drivers.emulator",
+        "spu_server.drivers.preload",  # last, as it excludes all that is there from garbage collection
+    ]
 )
 
 

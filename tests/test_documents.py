@@ -1,11 +1,9 @@
 """What the documents say in code is so."""
 
-import multiprocessing
 import os
 import re
 import runpy
 from collections.abc import Callable, Iterator
-from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from typer.testing import CliRunner
 
 from host_client import cli
 from tests.daemon import Daemon
+from tests.forked import context
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -61,14 +60,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield daemon.address
 
 
-@pytest.fixture(scope="module")
-def fresh() -> BaseContext:
-    """Starts processes that have imported the libraries, and nothing of a test or of another script."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "host_client.blocking", "host_client.optimizers"])
-    return context
-
-
 def run_script(path: str, folder: str) -> None:
     os.chdir(folder)
     torch.manual_seed(0)  # the same in every run of the tests
@@ -76,11 +67,11 @@ def run_script(path: str, folder: str) -> None:
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_code_runs_as_it_stands(name: str, served: str, fresh: BaseContext, tmp_path: Path) -> None:
+def test_code_runs_as_it_stands(name: str, served: str, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPTS[name].replace(SERVED, served))
     (folder := tmp_path / "fresh").mkdir()
-    process = fresh.Process(target=run_script, args=(str(script), str(folder)))  # type: ignore[attr-defined]
+    process = context.Process(target=run_script, args=(str(script), str(folder)))
     process.start()
     process.join(timeout=ENOUGH)
     if process.exitcode is None:
@@ -88,10 +79,10 @@ def test_code_runs_as_it_stands(name: str, served: str, fresh: BaseContext, tmp_
     assert process.exitcode == 0, f"{name} ended with exit code {process.exitcode}; its traceback is on standard error"
 
 
-def test_code_that_needs_what_it_does_not_define_is_found(fresh: BaseContext, tmp_path: Path) -> None:
+def test_code_that_needs_what_it_does_not_define_is_found(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text("criterion(model(x), y)\n")
-    process = fresh.Process(target=run_script, args=(str(script), str(tmp_path)))  # type: ignore[attr-defined]
+    process = context.Process(target=run_script, args=(str(script), str(tmp_path)))
     process.start()
     process.join(timeout=ENOUGH)
     assert process.exitcode == 1
