@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import selectors
-import subprocess
-import sys
 
+from tests.forked import Forked, command
 from tests.pressure import Undisturbed
 
 READY_SECONDS = 30.0
@@ -19,9 +18,7 @@ class BoardSimulator:
     """
 
     def __init__(self, *options: str) -> None:
-        command = [sys.executable, "-m", "spu_server.board.simulator", *options]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
+        self.process = Forked(command, "spu_server.board.simulator.cli", *options)
         with selectors.DefaultSelector() as selector:
             selector.register(self.process.stdout, selectors.EVENT_READ)
             watch = Undisturbed()
@@ -36,10 +33,10 @@ class BoardSimulator:
 
     def close(self) -> None:
         """Stop it; it ends well unless a test has killed it."""
-        assert self.process.stdout is not None
         if self.process.poll() is None:
             self.process.terminate()
             assert self.process.wait(60.0) == 0
+        self.process.stdin.close()
         self.process.stdout.close()
 
     def __enter__(self) -> BoardSimulator:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.forked import Forked
+from tests.forked import Forked, command
 from tests.pressure import Undisturbed
 
 READY_SECONDS = 30.0
@@ -32,7 +32,7 @@ class Daemon:
         self.ready = self._wait_ready()
 
     def _start(self, arguments: list[str]) -> Forked | subprocess.Popen[str]:
-        return Forked(arguments, self.log_path)
+        return Forked(command, "spu_server.cli", *arguments, log=self.log_path)
 
     @property
     def addresses(self) -> list[str]:
@@ -80,14 +80,18 @@ class Daemon:
             if self.process.poll() is None:
                 self.process.kill()
                 self.process.wait()
-            assert self.process.stdout is not None
-            self.process.stdout.close()
+            self._close_pipes()
 
     def __enter__(self) -> Daemon:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def _close_pipes(self) -> None:
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
 
     def _wait_ready(self) -> str:
         assert self.process.stdout is not None
@@ -99,12 +103,12 @@ class Daemon:
                     continue
                 self.process.kill()
                 self.process.wait()
-                self.process.stdout.close()
+                self._close_pipes()
                 raise AssertionError(f"not ready after {READY_SECONDS} s\n{self.log}")
         line = self.process.stdout.readline().strip()
         if not line.startswith("ready"):
             self.process.wait(timeout=60.0)
-            self.process.stdout.close()
+            self._close_pipes()
             raise AssertionError(f"printed {line!r}, exit code {self.process.returncode}\n{self.log}")
         return line
 

@@ -1,15 +1,17 @@
-"""`spu-server` in a process of its own, without the seconds that it takes to import torch."""
+"""Programs in processes of their own, without the seconds that it takes to import torch."""
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any, Self
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(
@@ -26,21 +28,29 @@ context.set_forkserver_preload(
 
 
 class Forked:
-    """``spu-server ARGUMENTS``, forked from a process that has imported everything and used nothing.
+    """A program, forked from a process that has imported everything and used nothing.
 
-    To be used as a `subprocess.Popen`. Its driver is a fork of the same process, and no child of the daemon.
+    To be used as a `subprocess.Popen` with pipes for standard input and output. What it starts by the standard
+    library's fork server, such as a daemon's driver, is a fork of the same process.
+
+    Args:
+        run: called in the process, `command` or `script`.
+        arguments: for it.
+        log: file for its standard error; None for that of this process.
     """
 
-    def __init__(self, arguments: Sequence[str], log: Path) -> None:
-        ours, theirs = context.Pipe(duplex=False)
+    def __init__(self, run: Callable[..., None], *arguments: Any, log: Path | None = None) -> None:
+        (reading, its_out), (its_in, writing) = context.Pipe(duplex=False), context.Pipe(duplex=False)
         forkserver.ensure_running()
         address = forkserver._forkserver._forkserver_address  # type: ignore[attr-defined]
-        command = ["spu-server", *arguments]
-        self._process = context.Process(target=_run, args=(command, dict(os.environ), str(log), theirs, address))
+        self._process = context.Process(
+            target=_run, args=(dict(os.environ), its_in, its_out, log, address, run, arguments)
+        )
         self._process.start()
-        self.stdout = open(os.dup(ours.fileno()))  # noqa: SIM115 - for the caller to close
-        ours.close()
-        theirs.close()
+        self.stdout = open(os.dup(reading.fileno()))  # noqa: SIM115 - for the caller to close
+        self.stdin = open(os.dup(writing.fileno()), "w")  # noqa: SIM115
+        for connection in (reading, its_out, its_in, writing):
+            connection.close()
 
     @property
     def pid(self) -> int:
@@ -65,21 +75,54 @@ class Forked:
         """
         self._process.join(timeout)
         if self.returncode is None:
-            raise subprocess.TimeoutExpired("spu-server", timeout or 0.0)
+            raise subprocess.TimeoutExpired(self._process.name, timeout or 0.0)
         return self.returncode
 
     def kill(self) -> None:
         """Send SIGKILL."""
         self._process.kill()
 
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self._process.terminate()
+
     def send_signal(self, number: int) -> None:
         """Send a signal, unless it has ended."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
+    def __enter__(self) -> Self:
+        return self
 
-def _run(command: list[str], environment: dict[str, str], log: str, out: Connection, address: str) -> None:
-    """Become the command, with its environment, its output to a pipe and its standard error to a file.
+    def __exit__(self, *exc: object) -> None:
+        """Close the pipes and wait for its end."""
+        self.stdin.close()
+        self.stdout.close()
+        self.wait()
+
+
+def command(module: str, *arguments: str) -> None:
+    """Run the command line ``app`` of a module."""
+    sys.argv = [module, *arguments]
+    importlib.import_module(module).app()
+
+
+def script(code: str, *arguments: str) -> None:
+    """Run a program as ``python -c`` would."""
+    sys.argv = ["-c", *arguments]
+    exec(compile(code, "program", "exec"), {"__name__": "__main__"})
+
+
+def _run(
+    environment: dict[str, str],
+    its_in: Connection,
+    its_out: Connection,
+    log: Path | None,
+    address: str,
+    run: Callable[..., None],
+    arguments: tuple[Any, ...],
+) -> None:
+    """Become the program, with its environment and its standard files.
 
     What it starts is forked by the server at this address as well: the standard library would start another one.
     """
@@ -89,12 +132,13 @@ def _run(command: list[str], environment: dict[str, str], log: str, out: Connect
     os.environ.clear()
     os.environ.update(environment)
     sys.path[:0] = [folder for folder in environment.get("PYTHONPATH", "").split(os.pathsep) if folder]
-    os.dup2(out.fileno(), 1)
-    with open(log, "w") as file:
-        os.dup2(file.fileno(), 2)
-    sys.stdout, sys.stderr = open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115 - the program's, to its end
-    out.close()
-    from spu_server.cli import app
-
-    sys.argv = command
-    app()
+    os.dup2(its_in.fileno(), 0)
+    os.dup2(its_out.fileno(), 1)
+    if log is not None:
+        with open(log, "w") as file:
+            os.dup2(file.fileno(), 2)
+    sys.stdin, sys.stdout = open(0), open(1, "w")  # noqa: SIM115 - the program's, to its end
+    sys.stderr = open(2, "w", buffering=1)  # noqa: SIM115
+    its_in.close()
+    its_out.close()
+    run(*arguments)

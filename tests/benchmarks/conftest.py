@@ -42,14 +42,21 @@ def one_process(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPa
     def alone(function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)
 
+    daemons: dict[str, Daemon] = {}
+
     @contextmanager
     def local_daemon(*, clock: str = "free", options: Sequence[str] = (), threads: int | None = None) -> Iterator[str]:
         folder: Path = tmp_path_factory.mktemp("d")
         with Daemon(folder / "s", "--clock", clock, *options) as one:
+            daemons[one.address] = one
             yield one.address
 
-    for module in (kept, step):  # the others look for its processes by their command
+    def family(address: str) -> list[int]:
+        return [process.pid for process in daemons[address].processes()]
+
+    for module in (kept, overlap, step):
         monkeypatch.setattr(module, "local_daemon", local_daemon)
+    monkeypatch.setattr(overlap, "family", family)  # which looks for the command
     for module in (capture, endurance, overlap, scale, solve, step):
         for name, stand_in in {"medians": medians, "alone": alone}.items():
             if hasattr(module, name):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,6 +12,7 @@ from host_client import aio, connect
 from spu_link.errors import DeviceBusy, SessionExpired, StaleSession
 from spu_link.operators import Rows
 from spu_link.program import Program
+from tests.forked import Forked, script
 from tests.pressure import Undisturbed, time_enough
 from tests.system.device import LONG, A, B, SteadyDevice
 from tests.system.raw import SECONDS, Raw, encoded, eventually, refused
@@ -61,9 +60,7 @@ class Client:
     """A process that holds the device."""
 
     def __init__(self, code: str, *arguments: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        self.process = Forked(script, code, *arguments)
         assert self.line() == "held"
 
     def line(self) -> str:
@@ -78,9 +75,7 @@ class Client:
 
     def __exit__(self, *exc: object) -> None:
         self.process.kill()
-        self.process.wait()
-        self.process.stdin.close()
-        self.process.stdout.close()
+        self.process.__exit__()
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])

@@ -9,6 +9,7 @@ from typing import TypeAlias
 import pytest
 import torch.multiprocessing as mp
 
+from tests.forked import context
 from tests.host_client.kinds.workers import WAYS, work
 
 Raised: TypeAlias = dict[str, tuple[list[str], str] | None]
@@ -16,9 +17,9 @@ Raised: TypeAlias = dict[str, tuple[list[str], str] | None]
 
 @pytest.fixture(scope="module")
 def raised(tmp_path_factory: pytest.TempPathFactory) -> Raised:
-    """What two gloo processes raised, by what they did; once for all tests, for torch takes seconds to import."""
+    """What two gloo processes raised, by what they did; once for all tests."""
     folder = tmp_path_factory.mktemp("group")
-    mp.spawn(work, args=(str(folder),), nprocs=2)
+    mp.start_processes(work, args=(str(folder),), nprocs=2, start_method=context.get_start_method())
     found: Raised = pickle.loads(Path(folder, "raised").read_bytes())
     return found
 

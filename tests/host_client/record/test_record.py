@@ -2,8 +2,6 @@ import itertools
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -17,6 +15,7 @@ from host_client.clock import ClockAgreement, Exchange
 from host_client.record import ClockAgreed, Differentiated, Event, Read, RunRecord, UnreadableRecord, Updated, load
 from host_client.record.clocks import ClockNotes
 from host_client.record.recorder import KINDS, VERSION
+from tests.forked import Forked, script
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -92,8 +91,7 @@ for step in range(50):
 print("written", flush=True)
 time.sleep(60)
 """
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
+    with Forked(script, program) as process:
         assert process.stdout.readline() == "written\n"
         os.kill(process.pid, signal.SIGKILL)
     assert [event.step for event in load(tmp_path).of(Differentiated)] == list(range(50))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 
 import grpc
 import pytest
 
 from spu_link.errors import UploadCorrupt
+from tests.forked import Forked, script
 from tests.pressure import time_enough
 from tests.system.bad_input.programs import program
 from tests.system.bad_input.uploads import UPLOADS, Silence, begun
@@ -77,7 +76,7 @@ raw.send(Silence(begun(raw)))
 def test_an_upload_whose_client_is_killed_leaves_no_trace(device):
     with device.raw(ttl=120.0) as owner:
         session = owner.session.SerializeToString().hex()
-        with subprocess.Popen([sys.executable, "-c", UPLOADER, device.address, session]) as client:
+        with Forked(script, UPLOADER, device.address, session) as client:
             eventually(lambda: bool(uploads_in(device.daemon)), "the upload has begun")
             client.kill()
             eventually(lambda: not uploads_in(device.daemon), "the upload is forgotten")

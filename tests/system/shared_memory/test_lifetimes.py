@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +17,7 @@ from spu_link.errors import (
     InvalidProgram,
 )
 from spu_link.operators import Rows
+from tests.forked import Forked, script
 from tests.pressure import time_enough
 from tests.system.device import LONG, SteadyDevice
 from tests.system.raw import SECONDS, eventually, refused
@@ -92,8 +91,7 @@ with connect(sys.argv[1]) as spu:
 @pytest.mark.parametrize("doing", ["nothing", "solving", "uploading"])
 def test_a_killed_client_leaves_no_memory_behind(device, doing):
     for ttl, attempt in time_enough(0.5, TimeoutError):
-        command = [sys.executable, "-c", KILLED, device.address, doing, str(ttl)]
-        with attempt, subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
+        with attempt, Forked(script, KILLED, device.address, doing, str(ttl)) as client:
             said = client.stdout.readline().strip()
             held = shared_in(device.daemon)
             client.send_signal(signal.SIGKILL)
