@@ -25,6 +25,7 @@ RECONNECT = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 10_000),  # despite its name: how long one attempt may take
     ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.use_local_subchannel_pool", 1),  # else a new connection fails while an old one to the address pauses
 ]
 """How soon a daemon that was gone is looked for again; gRPC's own pauses grow to two minutes."""
 

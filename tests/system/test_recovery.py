@@ -19,6 +19,7 @@ from host_client.record.events import DeviceBack, DeviceLost, Event, Updated, Up
 from spu_link.errors import DeviceHalted, DeviceUnavailable, SpuError
 from spu_link.operators import Rows
 from tests.daemon import Daemon
+from tests.pressure import Undisturbed
 from tests.system.device import LONG, A, B, solution
 from tests.system.raw import eventually
 
@@ -145,6 +146,18 @@ def test_the_digital_solve_in_its_place_is_the_natural_gradient(restartable: Res
         rtol=1e-4,
         atol=1e-5,
     )
+
+
+def test_a_new_connection_finds_a_daemon_at_once_though_an_old_one_has_just_missed_it(restartable: Restartable) -> None:
+    with connect(restartable.address) as old:
+        restartable.kill()
+        watch = Undisturbed()
+        while watch.seconds < 2.0:  # its pauses grow to a second
+            with pytest.raises(DeviceUnavailable):
+                old.info  # noqa: B018
+        restartable.start()
+        with connect(restartable.address) as new:
+            assert new.info.driver == "emulator"
 
 
 def test_a_step_waits_for_a_daemon_that_is_killed_and_started_again(restartable: Restartable) -> None:
