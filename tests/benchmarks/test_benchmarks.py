@@ -47,6 +47,7 @@ SMALLEST: dict[str, Callable[[], dict[str, Any]]] = {
 
 # What the compared packages do with torch and jax is theirs.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.timeout(900)  # 17 s at most where nothing else runs
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize(
     "name",
