@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, ClassVar
 
-READY_DEADLINE = 60.0
+READY_DEADLINE = 180.0
 """Seconds for the daemon to say that it serves; importing torch takes most of it on a cold machine."""
 
 STOP_DEADLINE = 10.0
@@ -25,7 +25,8 @@ class DaemonFailed(Exception):
     """The daemon did not come up; the message holds the end of what it logged."""
 
     remedy: ClassVar[str] = (
-        "read the end of the daemon's log in the message; `spu-server serve` in a terminal shows the same"
+        "read the end of the daemon's log in the message; `spu-server serve` in a terminal shows the same. If it has "
+        "logged nothing, the machine is very busy: try again when it is less so"
     )
 
 
@@ -77,7 +78,7 @@ def local_daemon(
                 state = (
                     f"ended with exit code {code}" if code is not None else f"was not ready in {READY_DEADLINE:.0f} s"
                 )
-                tail = "\n".join(log_path.read_text(errors="replace").splitlines()[-15:])
+                tail = "\n".join(log_path.read_text(errors="replace").splitlines()[-15:]) or "it has logged nothing"
                 raise DaemonFailed(f"the daemon {state}: {' '.join(command)}\n{tail}")
             yield address
         finally:

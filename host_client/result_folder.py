@@ -83,9 +83,10 @@ def check_free(folder: Path, name: str, *, overwrite: bool) -> None:
             "them, or name another folder with --out"
         )
     if results and not overwrite:
+        resume = "go on with it with --resume, " if folder / CHECKPOINT in results else ""
         raise FolderInUse(
-            f"{folder} holds a run already ({', '.join(path.name for path in results)}); name another folder with "
-            "--out, or replace it with --overwrite"
+            f"{folder} holds a run already ({', '.join(path.name for path in results)}); {resume}name another folder "
+            "with --out, or replace it with --overwrite"
         )
 
 
