@@ -24,6 +24,13 @@ def test_the_folder_of_another_run_is_refused_and_left_as_it_is(command: list[st
     assert {path.read_text() for path in tmp_path.iterdir()} == {RUN}
 
 
+def test_where_a_run_can_be_gone_on_with_the_refusal_says_so(tmp_path: Path) -> None:
+    for name in ("run.json", "checkpoint.pt"):
+        (tmp_path / name).write_text('{"status": "interrupted"}')
+    with pytest.raises(FolderInUse, match="; go on with it with --resume, name another folder"):
+        check_free(tmp_path, "run", overwrite=False)
+
+
 def test_overwriting_removes_the_run_and_nothing_else(tmp_path: Path) -> None:
     mine = {"notes.txt", "embeddings.md", "data.csv"}
     its = {"run.json", "run.png", "steps.csv", "events.jsonl", "events-1.jsonl", "checkpoint.pt", "run.json.new"}
