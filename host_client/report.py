@@ -36,7 +36,7 @@ def comparison_table(runs: Mapping[str, Run], title: str | None = None) -> Group
 
     Two runs fit into 60 columns of a terminal.
     """
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, collapse_padding=True)
+    table = Table(box=SIMPLE_HEAD, collapse_padding=True)
     table.add_column("", no_wrap=True)
     for label in runs:
         table.add_column(label, justify="right", no_wrap=True)
@@ -55,7 +55,8 @@ def comparison_table(runs: Mapping[str, Run], title: str | None = None) -> Group
         if run.modelled_seconds:
             ms, mj = (1e3 * total / len(run.steps) for total in (run.modelled_seconds, run.modelled_joules))
             caption += f"\nA device by the timing model, {label}: {ms:.3g} ms and {mj:.3g} mJ a step."
-    return Group(table, Text(caption))
+    heading = [] if title is None else [Text(title, style="bold")]  # a table's own title is as narrow as the table
+    return Group(*heading, table, Text(caption))
 
 
 def _figures(run: Run) -> tuple[str, ...]:

