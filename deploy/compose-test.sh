@@ -32,7 +32,7 @@ if ! compgen -G "deploy/wheels/torch-*.whl" >/dev/null; then
     || echo "compose-test: this machine's pip has no wheel of $torch; the image's own pip will look for one"
 fi
 
-# The image's pip reads the same index as this machine's, unless told otherwise.
+# The image's pip reads the same index as this machine's, by default.
 : "${PIP_INDEX_URL:=$("$python" -m pip config get global.index-url 2>/dev/null || true)}"
 export PIP_INDEX_URL
 
@@ -45,7 +45,7 @@ services:
   train: {build: {network: host}}
 YAML
 run=("${compose[@]}" --project-name "$project" --file docker-compose.yml --file "$work/override.yml")
-# Compose looks for relative paths beside the first file, which is the repository's root.
+# Compose looks for relative paths next to the first file, which is the repository's root.
 
 cleanup() {
   timeout 120 "${run[@]}" down --volumes --timeout 10 >"$work/down.log" 2>&1 || cat "$work/down.log"

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from host_client.integrations.lightning import DeviceSession
 from host_client.optimizers import make_optimizer
-from host_client.tasks.mnist import mnist
-from host_client.tasks.task import Task
+from spu_lab.tasks.mnist import mnist
+from spu_lab.tasks.task import Task
 
 HYPERPARAMETERS: dict[str, dict[str, Any]] = {
     "tngd": {"lr": 0.01, "damping": 0.01, "analog_time": 50.0},
@@ -61,7 +61,7 @@ class Classifier(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
-        """The share of digits read rightly."""
+        """Return the fraction of digits that are classified correctly."""
         images, labels = batch
         self.log("accuracy", (self.network(images).argmax(1) == labels).float().mean(), prog_bar=True)
 

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from host_client import TNGD, LineSearch, Session, connect
-from host_client.local_daemon import local_daemon
+from spu_lab.local_daemon import local_daemon
 
 STEPS = {"tngd": 100, "adam": 10_000}
 
@@ -138,7 +138,7 @@ def train(seed: int, session: Session | None, given: argparse.Namespace) -> list
             progress = f"seed {seed}  step {step:6}  loss {loss:8.2e}  error {errors[-1]:8.2e}  step size {size:8.2e}"
             print(f"{progress}  {time.monotonic() - begin:6.1f} s", flush=True)
     if isinstance(optimizer, TNGD) and optimizer.capture is not None:
-        optimizer.capture.close()
+        optimizer.close()
     return errors
 
 

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from host_client import TNGD, connect
-from host_client.local_daemon import local_daemon
+from spu_lab.local_daemon import local_daemon
 
 TEXT = """shall i compare thee to a summer's day?
 thou art more lovely and more temperate:

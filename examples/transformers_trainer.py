@@ -45,7 +45,7 @@ class Sentences(Dataset[dict[str, Tensor]]):
         self.tokens.scatter_(1, places, self.labels[:, None].expand(-1, 3))
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Return their number."""
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:

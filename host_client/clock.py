@@ -1,4 +1,4 @@
-"""What the host knows of device time: agreement of two clocks by four timestamps, with a bound on its error.
+"""Device time as the host knows it: agreement of two clocks by four timestamps, with a bound on its error.
 
 In an exchange the host notes when it asks (its own monotonic clock), the device when the question arrives and when the
 answer leaves (device time), and the host when that arrives. The middles of both pairs are taken for the same instant,
@@ -17,7 +17,7 @@ from spu_link.device_time import DeviceTime
 from spu_link.errors import ClockMismatch
 
 DRIFT = 500e-6
-"""Most that the device's rate may differ from its nominal one as the host's clock sees it: Linux slews none by more."""
+"""Max difference of the device's rate from its nominal one as the host's clock sees it: Linux slews none by more."""
 
 HISTORY = 16
 """Exchanges that are kept, the newest ones."""
@@ -61,11 +61,11 @@ class ClockAgreement:
     spent on the way, plus `drift` times its age. Exchanges that contradict the newest one (the host, or the device's,
     was suspended) are forgotten.
 
-    A stepped clock has no rate: what is known then is the newest device time that the device has told.
+    A stepped clock has no rate: what is known then is the newest device time that the device has sent.
 
     Args:
         first: an exchange.
-        drift: most relative error of the rate, below 1.
+        drift: max relative error of the rate, below 1.
         now: the host's clock, in seconds; tests pass their own.
 
     Attributes:
@@ -87,11 +87,11 @@ class ClockAgreement:
         Raises:
             EpochMismatch: when it is of another run of the daemon.
         """
-        self.tell(DeviceTime(exchange.device_sent, exchange.epoch))
+        self.advance_to(DeviceTime(exchange.device_sent, exchange.epoch))
         consistent = [old for old in self._exchanges if self._agree(old, exchange)]
         self._exchanges = (*consistent, exchange)[-HISTORY:]
 
-    def tell(self, device: DeviceTime) -> None:
+    def advance_to(self, device: DeviceTime) -> None:
         """Take a device time into account that has come to pass.
 
         Raises:
@@ -124,7 +124,7 @@ class ClockAgreement:
             device.check(self.epoch)
         if self.rate == 0.0:
             raise ClockMismatch(
-                "a stepped clock goes when it is told to: its times have no place on the host's clock",
+                "a stepped clock moves only when `advance` is called: its times have no place on the host's clock",
                 field="clock",
                 found="stepped",
                 expected="free",
@@ -134,11 +134,11 @@ class ClockAgreement:
 
     @property
     def error(self) -> float:
-        """Most that `device_time` errs by now, in seconds of the host's clock; `rate` times as many τ."""
+        """Max error of `device_time` now, in seconds of the host's clock; `rate` times as many τ."""
         return self.error_at(self._now())
 
     def error_at(self, host: float) -> float:
-        """Most that the agreement errs by at a time of the host's clock, in seconds.
+        """Max error of the agreement at a time of the host's clock, in seconds.
 
         0 on a stepped clock, as long as nobody moves it but who holds the session.
         """

@@ -10,7 +10,7 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-OURS = ("host_client", "spu_link", "spu_server", "tngd")
+OURS = ("host_client", "spu_link", "spu_server", "spu_lab", "tngd")
 """Packages whose frames are cleared; those of users and of other libraries are left for a debugger."""
 
 

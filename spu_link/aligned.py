@@ -41,8 +41,8 @@ def place_of(tensor: Tensor) -> int:
     return tensor.data_ptr() % BOUNDARY
 
 
-def placed(tensor: Tensor, place: int) -> Tensor:
-    """A copy of a contiguous CPU tensor that begins `place` bytes behind a boundary, a multiple of the element size."""
+def copy_at(tensor: Tensor, place: int) -> Tensor:
+    """Copy a contiguous CPU tensor to `place` bytes behind a boundary, a multiple of the element size."""
     room = torch.empty(tensor.nbytes + place, dtype=torch.uint8)[place:]
     copy = room.view(tensor.dtype).view(tensor.shape)
     copy.copy_(tensor)

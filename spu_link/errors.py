@@ -6,6 +6,7 @@ gRPC status code it travels under. `Retryable` errors may vanish by themselves; 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 
@@ -289,3 +290,13 @@ def _descendants(cls: type[SpuError]) -> list[type[SpuError]]:
 
 BY_REASON: dict[str, type[SpuError]] = {cls.reason(): cls for cls in _descendants(SpuError)}
 """Every error class by its name on the wire."""
+
+
+def mismatch(field: str, found: object, expected: str) -> InvalidProgram:
+    """The error for a shape that does not fit the others."""
+    return InvalidProgram(f"{field} is {found}; expected {expected}", field=field, found=found, expected=expected)
+
+
+def either(choices: Iterable[object]) -> str:
+    """Choices as people say them."""
+    return " or ".join(str(choice) for choice in choices)

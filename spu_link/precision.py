@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from spu_link.errors import InvalidProgram
+from spu_link.names import Precision as Precision
 from spu_link.values import check_finite
-
-Precision: TypeAlias = Literal["float32", "float16", "bfloat16", "int16"]
-"""Element type on the wire; ``"int16"`` is a code between -32767 and 32767 times a scale."""
 
 PRECISIONS: dict[Precision, torch.dtype] = {
     "float32": torch.float32,
@@ -105,13 +102,13 @@ def check_largest(field: str, tensor: Tensor, largest: Tensor, precision: Precis
     if bool((largest <= limit).all()):
         return
     check_finite(field, tensor)
-    found = float(largest.max())
+    magnitude = float(largest.max())
     way_out = "int16 or bfloat16" if limit < torch.finfo(torch.bfloat16).max else "None, which keeps the dtype"
     raise InvalidProgram(
-        f"{field} has a value of magnitude {found:.4g}, and {precision} ends at {limit:.4g}; "
+        f"{field} has a value of magnitude {magnitude:.4g}, and {precision} ends at {limit:.4g}; "
         f"send it with precision {way_out}",
         field=field,
-        found=found,
+        found=magnitude,
         expected=f"at most {limit:.4g}",
     )
 

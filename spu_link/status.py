@@ -26,21 +26,21 @@ log = logging.getLogger(__name__)
 
 def to_status(error: errors.SpuError) -> status_pb2.Status:
     """Status of an error: its code and message, and ErrorInfo, BadRequest and RetryInfo where they apply."""
-    status = status_pb2.Status(code=code_pb2.Code.Value(error.code), message=shortened(error.message, 1500))
+    status = status_pb2.Status(code=code_pb2.Code.Value(error.code), message=shorten(error.message, 1500))
     details: list[Message] = [
         error_details_pb2.ErrorInfo(
             reason=error.reason(),
             domain=DOMAIN,
             metadata={
-                "field": shortened(error.field, 300),
-                "found": shortened(error.found, 300),
-                "expected": shortened(error.expected, 300),
+                "field": shorten(error.field, 300),
+                "found": shorten(error.found, 300),
+                "expected": shorten(error.expected, 300),
             },
         )
     ]
     if isinstance(error, errors.InvalidProgram):
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=shortened(error.field, 300), description=shortened(error.message, 300)
+            field=shorten(error.field, 300), description=shorten(error.message, 300)
         )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if isinstance(error, errors.DeviceBusy):
@@ -53,12 +53,12 @@ def to_status(error: errors.SpuError) -> status_pb2.Status:
     return status
 
 
-def shortened(text: str, most: int) -> str:
-    """Beginning and end of a text of more than `most` bytes: a status shares 8 KiB with all its details."""
+def shorten(text: str, max_bytes: int) -> str:
+    """Return beginning and end of a text longer than `max_bytes`: a status shares 8 KiB with all its details."""
     data = text.encode("utf-8", "replace")
-    if len(data) <= most:
+    if len(data) <= max_bytes:
         return text
-    half = most // 2 - 4
+    half = max_bytes // 2 - 4
     return f"{data[:half].decode('utf-8', 'ignore')} … {data[-half:].decode('utf-8', 'ignore')}"
 
 
@@ -75,15 +75,15 @@ def from_rpc_error(error: grpc.RpcError, *, call: str, address: str) -> errors.S
     for packed in status.details if status is not None else ():
         info = error_details_pb2.ErrorInfo()
         if packed.Unpack(info) and info.domain == DOMAIN and info.reason in errors.BY_REASON:
-            found = errors.BY_REASON[info.reason](
+            original = errors.BY_REASON[info.reason](
                 status.message,
                 field=info.metadata["field"],
                 found=info.metadata["found"],
                 expected=info.metadata["expected"],
             )
-            if isinstance(found, errors.DeviceBusy):
-                found.retry_after = _retry_after(status)
-            return found
+            if isinstance(original, errors.DeviceBusy):
+                original.retry_after = _retry_after(status)
+            return original
     log.debug("%s: %s: %s", call, code.name, error.details())
     reason = _reason(error.details() or "")
     because = f" ({reason})" if reason else ""

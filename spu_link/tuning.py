@@ -32,7 +32,7 @@ def tune_process() -> None:
     does the same for 20 ms, and is set not to. ``ACTIVE`` matters where a process has more threads than processors:
     without it libgomp then does not spin at all.
 
-    glibc gives freed memory back to the system at once, and takes it again page by page: a third of the time of a
+    glibc returns freed memory to the system at once, and takes it again page by page: a third of the time of a
     curvature capture. So some of it is kept. What the user has set in the environment stays.
     """
     malloc = {"MALLOC_TRIM_THRESHOLD_": KEPT_BYTES, "MALLOC_MMAP_THRESHOLD_": LARGE_BYTES}

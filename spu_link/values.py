@@ -6,8 +6,7 @@ import torch
 from scipy.linalg.lapack import dpotrf
 from torch import Tensor
 
-from spu_link.errors import InvalidProgram
-from spu_link.operators.base import mismatch
+from spu_link.errors import InvalidProgram, mismatch
 
 TILE = 128
 """Rows of a matrix that are held against its columns at once, so that both stay in the processor's cache."""
@@ -63,9 +62,9 @@ def check_semidefinite(field: str, matrix: Tensor, rounding: float) -> None:
     # Cholesky costs a fraction of what eigenvalues cost, and by scipy's LAPACK a third of what it costs by torch's.
     if dpotrf(shifted.numpy().T, lower=1, overwrite_a=1, clean=0)[1] == 0:
         return
-    least = float(torch.linalg.eigvalsh(f)[0])
-    if least < -tolerance:
-        raise mismatch(field, f"indefinite, with eigenvalue {least:.3g}", "a positive semi-definite matrix")
+    smallest = float(torch.linalg.eigvalsh(f)[0])
+    if smallest < -tolerance:
+        raise mismatch(field, f"indefinite, with eigenvalue {smallest:.3g}", "a positive semi-definite matrix")
 
 
 def _bad_value(field: str, tensor: Tensor, bad: Tensor, expected: str) -> InvalidProgram:

@@ -29,7 +29,7 @@ class Endpoints:
     """The addresses of a daemon, and the gRPC servers behind them.
 
     Usually there is one server. A Unix socket whose file has been removed, by a cleaner of temporary files for
-    instance, is made again with a server of its own; connections to the former one go on.
+    instance, is recreated with a separate server; connections to the former one go on.
 
     Attributes:
         addresses: as bound, with ports filled in.
@@ -81,7 +81,7 @@ class Endpoints:
             try:
                 await server.start()
             except BaseException:
-                place.file.remove()  # nobody accepts, and it is made again only while it is missing
+                place.file.remove()  # nobody accepts, and it is recreated only while it is missing
                 raise
             self._servers.append(server)
 

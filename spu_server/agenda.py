@@ -103,7 +103,7 @@ class Agenda:
 
 
 def _fail(event: _Event, error: SpuError) -> None:
-    """Tell whoever waits for an event that it will not come about; that nobody does, as at the end, is no mistake."""
+    """Raise an error where somebody waits for an event; that nobody does, as at the end, is no mistake."""
     if not event.done.done():
         event.done.set_exception(error)
         event.done.exception()

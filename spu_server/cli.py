@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-from enum import StrEnum
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+try:
+    import typer
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
 
-from spu_link.command_group import CommandGroup
+    from spu_server.cli_options import CommandGroup, checked, explicit, options_of
+    from spu_server.daemon_settings import BadSettings, ServeSettings
+except ModuleNotFoundError as missing:
+    if missing.name not in ("typer", "rich", "pydantic_settings"):
+        raise
+    sys.exit(f"error: {missing.name} is not installed, which spu-server needs; pip install 'tngd-spu[server]'")
+
 from spu_link.tuning import tune_process
+from spu_server.device_settings import named
 
 app = typer.Typer(
     name="spu-server",
@@ -25,22 +33,6 @@ app = typer.Typer(
     help="Daemon of a stochastic processing unit: an Ornstein–Uhlenbeck device in real time, served over gRPC.",
 )
 errors = Console(stderr=True)
-
-
-class ClockName(StrEnum):
-    """Values of --clock."""
-
-    FREE = "free"
-    STEPPED = "stepped"
-
-
-class LogLevel(StrEnum):
-    """Values of --log-level."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
 
 
 @app.command(
@@ -61,91 +53,10 @@ class LogLevel(StrEnum):
     PATH.memory, through which clients share memory; all are removed at the end.
     """
 )
+@options_of(ServeSettings, "listen", "driver")
 def serve(
-    listen: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Address to listen on, unix:PATH (mode 0600) or HOST:PORT (port 0: any free one); repeatable.",
-            show_default="unix:/tmp/spu.sock",
-        ),
-    ] = None,
-    driver: Annotated[
-        str | None,
-        typer.Option(help="Driver of the device; `spu-server drivers` lists them.", show_default="emulator"),
-    ] = None,
-    clock: Annotated[
-        ClockName | None,
-        typer.Option(
-            help="free: device time runs with this machine's clock. stepped: it moves only by the client's advance.",
-            show_default="free",
-        ),
-    ] = None,
-    rate: Annotated[
-        float | None,
-        typer.Option(
-            help="Speed of a free clock, in τ per second of wall time.",
-            show_default="real time, 1 / tau",
-        ),
-    ] = None,
-    tau: Annotated[
-        float | None,
-        typer.Option(help="Time constant τ of the device, in seconds.", show_default="1e-6"),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(help="Seed of the device's noise, 0 to 2^63 − 1.", show_default="0"),
-    ] = None,
-    cells: Annotated[
-        int | None,
-        typer.Option(help="Max number of cells (parameters) of a program.", show_default="200000000"),
-    ] = None,
-    max_bytes: Annotated[
-        int | None,
-        typer.Option(help="Max number of bytes of tensors in one program.", show_default="8 GiB"),
-    ] = None,
-    compute: Annotated[
-        str | None,
-        typer.Option(help="Where the emulator computes: cpu, cuda, or cuda:INDEX.", show_default="cpu"),
-    ] = None,
-    driver_deadline: Annotated[
-        float | None,
-        typer.Option(
-            help="Longest that a driver may take to answer, beyond what it announces, before it counts as hung, s.",
-            show_default="1.5",
-        ),
-    ] = None,
-    driver_option: Annotated[
-        list[str] | None,
-        typer.Option(help="NAME=VALUE, one of the driver's own options; repeatable.", show_default="none"),
-    ] = None,
-    calibrate: Annotated[
-        bool | None,
-        typer.Option(
-            "--calibrate",
-            help="Let the device calibrate itself whenever its driver is opened: now, and after each restart.",
-            show_default="no",
-        ),
-    ] = None,
-    record: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for a log of every driver call, uploads and readings included, for `tngd replay`.",
-            file_okay=False,
-            show_default="no log",
-        ),
-    ] = None,
-    insecure_remote: Annotated[
-        bool | None,
-        typer.Option(
-            "--insecure-remote",
-            help="Allow addresses that other machines can reach, without authentication or encryption.",
-            show_default="no",
-        ),
-    ] = None,
-    log_level: Annotated[
-        LogLevel | None,
-        typer.Option(help="Min severity of what is logged to standard error.", show_default="info"),
-    ] = None,
+    context: typer.Context,
+    *,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -155,6 +66,7 @@ def serve(
             show_default="none",
         ),
     ] = None,
+    **options: Any,
 ) -> None:
     """Run the device and serve it until SIGTERM or Ctrl-C.
 
@@ -162,30 +74,12 @@ def serve(
     """
     tune_process()
     from spu_server import log
-    from spu_server.config import BadSettings, ServeSettings
 
     try:
-        settings = ServeSettings.load(
-            config,
-            listen=listen or None,
-            driver=driver,
-            clock=clock,
-            rate=rate,
-            tau=tau,
-            seed=seed,
-            cells=cells,
-            max_bytes=max_bytes,
-            compute=compute,
-            driver_deadline=driver_deadline,
-            driver_option=_named(driver_option) or None,
-            calibrate=calibrate,
-            record=record,
-            insecure_remote=insecure_remote,
-            log_level=log_level,
-        )
+        settings = ServeSettings.load(config, **{name: options[name] for name in explicit(context) & options.keys()})
     except BadSettings as error:
         for where, words in error.problems:
-            tell(where, words)
+            print_error(where, words)
         raise typer.Exit(2) from None
     _check_driver(settings.driver)
     log.configure(settings.log_level)
@@ -196,23 +90,13 @@ def serve(
     try:
         asyncio.run(start(settings))
     except (AddressError, LogUnusable, SpuError) as error:
-        tell("not started", f": {error}")
+        print_error("not started", f": {error}")
         raise typer.Exit(1) from None
 
 
-def tell(what: str, message: str) -> None:
+def print_error(title: str, message: str) -> None:
     """Print to standard error, the first words in red, without line breaks of our own."""
-    errors.print(f"[red]{escape(what)}[/red]{escape(message)}", highlight=False, soft_wrap=True)
-
-
-def _named(options: list[str] | None) -> dict[str, str]:
-    """Options NAME=VALUE by name."""
-    from spu_server.config import named
-
-    try:
-        return named(options or [])
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--driver-option") from None
+    errors.print(f"[red]{escape(title)}[/red]{escape(message)}", highlight=False, soft_wrap=True)
 
 
 def _check_driver(name: str) -> None:
@@ -222,7 +106,7 @@ def _check_driver(name: str) -> None:
     try:
         find_driver(name)
     except (LookupError, DriverUnusable) as error:
-        tell("driver", f": {error}")
+        print_error("driver", f": {error}")
         raise typer.Exit(1) from None
 
 
@@ -231,7 +115,7 @@ def conformance(
     name: Annotated[str, typer.Argument(help="Driver under test, by its entry point.")],
     driver_option: Annotated[
         list[str] | None,
-        typer.Option("--driver-option", "--option", help="NAME=VALUE, one of the driver's own options; repeatable."),
+        typer.Option(help="NAME=VALUE, one of the driver's own options; repeatable.", callback=checked(named)),
     ] = None,
     tolerance: Annotated[
         float, typer.Option(help="Largest error that counts as right, as a fraction of the largest value in play.")
@@ -239,7 +123,6 @@ def conformance(
 ) -> None:
     """Run every rule for drivers on a driver, on the real thing. Exit code 1 if it breaks one."""
     tune_process()
-    settings = _named(driver_option)
     _check_driver(name)
     from spu_link.errors import SpuError
     from spu_server.drivers.base import DriverOptions
@@ -249,7 +132,7 @@ def conformance(
     console = Console()
 
     async def run() -> int:
-        bench = Bench(name, DriverOptions(settings=settings), tolerance=tolerance)
+        bench = Bench(name, DriverOptions(settings=named(driver_option or [])), tolerance=tolerance)
         broken = 0
         try:
             await bench.open()
@@ -267,7 +150,7 @@ def conformance(
     try:
         broken = asyncio.run(run())
     except SpuError as error:
-        tell("not opened", f": {error}")
+        print_error("not opened", f": {error}")
         raise typer.Exit(1) from None
     console.print(f"{name}: {broken or 'no'} rules broken")
     raise typer.Exit(1 if broken else 0)
@@ -276,9 +159,9 @@ def conformance(
 @app.command()
 def drivers() -> None:
     """List the installed drivers: their names, where they come from, and why one cannot be loaded."""
-    from spu_server.drivers.registry import distribution_of, installed, problems
+    from spu_server.drivers.registry import distribution_of, installed_drivers, problems
 
-    entries = installed()
+    entries = installed_drivers()
     table = Table("driver", "distribution", "class", "state")
     for entry, problem in zip(entries, problems([entry.name for entry in entries]), strict=True):
         state = f"[red]{escape(problem)}[/red]" if problem else "ok"
@@ -296,14 +179,14 @@ def discover(name: Annotated[str, typer.Argument(help="Driver to ask, by its ent
 
     _check_driver(name)
     try:
-        found = load_driver(name).discover()
+        devices = load_driver(name).discover()
     except DriverUnusable as error:
-        tell("not asked", f": {error}")
+        print_error("not asked", f": {error}")
         raise typer.Exit(1) from None
-    for settings in found:
+    for settings in devices:
         options = [f"--driver-option {shlex.quote(f'{key}={value}')}" for key, value in settings.items()]
         typer.echo(" ".join(["spu-server serve --driver", name, *options]))
-    if not found:
+    if not devices:
         typer.echo(f"{name}: finds no device")
 
 

@@ -19,20 +19,19 @@ from spu_link.addresses import socket_path
 from spu_link.tuning import settle_process
 from spu_server.addresses import Endpoints
 from spu_server.clock import FreeClock, SteppedClock
-from spu_server.config import ServeSettings
+from spu_server.daemon_settings import ServeSettings
 from spu_server.device import Device
+from spu_server.drivers.event_log import Header, LogWriter
 from spu_server.drivers.port import DriverPort
 from spu_server.drivers.process import DriverProcess
 from spu_server.drivers.recording import RecordingPort
-from spu_server.event_log import Header, LogWriter
 from spu_server.memory import Payload
 from spu_server.regions import Regions
-from spu_server.services.memory import MemoryService, supported
-from spu_server.services.spu import SpuService
+from spu_server.services.memory import MemoryService, is_supported
+from spu_server.services.spu import SERVICE, SpuService
 from spu_server.socket_files import AddressError
 from spu_server.stalls import Stalls
 from spu_server.supervisor import Supervisor
-from tngd.spu.v1 import spu_pb2, spu_pb2_grpc
 
 log = structlog.get_logger(__name__)
 
@@ -44,8 +43,6 @@ GRACE_SECONDS = 3.0
 
 MEMORY_SUFFIX = ".memory"
 """Of the memory socket's path, after that of the Unix socket in the same folder."""
-
-SERVICE = spu_pb2.DESCRIPTOR.services_by_name["SpuService"].full_name
 
 
 async def serve(settings: ServeSettings, endpoints: Endpoints, stop: asyncio.Event) -> None:
@@ -95,7 +92,7 @@ async def serve(settings: ServeSettings, endpoints: Endpoints, stop: asyncio.Eve
         service = SpuService(device, stalls, regions, memory_address)
 
         def register(server: grpc.aio.Server) -> None:
-            spu_pb2_grpc.add_SpuServiceServicer_to_server(service, server)
+            service.add_to(server)
             health_pb2_grpc.add_HealthServicer_to_server(status, server)
 
         await endpoints.start(register)
@@ -145,7 +142,7 @@ def announce_ready(addresses: Sequence[str]) -> None:
 def _memory_service(addresses: Sequence[str], device: Device[Payload], regions: Regions) -> MemoryService | None:
     """Listen next to the first Unix socket; without it clients send their bytes over gRPC."""
     path = next(filter(None, map(socket_path, addresses)), None)
-    if path is None or not supported():
+    if path is None or not is_supported():
         return None
     path = os.path.join(os.getcwd(), path) + MEMORY_SUFFIX  # clients have other working directories
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -22,23 +22,21 @@ from spu_link.errors import (
     SessionExpired,
     SpuError,
     Unsupported,
+    mismatch,
 )
-from spu_link.operators.base import mismatch
 from spu_link.program import Applied, Reading, Restored, non_negative
 from spu_server.agenda import Agenda
 from spu_server.clock import Clock, SteppedClock
 from spu_server.drivers.base import Capabilities
-from spu_server.drivers.port import DriverPort
+from spu_server.drivers.port import CheckedDriver, DriverPort
+from spu_server.drivers.saved import Standing
 from spu_server.lifecycle import Event, State, following
-from spu_server.saved import Standing
-from spu_server.sessions import Sessions
-from tngd.spu.v1 import spu_pb2 as pb
+from spu_server.sessions import SessionKey, Sessions
 
 STATE_OVERHEAD = 1 << 20
 """Bytes of a saved state that do not grow with the program."""
 
 P = TypeVar("P")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class Device(Generic[P]):
         epoch: identity of this run; times of two epochs never compare.
 
     Attributes:
-        state: what it is doing; see `lifecycle`.
+        state: its state; see `lifecycle`.
         fault: why the driver failed; stays until a session is opened after the restart. Else empty.
         restarts: how often the driver has been restarted.
         readings: readings taken so far.
@@ -87,7 +85,7 @@ class Device(Generic[P]):
         self._applied = Applied(sequence=0, time=0.0, epoch=self.epoch)
         self._operator_since = 0  # number of the first of the programs in a row that run under the operator in force
         self._last_event = 0.0
-        self._windows = itertools.count()
+        self._window_numbers = itertools.count()
         self._closing: set[asyncio.Task[None]] = set()
 
     @property
@@ -107,15 +105,15 @@ class Device(Generic[P]):
             DeviceFault: when it finds something, or cannot be made good; in its own words.
         """
         self.calibrated = None
-        found = await self._port.self_test()
-        if found:
+        problem = await self._port.call(CheckedDriver.self_test)
+        if problem:
             name = self.capabilities.name
-            raise DeviceFault(f"driver {name}: the device's self-test found: {found}", field="driver", found=name)
+            raise DeviceFault(f"driver {name}: the device's self-test found: {problem}", field="driver", found=name)
         if calibrate:
-            await self._port.calibrate()
+            await self._port.call(CheckedDriver.calibrate)
             self.calibrated = self.clock.now()
 
-    def open_session(self, holder: str, ttl: float) -> pb.SessionRef:
+    def open_session(self, holder: str, ttl: float) -> SessionKey:
         """Take the device exclusively, clearing a halt, and a fault that a restart has ended.
 
         Raises:
@@ -123,19 +121,19 @@ class Device(Generic[P]):
             DeviceBusy: while another session lives.
         """
         self._check_fault()
-        ref = self.sessions.open(holder, ttl)
-        self._fail_former(ref.fencing)
+        key = self.sessions.open(holder, ttl)
+        self._fail_pending(key.fencing)
         self.state = following(self.state, Event.SESSION)
         self.fault = ""
-        return ref
+        return key
 
-    def close_session(self, ref: pb.SessionRef) -> None:
+    def close_session(self, key: SessionKey) -> None:
         """Give the device back; the cells go on under the last program."""
-        if self.sessions.close(ref):
-            self._fail_former(ref.fencing)
+        if self.sessions.close(key):
+            self._fail_pending(key.fencing)
 
-    def _fail_former(self, fencing: int) -> None:
-        """Whatever still waits belongs to a session that has ended, and must not hold up the next one."""
+    def _fail_pending(self, fencing: int) -> None:
+        """Fail the pending events of session `fencing`, which has ended: they must not hold up the next one."""
         self._agenda.fail_pending(
             SessionExpired(
                 "the session ended while the call was waiting; open a new one",
@@ -145,20 +143,32 @@ class Device(Generic[P]):
             )
         )
 
-    def admit(self, ref: pb.SessionRef, header: pb.ProgramHeader) -> wire.Layout:
-        """Check a header before anything is reserved for it.
+    def check(self, key: SessionKey) -> None:
+        """Admit a call of a session.
 
         Raises:
-            SpuError: for a session that may not, or a header that is not what it must be.
+            SpuError: for a session that may not, or while the driver does not work.
         """
-        self.sessions.check(ref)
+        self.sessions.check(key)
         self._check_fault()
-        layout = wire.layout(header, cells=self.capabilities.cells, max_bytes=self.capabilities.max_bytes)
-        wire.check_features(header, self.features)
-        return layout
 
-    async def program(self, ref: pb.SessionRef, header: pb.ProgramHeader, payload: P) -> Programmed:
-        """Stage an admitted program, apply it at one instant, and schedule its readings from there.
+    def admit(self, key: SessionKey) -> wire.Limits:
+        """Admit an upload of a session; return what its program may ask for.
+
+        Raises:
+            SpuError: as `check`.
+        """
+        self.check(key)
+        able = self.capabilities
+        return {"cells": able.cells, "max_bytes": able.max_bytes, "features": self.features}
+
+    async def program(self, key: SessionKey, program: wire.Layout, payload: P) -> Programmed:
+        """Stage a program, apply it at one instant, and schedule its readings from there.
+
+        Args:
+            key: the session's.
+            program: what its header says; the device can do all of it.
+            payload: the bytes of its tensors.
 
         Raises:
             InvalidProgram: when a value is not what it must be; the old program goes on.
@@ -166,46 +176,46 @@ class Device(Generic[P]):
             SpuError: when the session ended meanwhile, or the driver failed.
         """
         async with self._uploading:
-            self._check_kept(header)
-            await self._faulting(self._port.stage(header, payload))
-            not_before = header.not_before if header.HasField("not_before") else 0.0
-            at = not_before if not_before > self.clock.now() else None
-            return await self._agenda.schedule(at, lambda time: self._apply(ref, header, time))
+            self._check_kept(program.kept)
+            await self._port.stage(program.header, payload)
+            at = program.not_before if program.not_before > self.clock.now() else None
+            return await self._agenda.schedule(at, lambda time: self._commit_program(key, program, time))
 
-    async def _apply(self, ref: pb.SessionRef, header: pb.ProgramHeader, at: float) -> Programmed:
-        self.sessions.check(ref)
-        self._check_kept(header)  # again: a program given up by its client may have taken effect since the staging
-        await self._faulting(self._port.commit(at))
+    async def _commit_program(self, key: SessionKey, program: wire.Layout, at: float) -> Programmed:
+        self.sessions.check(key)
+        # Again: a program given up by its client may have taken effect since the staging.
+        self._check_kept(program.kept)
+        await self._port.commit(at)
         self._last_event = at
         self._applied = Applied(self._applied.sequence + 1, at, self.epoch)
-        if not wire.kept_of(header):
+        if program.kept is None:
             self._operator_since = self._applied.sequence
         self.state = following(self.state, Event.COMMIT)
-        self.sessions.check(ref)  # a halt or the next session may have come while the driver was at work
-        reads = sorted(header.reads, key=lambda read: read.after)
-        return Programmed(self._applied, [self._schedule_read(ref, at + read.after, read.window) for read in reads])
+        self.sessions.check(key)  # a halt or the next session may have come while the driver was at work
+        readings = [self._schedule_read(key, at + after, window) for after, window in program.reads]
+        return Programmed(self._applied, readings)
 
-    def _check_kept(self, header: pb.ProgramHeader) -> None:
-        kept = wire.kept_of(header)
-        if kept is None:
+    def _check_kept(self, kept: int | None) -> None:
+        """Check that the device still holds the operator of program `kept`; None: the program brings its own."""
+        running = self.state is State.RUNNING
+        if kept is None or (running and self._operator_since <= kept <= self.sequence):
             return
-        now = f"{self._operator_since} to {self.sequence}" if self.state is State.RUNNING else "none"
-        if self.state is not State.RUNNING or not self._operator_since <= kept.sequence <= self.sequence:
-            raise OperatorGone(
-                f"the operator of program {kept.sequence} is not the device's; it holds that of programs {now}. "
-                f"Nothing has changed; send the operator",
-                field="kept.sequence",
-                found=kept.sequence,
-                expected=now,
-            )
+        now = f"{self._operator_since} to {self.sequence}" if running else "none"
+        raise OperatorGone(
+            f"the operator of program {kept} is not the device's; it holds that of programs {now}. "
+            f"Nothing has changed; send the operator",
+            field="kept.sequence",
+            found=kept,
+            expected=now,
+        )
 
-    async def advance(self, ref: pb.SessionRef, duration: float) -> float:
-        """Move a stepped clock, running every event on the way; the new device time.
+    async def advance(self, key: SessionKey, duration: float) -> float:
+        """Move a stepped clock by `duration` τ, running every event on the way; return the new device time.
 
         Raises:
             ClockMismatch: on a free-running clock.
         """
-        self.sessions.check(ref)
+        self.sessions.check(key)
         if not isinstance(self.clock, SteppedClock):
             raise ClockMismatch(
                 "advance moves a stepped clock; this device's clock runs by itself: read(at=…) waits for a device time",
@@ -219,30 +229,28 @@ class Device(Generic[P]):
 
         return await self._agenda.schedule(self.clock.move(non_negative("duration", duration)), arrive)
 
-    async def save(self, ref: pb.SessionRef) -> P:
-        """The whole state now, as bytes that belong to the caller. It moves nothing.
+    async def save(self, key: SessionKey) -> P:
+        """Return the whole state now, as bytes that belong to the caller. The cells do not move.
 
         Raises:
             Unsupported: when the driver cannot.
         """
-        self.sessions.check(ref)
-        self._check_state_ability()
+        self._check_state_ability(key)
+        return await self._agenda.schedule(None, lambda time: self._save(key, time))
 
-        async def save(at: float) -> P:
-            self.sessions.check(ref)
-            standing = Standing(
-                time=at,
-                running=self.state is State.RUNNING,
-                sequence=self.sequence,
-                operator_since=self._operator_since,
-                began=float(self._applied.time),
-                last_event=self._last_event,
-            )
-            return await self._faulting(self._port.save(at, standing))
+    async def _save(self, key: SessionKey, at: float) -> P:
+        self.sessions.check(key)
+        standing = Standing(
+            time=at,
+            running=self.state is State.RUNNING,
+            sequence=self.sequence,
+            operator_since=self._operator_since,
+            began=float(self._applied.time),
+            last_event=self._last_event,
+        )
+        return await self._port.save(at, standing)
 
-        return await self._agenda.schedule(None, save)
-
-    async def restore(self, ref: pb.SessionRef, payload: P) -> Restored:
+    async def restore(self, key: SessionKey, payload: P) -> Restored:
         """Apply a saved state, at the time it was saved at if a stepped clock has not passed that, else now.
 
         On the way to that time a stepped clock runs every event. Readings still to come are of the restored state.
@@ -252,18 +260,17 @@ class Device(Generic[P]):
             InvalidProgram: when it is no state of this driver; the device stays as it is.
         """
         async with self._uploading:
-            self.sessions.check(ref)
-            self._check_state_ability()
-            standing = await self._faulting(self._port.restore(payload))
+            self._check_state_ability(key)
+            standing = await self._port.restore(payload)
             at = None
             if isinstance(self.clock, SteppedClock) and standing.time > self.clock.now():
                 at = standing.time
                 self.clock.move_to(at)
-            return await self._agenda.schedule(at, lambda time: self._go_on(ref, standing, time))
+            return await self._agenda.schedule(at, lambda time: self._commit_state(key, standing, time))
 
-    async def _go_on(self, ref: pb.SessionRef, standing: Standing, at: float) -> Restored:
-        self.sessions.check(ref)
-        await self._faulting(self._port.commit(at))
+    async def _commit_state(self, key: SessionKey, standing: Standing, at: float) -> Restored:
+        self.sessions.check(key)
+        await self._port.commit(at)
         shift = at - standing.time
         fresh = self.sequence == 0  # then its numbers go on too, and programs may keep the operator by those they know
         self._last_event = max(0.0, standing.last_event + shift)
@@ -272,17 +279,16 @@ class Device(Generic[P]):
             self._operator_since = standing.operator_since if fresh else sequence
             self._applied = Applied(sequence, standing.began + shift, self.epoch)
         self.state = following(self.state, Event.COMMIT if standing.running else Event.EMPTY)
-        self.sessions.check(ref)
+        self.sessions.check(key)
         return Restored(at, shift, self.sequence if standing.running else 0, self.epoch)
 
-    def check_restore(self, ref: pb.SessionRef, nbytes: int) -> None:
+    def check_restore(self, key: SessionKey, nbytes: int) -> None:
         """Check the size of a saved state before anything is reserved for it.
 
         Raises:
             SpuError: for a session that may not, a driver that cannot, or a size that is not a state's.
         """
-        self.sessions.check(ref)
-        self._check_state_ability()
+        self._check_state_ability(key)
         if not 0 < nbytes <= self.max_state_bytes:
             raise CapacityExceeded(
                 f"a state of {nbytes} bytes; this device takes {self.max_state_bytes}",
@@ -296,8 +302,8 @@ class Device(Generic[P]):
         """Max bytes of a saved state: operands that came in 16 bits, state and image have wider numbers there."""
         return 4 * self.capabilities.max_bytes + STATE_OVERHEAD
 
-    def _check_state_ability(self) -> None:
-        self._check_fault()
+    def _check_state_ability(self, key: SessionKey) -> None:
+        self.check(key)
         if "state" not in self.capabilities.features:
             raise Unsupported(
                 f"driver {self.capabilities.name} can neither save nor restore its state",
@@ -306,41 +312,40 @@ class Device(Generic[P]):
                 expected='a driver with the feature "state"',
             )
 
-    async def read(self, ref: pb.SessionRef, at: float | None, window: float) -> Reading:
+    async def read(self, key: SessionKey, at: float | None, window: float) -> Reading:
         """Take one reading.
 
         Args:
-            ref: the session.
-            at: device time to wait for; None for now.
+            key: the session's.
+            at: device time to wait for, in τ; None for now.
             window: average over the last `window` τ; 0 for the state itself.
 
         Raises:
             ReadInPast: when the state asked for is gone.
             NoProgram: before the first program has taken effect.
         """
-        self.sessions.check(ref)
-        self._check_fault()
+        self.check(key)
         window = non_negative("window", window)
         now = self.clock.now()
         if at is None:
             at = now
         elif not math.isfinite(at):
             raise mismatch("at", at, "a device time in τ")
-        # Sums of steps differ from the asked time in the last digits: such a time is now.
-        if at < now - 1e-9 * max(1.0, now) or at - window < self._last_event - 1e-9 * max(1.0, now):
+        rounding = 1e-9 * max(1.0, now)  # a client's sum of steps differs from `now` in the last digits, and means it
+        if at < now - rounding or at - window < self._last_event - rounding:
             reach = f" with a window of {window} τ" if window else ""
             raise ReadInPast(
                 f"a reading at device time {at} τ{reach} lies in the past: it is {now} τ now, and nothing is kept from "
-                f"before the last event, at {self._last_event} τ. {self._later(window)}",
+                f"before the last event, at {self._last_event} τ. {self._advice(window)}",
                 field="at",
                 found=at,
                 expected=f"at least {max(now, self._last_event + window)}",
             )
         at = max(at, self._last_event + window)
-        return await self._schedule_read(ref, at, window)
+        return await self._schedule_read(key, at, window)
 
-    def _later(self, window: float) -> str:
-        """Return the advice for a reading that is not in the past."""
+    def _advice(self, window: float) -> str:
+        """Return what to do instead of asking for a reading in the past."""
         if self.clock.kind == "stepped":
             return "Ask for it before the clock is advanced that far, or leave out `at` to read now" + (
                 f", at least {window} τ after the last event" if window else ""
@@ -351,37 +356,37 @@ class Device(Generic[P]):
             "more time, slow the clock down with `spu-server serve --rate`"
         )
 
-    def _schedule_read(self, ref: pb.SessionRef, at: float, window: float) -> asyncio.Future[Reading]:
-        number = next(self._windows)
-        opened = self._schedule_window(number, at - window) if window else None
+    def _schedule_read(self, key: SessionKey, at: float, window: float) -> asyncio.Future[Reading]:
+        number = next(self._window_numbers)
+        opening = self._schedule_window(number, at - window) if window else None
 
         async def measure(at: float) -> Reading:
-            self.sessions.check(ref)
-            if opened:
-                opened.result()  # raises what stood in the window's way
-            return await self._measure(at, window, number if opened else None)
+            self.sessions.check(key)
+            if opening:
+                opening.result()  # raises what stood in the window's way
+            return await self._measure(at, window, number if opening else None)
 
         reading = self._agenda.schedule(at, measure)
-        if opened:
-            reading.add_done_callback(lambda reading: self._abandon_window(reading, number, opened))
+        if opening:
+            reading.add_done_callback(lambda reading: self._abandon_window(reading, number, opening))
         return reading
 
     def _schedule_window(self, number: int, start: float) -> asyncio.Future[None]:
         async def open_window(start: float) -> None:
             # (2.4 + 1.2) − 1.2 is less than 2.4, where the last event may have been: it has been checked but for that.
             start = max(start, self._last_event)
-            await self._faulting(self._port.open_window(number, start))
+            await self._port.call(CheckedDriver.open_window, number, start)
             self._last_event = start
 
         return self._agenda.schedule(start, open_window)
 
-    def _abandon_window(self, reading: asyncio.Future[Reading], number: int, opened: asyncio.Future[None]) -> None:
-        """A reading that will not be taken must not leave the driver averaging for ever."""
+    def _abandon_window(self, reading: asyncio.Future[Reading], number: int, opening: asyncio.Future[None]) -> None:
+        """Close the window of a reading that will not be taken: the driver must not go on averaging for ever."""
         if not reading.cancelled() and reading.exception() is None:
             return
-        if opened.done() and not opened.cancelled():
-            opened.exception()  # raised for the reading's waiter
-        opened.cancel()
+        if opening.done() and not opening.cancelled():
+            opening.exception()  # raised for the reading's waiter
+        opening.cancel()
         if self.state is State.RUNNING:
             # The driver may be opening it at this moment; its calls run in the order they are made.
             closing = asyncio.get_running_loop().create_task(self._close_window(number))
@@ -390,13 +395,13 @@ class Device(Generic[P]):
 
     async def _close_window(self, number: int) -> None:
         with suppress(SpuError):
-            await self._faulting(self._port.close_window(number))
+            await self._port.call(CheckedDriver.close_window, number)
 
-    async def _measure(self, at: float, window: float, opened: int | None) -> Reading:
+    async def _measure(self, at: float, window: float, number: int | None) -> Reading:
         if self.state is not State.RUNNING:
             raise NoProgram("nothing has taken effect on this device; program it first", field="program", found="none")
         applied = self._applied
-        value, taken = await self._faulting(self._port.read(at, opened))
+        value, taken = await self._port.read(at, number)
         self._last_event = at
         self.readings += 1
         age = taken - float(applied.time)
@@ -409,10 +414,10 @@ class Device(Generic[P]):
             DeviceFault: while the driver does not work.
         """
         self._check_fault()
-        return dict(await self._faulting(self._port.report()))
+        return dict(await self._port.call(CheckedDriver.report))
 
     async def halt(self, reason: str) -> float:
-        """Stop at once: pending events fail, the session ends, the cells are discharged; the device time."""
+        """Stop at once: pending events fail, the session ends, the cells are discharged. Return the device time."""
         at = self.clock.now()
         error = DeviceHalted(
             f"the device was halted at {at} τ: {reason or 'no reason given'}; a new session clears it",
@@ -424,26 +429,17 @@ class Device(Generic[P]):
         self._agenda.fail_pending(error)
         self.state = following(self.state, Event.HALT)
         if self.state is State.HALTED:
-            await self._faulting(self._port.halt(max(at, self._last_event)))
+            await self._port.halt(max(at, self._last_event))
         self._last_event = max(at, self._last_event)
         return at
 
     def _check_fault(self) -> None:
         if self.state in (State.FAULT, State.RESTARTING):
-            now = self.state.name.lower()
+            now = self.state.value
             raise DeviceFault(self.fault, field="driver", found=now, expected="a working driver")
 
-    async def _faulting(self, call: Awaitable[T]) -> T:
-        """Await a call of the driver; a fault of it becomes the device's."""
-        try:
-            return await call
-        except DeviceFault as error:
-            if self.state is not State.RESTARTING:  # else it is late news of the fault that the restart is for
-                self.fail(error)
-            raise
-
     def fail(self, error: DeviceFault) -> None:
-        """The driver has failed: so has everything that waits for it, and the session. The first reason stays."""
+        """Note that the driver has failed: with it all that waits for it, and the session. The first reason stays."""
         if self.state is State.FAULT:
             return
         self.state, self.fault = following(self.state, Event.FAIL), error.message
@@ -456,15 +452,15 @@ class Device(Generic[P]):
         self.fault = reason
 
     def restarting(self) -> None:
-        """The driver is about to be started again."""
+        """Note that the driver is about to be started again."""
         self.state = following(self.state, Event.RESTART)
 
-    def restarted(self, capabilities: Capabilities) -> None:
-        """The driver has opened the device again: nothing is in force, and the next session may use it."""
+    def note_restart(self, capabilities: Capabilities) -> None:
+        """Note that the driver has opened the device again: nothing is in force, and the next session may use it."""
         self.state = following(self.state, Event.OPENED)
         self.capabilities = capabilities
         self.restarts += 1
-        self._port.restarted()
+        self._port.note_restart()
 
     async def close(self) -> None:
         """Stop the agenda. The driver belongs to whoever opened it."""

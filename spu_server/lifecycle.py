@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import Enum
 
-from tngd.spu.v1 import spu_pb2 as pb
-
 
 class State(Enum):
     """State of the device."""
 
-    STARTING = pb.DEVICE_STATE_UNSPECIFIED
-    IDLE = pb.DEVICE_STATE_IDLE
-    RUNNING = pb.DEVICE_STATE_RUNNING
-    HALTED = pb.DEVICE_STATE_HALTED
-    FAULT = pb.DEVICE_STATE_FAULT
-    RESTARTING = pb.DEVICE_STATE_RESTARTING
+    STARTING = "starting"
+    IDLE = "idle"
+    RUNNING = "running"
+    HALTED = "halted"
+    FAULT = "fault"
+    RESTARTING = "restarting"
 
 
 class Event(Enum):
@@ -82,14 +80,14 @@ def following(state: State, event: Event) -> State:
         LookupError: when it cannot happen in `state`.
     """
     if event not in TABLE[state]:
-        raise LookupError(f"{event.value!r} cannot happen while the device is {state.name.lower()}")
+        raise LookupError(f"{event.value!r} cannot happen while the device is {state.value}")
     return TABLE[state][event]
 
 
-def rendered() -> str:
-    """The table as Markdown, one row a state, for the documents."""
+def lifecycle_table() -> str:
+    """Return the table as Markdown, one row a state, for the documents."""
     lines = ["| |" + "|".join(f" {event.value} " for event in Event) + "|", "|---" * (len(Event) + 1) + "|"]
     for state, row in TABLE.items():
-        cells = [row[event].name.lower() if event in row else "–" for event in Event]
-        lines.append(f"| **{state.name.lower()}** | " + " | ".join(cells) + " |")
+        cells = [row[event].value if event in row else "–" for event in Event]
+        lines.append(f"| **{state.value}** | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

@@ -46,19 +46,12 @@ class SharedBytes:
         """Fill `buffer` from the beginning."""
         read_all(self._descriptor, buffer, 0)
 
-    def pieces(self, size: int) -> Iterator[bytes]:
-        """All bytes, `size` of them at a time."""
-        for offset in range(0, self.nbytes, size):
-            piece = bytearray(min(size, self.nbytes - offset))
-            read_all(self._descriptor, memoryview(piece), offset)
-            yield bytes(piece)
-
     def clear(self) -> None:
         """Give all memory back."""
         os.ftruncate(self._descriptor, 0)
 
     def close(self) -> None:
-        """Let go of the descriptor; mappings elsewhere live on."""
+        """Release the descriptor; mappings elsewhere live on."""
         if self._lost.detach():
             close(self._descriptor, self.nbytes)
 
@@ -92,13 +85,10 @@ def pieces(payload: bytes | bytearray | memoryview | SharedBytes | Stretch, size
         view = memoryview(payload)
         yield from (bytes(view[start : start + size]) for start in range(0, len(view), size))
         return
-    if isinstance(payload, Stretch):
-        descriptor, begin = payload.region.descriptor, payload.offset
-    else:
-        descriptor, begin = payload.fileno(), 0
+    begin = payload.offset if isinstance(payload, Stretch) else 0
     for start in range(0, payload.nbytes, size):
         buffer = bytearray(min(size, payload.nbytes - start))
-        read_all(descriptor, memoryview(buffer), begin + start)
+        read_all(payload.fileno(), memoryview(buffer), begin + start)
         yield bytes(buffer)
 
 

@@ -9,8 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from spu_link.errors import CapacityExceeded, InvalidProgram
-from spu_link.operators.base import mismatch
+from spu_link.errors import CapacityExceeded, InvalidProgram, mismatch
 from spu_server.descriptors import close
 
 if sys.platform == "linux":

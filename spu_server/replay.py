@@ -1,4 +1,4 @@
-"""A run made again from its log: the same calls of the same driver, and whether they give the same bits."""
+"""Replay of a run from its log: the same calls of the same driver, and whether they give the same bits."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from spu_link import wire
 from spu_link.aligned import aligned_copy
 from spu_link.errors import LogUnusable, SpuError
 from spu_server.drivers.base import DriverOptions, measured
-from spu_server.drivers.loader import Loader
+from spu_server.drivers.event_log import Blob, Log, LoggedCall, machine, versions
+from spu_server.drivers.port import CheckedDriver
 from spu_server.drivers.registry import open_driver
-from spu_server.event_log import Blob, Event, Log, machine, versions
-from tngd.spu.v1 import spu_pb2 as pb
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Outcome:
 
 
 def replay(log: Log, progress: Callable[[int], object] = lambda made: None) -> Outcome:
-    """Make the calls of a log again, in their order, with a driver opened as it was then.
+    """Replay the calls of a log, in their order, with a driver opened as it was then.
 
     Calls that failed for the driver's own fault are left out. `Driver.prepare` is not called: no bits depend on it.
 
@@ -95,37 +94,37 @@ def replay(log: Log, progress: Callable[[int], object] = lambda made: None) -> O
 
 
 @contextmanager
-def _report_unusable(log: Log, number: int, event: Event) -> Iterator[None]:
+def _report_unusable(log: Log, number: int, event: LoggedCall) -> Iterator[None]:
     """Raise `LogUnusable` for a call that cannot be made from the log; failures of the driver are caught before."""
     try:
         yield
     except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise LogUnusable(f"{log.folder}: call {number + 1}, {event.call!r}, cannot be made again: {error}") from error
+        raise LogUnusable(f"{log.folder}: call {number + 1}, {event.call!r}, cannot be replayed: {error}") from error
 
 
 class _Run:
-    """The run as far as it has been made again."""
+    """The run as far as it has been replayed."""
 
     def __init__(self, log: Log) -> None:
         self.calls = self.readings = self.same = 0
         self.first: Difference | None = None
         self._log = log
-        self._loader: Loader | None = None
+        self._driver: CheckedDriver | None = None
         self._close: Callable[[], object] = lambda: None
 
-    def make(self, number: int, event: Event) -> bool:
-        """Make one call again; False if the run cannot go on."""
+    def make(self, number: int, event: LoggedCall) -> bool:
+        """Replay one call; return False if the run cannot go on."""
         if event.call == "start":
             self.close()
             driver = open_driver(self._log.header.driver, DriverOptions(**self._log.header.options))
-            self._loader, self._close = Loader(driver), driver.close
+            self._driver, self._close = CheckedDriver(driver), driver.close
             return True
         if event.call in ("close", "fault") or event.fault:
             return True
         self.calls += 1
         self.readings += event.dtype != ""
         refused, value = "", None
-        call = self._prepared(event)
+        call = self._prepare(event)
         try:
             value = call()
         except SpuError as error:
@@ -142,19 +141,17 @@ class _Run:
     def close(self) -> None:
         """Close the driver."""
         self._close()
-        self._loader, self._close = None, lambda: None
+        self._driver, self._close = None, lambda: None
 
-    def _prepared(self, event: Event) -> Callable[[], Any]:
-        """The call, with its arguments."""
-        assert self._loader is not None, "a log begins with the opening of the driver"
+    def _prepare(self, event: LoggedCall) -> Callable[[], Any]:
+        """Return the call, with its arguments."""
+        assert self._driver is not None, "a log begins with the opening of the driver"
+        arguments: list[Any] = [self._log.bytes_of(a) if isinstance(a, Blob) else a for a in event.arguments]
         if event.call == "stage":
-            header, payload = (self._log.bytes_of(a) for a in event.arguments if isinstance(a, Blob))
-            return partial(self._loader.stage, pb.ProgramHeader.FromString(bytes(header)), aligned_copy(payload))
-        arguments = [bytes(self._log.bytes_of(a)) if isinstance(a, Blob) else a for a in event.arguments]
-        own = getattr(self._loader, event.call, None)
-        return partial(own, *arguments) if own else partial(self._loader.call, event.call, *arguments)
+            arguments = [bytes(arguments[0]), aligned_copy(arguments[1])]
+        return partial(vars(CheckedDriver)[event.call], self._driver, *arguments)
 
-    def _compare(self, number: int, event: Event, expected: Blob, value: Any) -> None:
+    def _compare(self, number: int, event: LoggedCall, expected: Blob, value: Any) -> None:
         asked = event.arguments[0]
         assert isinstance(asked, float), "the device time of a reading"
         value, taken = measured(value, asked)
@@ -165,12 +162,12 @@ class _Run:
         elif _bits(value) == _bits(logged):
             self.same += 1
         else:
-            self._note(_measured(self._difference(number, event, ""), logged, value))
+            self._note(_measure(self._difference(number, event, ""), logged, value))
 
-    def _differs(self, number: int, event: Event, what: str) -> None:
+    def _differs(self, number: int, event: LoggedCall, what: str) -> None:
         self._note(self._difference(number, event, f"{event.call}: {what}"))
 
-    def _difference(self, number: int, event: Event, what: str) -> Difference:
+    def _difference(self, number: int, event: LoggedCall, what: str) -> Difference:
         at = event.arguments[0] if event.call == "read" else event.time
         assert isinstance(at, float), "the device time of a reading"
         return Difference(number, self.readings if event.dtype else 0, at, what)
@@ -183,9 +180,9 @@ def _bits(value: Tensor) -> tuple[torch.dtype, memoryview]:
     return value.dtype, wire.byte_views([value])[0]
 
 
-def _measured(difference: Difference, logged: Tensor, value: Tensor) -> Difference:
+def _measure(difference: Difference, logged: Tensor, value: Tensor) -> Difference:
     if (logged.dtype, logged.shape) != (value.dtype, value.shape):
-        now, then = (f"{tuple(one.shape)} {str(one.dtype).removeprefix('torch.')}" for one in (value, logged))
+        now, then = (f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in (value, logged))
         return replace(difference, what=f"a reading of {now} where the log has {then}")
     size = float((value - logged).abs().max())
     largest = float(logged.abs().max())
@@ -215,9 +212,9 @@ def _remarks(log: Log) -> Iterator[str]:
     for name, then in log.header.versions.items():
         now = versions().get(name)
         if now != then and name != "python":
-            yield f"recorded with {name} {then}, made again with {now}: the last bits may differ"
+            yield f"recorded with {name} {then}, replayed with {now}: the last bits may differ"
     here = machine()
     for name in sorted({*log.header.machine, *here} - {"threads"}):
         then, now = log.header.machine.get(name, "unset"), here.get(name, "unset")
         if then != now:
-            yield f"recorded with {name} {then}, made again with {now}: the last bits may differ"
+            yield f"recorded with {name} {then}, replayed with {now}: the last bits may differ"

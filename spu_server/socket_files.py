@@ -68,10 +68,10 @@ class SocketFile:
     def ours(self) -> bool:
         """True while the file is the one that this object made."""
         try:
-            found = os.lstat(self.path)
+            status = os.lstat(self.path)
         except OSError:
             return False
-        return (found.st_dev, found.st_ino) == self._made
+        return (status.st_dev, status.st_ino) == self._made
 
     def make(self, listen: Callable[[str], object]) -> None:
         """Make the socket, again if it was removed.
@@ -89,7 +89,7 @@ class SocketFile:
             mask = os.umask(0o177)
             try:
                 listen(name)
-                made = os.lstat(name)
+                status = os.lstat(name)
                 os.rename(name, os.path.join(folder, os.path.basename(self.path)))
             except BaseException:
                 with suppress(FileNotFoundError):
@@ -97,7 +97,7 @@ class SocketFile:
                 raise
             finally:
                 os.umask(mask)
-            self._made = made.st_dev, made.st_ino
+            self._made = status.st_dev, status.st_ino
 
     def remove(self) -> None:
         """Remove the file, unless it is another one by now."""
@@ -119,10 +119,10 @@ class SocketFile:
 
     def _check_free(self) -> None:
         try:
-            found = os.lstat(self.path)
+            status = os.lstat(self.path)
         except FileNotFoundError:
             return
-        if not stat.S_ISSOCK(found.st_mode):
+        if not stat.S_ISSOCK(status.st_mode):
             raise AddressError(
                 f"cannot listen on unix:{self.path}: a file that is no socket has this path; choose another path"
             )
@@ -149,7 +149,7 @@ class SocketLock:
         self.path = path
         self._lock = path + LOCK_SUFFIX
         with as_address_error(path):
-            self._descriptor = self._locked()
+            self._descriptor = self._take_lock()
         self._held.add(self)
 
     @property
@@ -168,7 +168,7 @@ class SocketLock:
         """
         if self.lost:
             with as_address_error(self.path):
-                descriptor = self._locked()
+                descriptor = self._take_lock()
             os.close(self._descriptor)
             self._descriptor = descriptor
 
@@ -179,8 +179,8 @@ class SocketLock:
         self._held.remove(self)
         os.close(self._descriptor)
 
-    def _locked(self) -> int:
-        """Descriptor of the lock file, locked and holding the number of this process."""
+    def _take_lock(self) -> int:
+        """Lock the lock file and write the number of this process; return its descriptor."""
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         while True:
             descriptor = os.open(self._lock, flags, 0o600)
@@ -195,7 +195,7 @@ class SocketLock:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     whose = f"process {holder}" if holder else "another process, which is just starting"
-                    if any(os.path.sameopenfile(descriptor, lock._descriptor) for lock in self._held):
+                    if any(os.path.sameopenfile(descriptor, lock._descriptor) for lock in self._held):  # noqa: SLF001 - of the same class
                         whose = "this daemon itself: it is listed twice"
                     raise AddressError(
                         f"unix:{self.path} is in use by {whose}; choose another path or stop that process"
@@ -248,11 +248,11 @@ def _somebody_listens(path: str) -> bool:
 
 
 async def keep(file: SocketFile, make: Callable[[], Awaitable[None]]) -> NoReturn:
-    """Watch a socket's file: make it again when it has been removed, and log when something else is in its place.
+    """Watch a socket's file: recreate it when it has been removed, and log when something else is in its place.
 
     Args:
         file: the file.
-        make: makes it again; what it raises is logged, and it is called again after `WATCH_SECONDS`.
+        make: recreates it; what it raises is logged, and it is called again after `WATCH_SECONDS`.
     """
     logged = ""
     while True:
@@ -261,11 +261,11 @@ async def keep(file: SocketFile, make: Callable[[], Awaitable[None]]) -> NoRetur
         if file.missing:
             try:
                 await make()
-                log.warning("the socket's file had been removed and was made again", path=file.path)
+                log.warning("the socket's file had been removed and was recreated", path=file.path)
             except Exception as error:  # noqa: BLE001 - whatever it is, clients need the next attempt
                 problem = str(error) if isinstance(error, AddressError) else repr(error)
         elif not file.ours:
-            problem = "another file is in its place; remove it, and the socket is made again"
+            problem = "another file is in its place; remove it, and the socket is recreated"
         if problem and problem != logged:
             log.error("clients cannot connect to a socket", path=file.path, why=problem)
         logged = problem

@@ -1,4 +1,4 @@
-"""Stalls of the event loop: the least time that every client of the daemon has to wait."""
+"""Stalls of the event loop: the min time that every client of the daemon has to wait."""
 
 from __future__ import annotations
 

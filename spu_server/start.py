@@ -6,7 +6,7 @@ import asyncio
 import signal
 
 from spu_server.addresses import Endpoints
-from spu_server.config import ServeSettings
+from spu_server.daemon_settings import ServeSettings
 from spu_server.drivers.forking import begin_loading
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)

@@ -11,6 +11,7 @@ import structlog
 
 from spu_link.errors import DeviceFault
 from spu_server.device import Device
+from spu_server.drivers.port import CheckedDriver
 from spu_server.drivers.process import DriverProcess
 from spu_server.drivers.watch import ClockWatch
 
@@ -69,11 +70,11 @@ class Supervisor:
             finally:
                 watching.cancel()
                 await asyncio.gather(watching, return_exceptions=True)
-            while not await self._restarted(backoff, worked=self._device.readings > readings):
+            while not await self._restart(backoff, worked=self._device.readings > readings):
                 readings = self._device.readings
             readings = self._device.readings
 
-    async def _restarted(self, backoff: Backoff, *, worked: bool) -> bool:
+    async def _restart(self, backoff: Backoff, *, worked: bool) -> bool:
         reason, seconds = self._device.fault, backoff.next(worked=worked)
         log.error("driver failed", reason=reason, failures=backoff.failures, restart_in_seconds=seconds)
         if seconds is None:
@@ -90,7 +91,7 @@ class Supervisor:
             return False
         if self._failed.is_set():  # it died just after that
             return False
-        self._device.restarted(capabilities)
+        self._device.note_restart(capabilities)
         log.info("driver restarted", driver_pid=self._driver.pid, restarts=self._device.restarts)
         return True
 
@@ -101,7 +102,7 @@ class Supervisor:
             if not self._driver.busy:
                 before = time.monotonic()
                 try:
-                    device = await self._driver.call("clock")
+                    device = await self._driver.call(CheckedDriver.clock)
                 except DeviceFault as error:
                     self._device.fail(error)
                     return

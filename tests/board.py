@@ -1,4 +1,4 @@
-"""A simulated board under test, in a process of its own."""
+"""A simulated board under test, in a separate process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class BoardSimulator:
     """`spu-board-simulator` on a TCP port or a pseudo-terminal; ready when made.
 
     Attributes:
-        address: what the driver is told.
+        address: for the driver.
     """
 
     def __init__(self, *options: str) -> None:

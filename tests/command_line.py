@@ -7,7 +7,7 @@ import re
 import numpy as np
 from typer.testing import CliRunner, Result
 
-from host_client import cli
+from spu_lab import cli
 
 
 def tngd(*arguments: str) -> Result:

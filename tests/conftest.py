@@ -1,4 +1,4 @@
-"""The same examples and the same random numbers in every run; fixtures: real daemons in processes of their own."""
+"""The same examples and the same random numbers in every run; fixtures: real daemons in separate processes."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def noise_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.command_line import digits  # only here, since it imports all commands
 
     made = digits()
-    monkeypatch.setattr("host_client.tasks.mnist.digits", lambda: made)
+    monkeypatch.setattr("spu_lab.tasks.mnist.digits", lambda: made)
 
 
 @pytest.fixture(scope="session")

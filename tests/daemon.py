@@ -1,4 +1,4 @@
-"""Daemons under test, in processes of their own."""
+"""Daemons under test, in separate processes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Daemon:
 
     @property
     def log(self) -> str:
-        """What it has logged so far."""
+        """Its log so far."""
         return self.log_path.read_text()
 
     def driver_process(self) -> psutil.Process:
@@ -69,6 +69,11 @@ class Daemon:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout=60.0), watch.seconds
 
+    def kill(self) -> None:
+        """Send SIGKILL, and wait for the end."""
+        self.process.kill()
+        self.process.wait()
+
     def close(self) -> None:
         """End it, and see that it ends well unless a test has killed it."""
         try:
@@ -78,8 +83,7 @@ class Daemon:
                 assert seconds < STOP_SECONDS, f"took {seconds:.1f} s to stop\n{self.log}"
         finally:
             if self.process.poll() is None:
-                self.process.kill()
-                self.process.wait()
+                self.kill()
             self._close_pipes()
 
     def __enter__(self) -> Daemon:
@@ -101,8 +105,7 @@ class Daemon:
             while not selector.select(1.0):
                 if watch.seconds < READY_SECONDS:
                     continue
-                self.process.kill()
-                self.process.wait()
+                self.kill()
                 self._close_pipes()
                 raise AssertionError(f"not ready after {READY_SECONDS} s\n{self.log}")
         line = self.process.stdout.readline().strip()

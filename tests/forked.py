@@ -1,4 +1,4 @@
-"""Programs in processes of their own, without the seconds that it takes to import torch."""
+"""Programs in separate processes, without the seconds that it takes to import torch."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Forked:
     def __init__(self, run: Callable[..., None], *arguments: Any, log: Path | None = None) -> None:
         (reading, its_out), (its_in, writing) = context.Pipe(duplex=False), context.Pipe(duplex=False)
         forkserver.ensure_running()
-        address = forkserver._forkserver._forkserver_address  # type: ignore[attr-defined]
+        address = forkserver._forkserver._forkserver_address  # type: ignore[attr-defined]  # noqa: SLF001
         self._process = context.Process(
             target=_run, args=(dict(os.environ), its_in, its_out, log, address, run, arguments)
         )
@@ -126,8 +126,8 @@ def _run(
 
     What it starts is forked by the server at this address as well: the standard library would start another one.
     """
-    server = forkserver._forkserver  # type: ignore[attr-defined]
-    server._forkserver_address = address
+    server = forkserver._forkserver  # type: ignore[attr-defined]  # noqa: SLF001
+    server._forkserver_address = address  # noqa: SLF001
     forkserver.ensure_running = server.ensure_running = lambda: None
     os.environ.clear()
     os.environ.update(environment)

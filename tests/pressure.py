@@ -1,4 +1,4 @@
-"""What tests of time allow for: a machine on which others work as well, and which may stop at any moment."""
+"""Allowances of tests of time: a machine on which others work as well, and which may stop at any moment."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tenacity import AttemptManager, Retrying, retry_if_exception_type, stop_aft
 PRESSURE = Path("/proc/pressure/cpu")
 
 NAP = 0.005
-"""How long the sleeper sleeps at a time, in seconds."""
+"""Duration of one sleep of the sleeper, in seconds."""
 
 LATE = 0.02
 """Waking up this much too late is no sign of anything."""

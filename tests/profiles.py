@@ -1,4 +1,4 @@
-"""How many examples hypothesis tries, and which: the same ones every time, or, to explore, many more at random."""
+"""Number and choice of hypothesis' examples: the same ones every time, or, to explore, many more at random."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from hypothesis.internal.constants_ast import Constants
 USUAL = 100
 
 # On a busy machine an example takes long, and drawing one as well: that says nothing about the code.
-_PATIENT = settings(deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("repeatable", _PATIENT, max_examples=USUAL, derandomize=True, database=None)
-settings.register_profile("explore", _PATIENT, max_examples=10 * USUAL)
+_WITHOUT_DEADLINE = settings(deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("repeatable", _WITHOUT_DEADLINE, max_examples=USUAL, derandomize=True, database=None)
+settings.register_profile("explore", _WITHOUT_DEADLINE, max_examples=10 * USUAL)
 
 
 def examples(usual: int, *, exploring: int | None = None) -> int:
-    """How many examples a test tries, for one that usually tries so many; to explore, `exploring` or ten times as many.
+    """Return the number of examples of a test that usually tries so many; to explore, `exploring` or ten times as many.
 
     Where a hundred would take too long, or more cost nothing: ``@settings(max_examples=examples(40))``.
     """
@@ -33,8 +33,8 @@ def without_constants_of_the_source() -> None:
     Hypothesis also draws constants that stand in the source of the modules loaded by then, and which those are depends
     on the tests that ran before in this process. There is no setting for it.
     """
-    assert callable(providers._get_local_constants)
-    providers._get_local_constants = Constants  # none at all
+    assert callable(providers._get_local_constants)  # noqa: SLF001
+    providers._get_local_constants = Constants  # none at all  # noqa: SLF001
 
 
 class _Torch:

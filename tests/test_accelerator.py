@@ -12,7 +12,7 @@ import pytest
 @pytest.mark.slow
 @pytest.mark.timeout(500)
 def test_on_an_accelerator_everything_stays_there_up_to_one_asynchronous_copy() -> None:
-    """In a process of its own: what makes the simulated accelerator known to torch cannot be taken back."""
+    """In a separate process: what makes the simulated accelerator known to torch cannot be taken back."""
     cases = Path(__file__).parent / "accelerator" / "on_accelerator.py"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(cases)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=450.0)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from spu_server.board.document import register_table
-from spu_server.lifecycle import rendered
+from spu_server.lifecycle import lifecycle_table
 from spu_server.testing.document import check_table
 
 PAGE = Path(__file__).parent.parent / "docs" / "drivers.md"
@@ -39,14 +39,14 @@ def test_from_nothing_to_a_passing_driver_with_every_command_run(tmp_path):
         **os.environ,
         "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": os.pathsep.join([str(installed), str(ROOT), str(ROOT / "protos")]),
-        # What the reader's own environment has installed already, this one has beside the folder.
+        # What the reader's own environment has installed already, this one has next to the folder.
         "PIP_TARGET": str(installed),
         "PIP_NO_DEPS": "1",
         "PIP_NO_BUILD_ISOLATION": "0",
         "PIP_QUIET": "1",
         "COLUMNS": "200",
     }
-    told = ""
+    output = ""
     for block in blocks:
         process = subprocess.Popen(
             ["bash", "-euo", "pipefail", "-c", block],
@@ -63,15 +63,15 @@ def test_from_nothing_to_a_passing_driver_with_every_command_run(tmp_path):
         finally:
             with suppress(ProcessLookupError):  # nothing was left
                 os.killpg(process.pid, signal.SIGKILL)
-            told += process.communicate()[0]
-        assert code == 0, told
-    assert "little: no rules broken" in told
-    assert "board: no rules broken" in told
-    assert "passed" in told
-    assert "failed" not in told
+            output += process.communicate()[0]
+        assert code == 0, output
+    assert "little: no rules broken" in output
+    assert "board: no rules broken" in output
+    assert "passed" in output
+    assert "failed" not in output
 
 
 def test_its_tables_are_the_codes():
     text = PAGE.read_text()
-    for table in (rendered(), register_table(), check_table()):
+    for table in (lifecycle_table(), register_table(), check_table()):
         assert table in text

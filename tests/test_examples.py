@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from host_client import connect
 from host_client.optimizers import LevenbergMarquardt
-from host_client.tasks import mnist as mnist_task
+from spu_lab.tasks import mnist as mnist_task
 from spu_link.errors import DeviceUnavailable
 from tests.daemon import Daemon
 from tests.host_client.optimizers.training import flat
@@ -224,6 +224,15 @@ def test_the_page_shows_what_the_examples_do() -> None:
     assert blocks
     for block in blocks:
         assert any(dedented(block) in dedented(text) for text in examples), block
+
+
+def test_the_page_has_the_functions_of_the_program_that_measures_its_recipe() -> None:
+    root = Path(__file__).parent.parent
+    program = (root / "examples" / "choose_settings.py").read_text()
+    page = (root / "docs" / "choosing.md").read_text()
+    for name in ("largest_eigenvalue", "sweep", "choose"):
+        (function,) = re.findall(rf"^def {name}\(.*?(?=\n\n\n)", program, re.M | re.S)
+        assert function in page, name
 
 
 def dedented(text: str) -> str:

@@ -44,7 +44,7 @@ for line in sys.stdin:
 
 
 class Ended(NamedTuple):
-    """How a program has ended."""
+    """Result of a program that has ended."""
 
     code: int
     out: str

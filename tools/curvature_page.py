@@ -192,7 +192,7 @@ def losses_table() -> str:
                 f"`nn.{module.__name__}`, `F.{function.__name__}`",
                 _element(call),
                 _columns(criterion) if "exact" in kinds else "–",
-                ", ".join(f"`{one}`" for one in _curved(criterion)) if "exact" in kinds else "–",
+                ", ".join(f"`{name}`" for name in _curved(criterion)) if "exact" in kinds else "–",
                 _kinds(kinds),
             )
         )

@@ -23,22 +23,24 @@ from unittest import mock
 import torch
 from torch import Tensor, distributed, nn
 
-from host_client import KFAC, NGD, TNGD, NGDWoodbury, Session, checkpoint, connect, experiments, modules, result_folder
-from host_client.performance.page import read_results
+from host_client import KFAC, NGD, TNGD, Session, connect, solve_dense
 from host_client.record import load
-from host_client.timeline import parse_steps
+from spu_lab import catalogue, result_folder
+from spu_lab.performance.page import read_results
+from spu_lab.timeline import parse_steps
+from spu_lab.training import checkpoint
 from spu_link import wire
 from spu_link.operators import Dense, Kept, Rows
 from spu_server.addresses import Endpoints
-from spu_server.config import ServeSettings
-from spu_server.event_log import Log
-from spu_server.sessions import Sessions
+from spu_server.daemon_settings import ServeSettings
+from spu_server.drivers.event_log import Log
+from spu_server.sessions import SessionKey, Sessions
 from tngd.spu.v1 import spu_pb2 as pb
 from tools.pages import escaped, paragraph, table
 
 PAGE = "errors.md"
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("spu_link", "spu_server", "host_client")
+PACKAGES = ("spu_link", "spu_server", "host_client", "spu_lab")
 
 INTERNAL = {
     "LinkFailed": "the board driver makes a fault of the device from it",
@@ -137,7 +139,7 @@ def sessions(case: str) -> None:
     now[0] = 11.0
     if case == "stale":
         known.open("training on host-b", 10.0)
-    known.check(pb.SessionRef() if case == "required" else first)
+    known.check(SessionKey("", 1, 0) if case == "required" else first)
 
 
 def closed() -> None:
@@ -214,7 +216,7 @@ class Difference(nn.Module):
         return (output - target).abs().sum().sqrt()
 
 
-def step(model: nn.Module, x: Tensor, optimizer: type[Any] = NGDWoodbury) -> None:
+def step(model: nn.Module, x: Tensor, optimizer: type[Any] = NGD) -> None:
     """Take a step of a digital natural gradient on a classifier."""
     criterion = nn.CrossEntropyLoss()
     used = optimizer(model, criterion, lr=0.1, damping=0.1)
@@ -270,6 +272,7 @@ import sys
 from torch import distributed
 
 distributed.init_process_group("gloo", init_method=sys.argv[1], rank=1, world_size=2)
+sys.stdin.read()  # until the first rank is connected as well, and has taken its step
 distributed.destroy_process_group()
 """
 
@@ -278,7 +281,7 @@ def process_group() -> None:
     """Take a step in a process group of two ranks."""
     with tempfile.TemporaryDirectory() as folder:
         store = f"file://{folder}/store"
-        with subprocess.Popen([sys.executable, "-c", SECOND_RANK, store]):
+        with subprocess.Popen([sys.executable, "-c", SECOND_RANK, store], stdin=subprocess.PIPE):
             distributed.init_process_group("gloo", init_method=store, rank=0, world_size=2)
             try:
                 step(nn.Linear(3, 3), X)
@@ -299,7 +302,7 @@ EXAMPLES: dict[str, Callable[[], object]] = {
     "DeviceBusy": lambda: sessions("busy"),
     "DeviceFault": call(print, driver="board"),
     "DeviceHalted": halted,
-    "DeviceNotTaken": lambda: modules.find(experiments, "noise").run(NOWHERE, "unix:/tmp/spu.sock", None),
+    "DeviceNotTaken": lambda: catalogue.find("spu_lab.experiments", "noise").run(NOWHERE, "unix:/tmp/spu.sock", None),
     "Diverged": lambda: step(nn.Linear(3, 3), torch.full((4, 3), float("nan"))),
     "EpochMismatch": epochs,
     "FolderInUse": in_use,
@@ -316,13 +319,13 @@ EXAMPLES: dict[str, Callable[[], object]] = {
     "SessionExpired": lambda: sessions("expired"),
     "SessionRequired": lambda: sessions("required"),
     "StaleSession": lambda: sessions("stale"),
-    "TooManyParameters": lambda: NGD(nn.Linear(200, 200), nn.MSELoss(), lr=0.1, damping=0.1),
-    "UnknownName": lambda: modules.find(experiments, "first-ligth"),
+    "TooManyParameters": lambda: NGD(nn.Linear(200, 200), nn.MSELoss(), lr=0.1, damping=0.1, solver=solve_dense),
+    "UnknownName": lambda: catalogue.find("spu_lab.experiments", "first-ligth"),
     "UnknownRole": header,
     "UnreadableRecord": lambda: load(NOWHERE),
     "Unsupported": call(lambda session: session.save_state(), driver="analog"),
     "UnsupportedBlock": lambda: header(linear=pb.LinearBlock()),
-    "UnsupportedCriterion": lambda: NGDWoodbury(nn.Linear(3, 3), Difference(), lr=0.1, damping=0.1),
+    "UnsupportedCriterion": lambda: NGD(nn.Linear(3, 3), Difference(), lr=0.1, damping=0.1),
     "UnsupportedLayer": lambda: step(Network(lambda x, w: x @ w), X, KFAC),
     "UnsupportedProcessGroup": process_group,
     "UploadCorrupt": corrupt,
@@ -374,8 +377,8 @@ def _row(cls: type[Any]) -> tuple[str, ...]:
 
 SECTIONS = {
     "device": ("spu_link",),
-    "training": ("host_client.curvature", "host_client.optimizers", "host_client.loop"),
-    "commands": ("host_client",),
+    "training": ("host_client",),
+    "commands": ("spu_lab",),
     "daemon": ("spu_server",),
 }
 """The tables of the page, and the modules whose classes they hold."""

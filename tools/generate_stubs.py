@@ -1,4 +1,4 @@
-"""Generate the Python stubs of every .proto file beside its source, or into another root given as first argument."""
+"""Generate the Python stubs of every .proto file next to its source, or into another root given as first argument."""
 
 import os
 import sys

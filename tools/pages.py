@@ -1,7 +1,7 @@
-"""Render the generated tables of the documentation from the code: ``python -m tools.pages``; ``make pages`` calls it.
+"""Render the generated parts of the documentation from the code: ``python -m tools.pages``; ``make pages`` calls it.
 
-A page of docs/ with such tables has a module here, with its name as ``PAGE`` and functions that give its tables as
-``TABLES``. A table lies between the lines ``<!-- generated: NAME -->`` and ``<!-- end -->``.
+A page of docs/ with such parts has a module ``*_page.py`` here, with its name as ``PAGE`` and functions that give its
+parts as ``TABLES``. A part lies between the lines ``<!-- generated: NAME -->`` and ``<!-- end -->``.
 
 With ``--check`` the pages are only compared: the exit status is 1 if one is not up to date.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-MODULES = ("tools.curvature_page", "tools.errors_page")
+MODULES = tuple(f"tools.{path.stem}" for path in sorted(Path(__file__).parent.glob("*_page.py")))
 REGION = re.compile(r"(?<=^<!-- generated: )(\w+)( -->\n).*?(?=^<!-- end -->$)", re.MULTILINE | re.DOTALL)
 
 

@@ -8,6 +8,6 @@
 
 from host_client.aio.session import Session
 from host_client.aio.spu import Spu, connect
-from host_client.aio.upload import Upload
+from host_client.links.lease import Upload
 
 __all__ = ["Session", "Spu", "Upload", "connect"]

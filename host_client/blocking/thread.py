@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import inspect
 import logging
 import math
 import multiprocessing
@@ -12,19 +11,20 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Iterable
-from concurrent.futures import CancelledError, Future
 from functools import cache, partial
 from multiprocessing.util import Finalize
-from typing import Any, ParamSpec, TypeVar
+from queue import Empty, SimpleQueue
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from host_client import aio
-from host_client.forked import leave_loop_alone
 from host_client.frames import release_frames
+from host_client.ownership import leave_loop_alone
 from spu_link.errors import DeviceUnavailable, ProtocolError, SpuError
 from spu_link.operators import Operator
+from spu_link.program import Program
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -32,7 +32,57 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 EXIT_SECONDS = 2.0
-"""Longest wait for a device at the exit of the process: to give it back, and end what is under way."""
+"""Max wait for a device at the exit of the process: to release it, and end what is under way."""
+
+
+class _Call(Generic[T]):
+    """A coroutine on an event loop, for whose end another thread waits.
+
+    That thread takes no lock of Python, as with a `concurrent.futures.Future`: an interrupt in the middle of a
+    `threading.Condition` raises RuntimeError, or leaves the lock taken, for which the loop would then wait for ever.
+
+    Args:
+        loop: on which it runs.
+        begin: makes the coroutine, there.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, begin: Callable[[], Coroutine[Any, Any, T]]) -> None:
+        self._loop, self._begin = loop, begin
+        self._ended: SimpleQueue[asyncio.Task[T]] = SimpleQueue()
+        self._task: asyncio.Task[T] | None = None
+
+    def result(self, timeout: float | None = None) -> T:
+        """Run it, and return or raise what it does; an interrupt of the caller cancels it.
+
+        Raises:
+            Empty: when it has not ended after `timeout` seconds.
+        """
+        try:
+            self._loop.call_soon_threadsafe(self._start)
+            task = self._ended.get(timeout=timeout)
+        except BaseException:
+            self._loop.call_soon_threadsafe(self._cancel)
+            raise
+        try:
+            return task.result()
+        finally:
+            del task, self  # an error that somebody keeps would keep them
+
+    def _start(self) -> None:
+        self._task = self._loop.create_task(self._run())
+        self._task.add_done_callback(self._end)
+
+    async def _run(self) -> T:
+        return await self._begin()
+
+    def _end(self, task: asyncio.Task[T]) -> None:
+        if not task.cancelled():
+            task.exception()  # is retrieved hereby, also for a caller that was interrupted
+        self._ended.put(task)
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
 
 
 class _ClientThread:
@@ -52,7 +102,7 @@ class _ClientThread:
 
     @property
     def is_current(self) -> bool:
-        """Whether the caller runs on it."""
+        """True if the caller runs on it."""
         return threading.current_thread() is self._thread
 
     def close_soon(self, close: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -61,7 +111,7 @@ class _ClientThread:
             self.loop.call_soon_threadsafe(self._close, close)
 
     def _close(self, close: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        task = self.loop.create_task(_closed(close))
+        task = self.loop.create_task(_close_quietly(close))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
@@ -70,15 +120,18 @@ class _ClientThread:
         if self._process != os.getpid() or self.loop.is_closed():
             return
         try:
-            asyncio.run_coroutine_threadsafe(self._ended(), self.loop).result(3 * EXIT_SECONDS)
-        except TimeoutError:
+            _Call(self.loop, self._finish).result(3 * EXIT_SECONDS)
+        except Empty:
             return  # it is busy; it ends with the process
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
         self.loop.close()
 
-    async def _ended(self) -> None:
-        closing = [*self._closing, *(asyncio.create_task(_closed(one.close)) for one in self.connections)]
+    async def _finish(self) -> None:
+        closing = [
+            *self._closing,
+            *(asyncio.create_task(_close_quietly(connection.close)) for connection in self.connections),
+        ]
         if closing:
             await asyncio.wait(closing, timeout=EXIT_SECONDS)
         rest = asyncio.all_tasks() - {asyncio.current_task()}
@@ -89,7 +142,7 @@ class _ClientThread:
         await self.loop.shutdown_asyncgens()
 
 
-async def _closed(close: Callable[[], Coroutine[Any, Any, None]]) -> None:
+async def _close_quietly(close: Callable[[], Coroutine[Any, Any, None]]) -> None:
     try:
         await close()
     except SpuError as error:
@@ -109,8 +162,8 @@ def client_thread() -> _ClientThread:
         return _client
 
 
-def _forked() -> None:
-    """The parent's thread is not here: the child starts its own."""
+def _after_fork() -> None:
+    """Forget the parent's thread, which is not here: the child starts its own."""
     global _client, _starting
     _starting = threading.Lock()
     if _client is not None:
@@ -118,14 +171,14 @@ def _forked() -> None:
     _client = None
 
 
-os.register_at_fork(after_in_child=_forked)
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def wait(begin: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Run on the client's loop. Every coroutine here has a deadline; an interrupt of the caller cancels it.
 
     Args:
-        begin: makes the coroutine. It is called as late as can be, so that an interrupt leaves none that never runs.
+        begin: makes the coroutine. It is called on the loop, so that an interrupt leaves none that never runs.
 
     Raises:
         ProtocolError: on the client's thread itself, which would wait for itself.
@@ -141,23 +194,15 @@ def wait(begin: Callable[[], Coroutine[Any, Any, T]]) -> T:
         )
     if client.loop.is_closed():
         raise DeviceUnavailable("the process is about to exit, and its connections are closed")
-    coroutine: Coroutine[Any, Any, T] | None = None
-    future: Future[T] | None = None
     try:
-        coroutine = begin()
-        future = asyncio.run_coroutine_threadsafe(coroutine, client.loop)
-        return future.result()
-    except CancelledError:
+        return _Call(client.loop, begin).result()
+    except asyncio.CancelledError:
         raise DeviceUnavailable("the connection was closed during the call") from None
     except BaseException as error:
-        if future is not None:
-            future.cancel()
-        elif coroutine is not None and inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
-            coroutine.close()
         release_frames(error)
         raise
     finally:
-        del begin, coroutine, future  # an error that somebody keeps would keep them
+        del begin  # an error that somebody keeps would keep it
 
 
 def post(function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
@@ -169,9 +214,9 @@ def follow(arguments: Iterable[object]) -> None:
     """Let what the loop's thread asks of an accelerator come after what this thread has asked of it, on any stream.
 
     Args:
-        arguments: of a call that will go to the loop; tensors and operators among them say which accelerators.
+        arguments: of a call that will go to the loop; tensors, operators and programs say which accelerators.
     """
-    if not _accelerated():
+    if not _has_accelerator():
         return
     devices: set[torch.device] = set()
 
@@ -184,13 +229,15 @@ def follow(arguments: Iterable[object]) -> None:
             note(argument)
         elif isinstance(argument, Operator):
             argument.map(note)
+        elif isinstance(argument, Program):
+            follow([argument.operator, argument.drive, argument.start])
     for device in devices:
         if device.type != "cpu":
             post(_wait_for, device, torch.accelerator.current_stream(device).record_event())
 
 
 @cache
-def _accelerated() -> bool:
+def _has_accelerator() -> bool:
     return torch.accelerator.is_available()
 
 

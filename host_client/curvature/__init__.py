@@ -1,6 +1,6 @@
 """The curvature of a model's loss, as an operator that a device or a solver takes."""
 
-from host_client.curvature.capture import Capture, Criteria, check_processes
+from host_client.curvature.capture import Capture, Criteria
 from host_client.curvature.errors import (
     CurvatureApproximation,
     CurvatureFallback,
@@ -11,7 +11,7 @@ from host_client.curvature.errors import (
     UnsupportedLayer,
     UnsupportedProcessGroup,
 )
-from host_client.curvature.gradients import Gradients, GradScaler
+from host_client.curvature.gradients import GradScaler
 from host_client.curvature.linearise import Check
 from host_client.curvature.losses import Kind, PerSampleLoss
 from host_client.curvature.trained import trained_parameters
@@ -26,12 +26,10 @@ __all__ = [
     "CurvatureTooLarge",
     "Diverged",
     "GradScaler",
-    "Gradients",
     "Kind",
     "PerSampleLoss",
     "UnsupportedCriterion",
     "UnsupportedLayer",
     "UnsupportedProcessGroup",
-    "check_processes",
     "trained_parameters",
 ]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from host_client.curvature.forms import Batch, Block, convolution, embedding, explicit, linear, linear_swapped
+from host_client.curvature.forms import Batch, BlockForm, convolution, embedding, explicit, linear, linear_swapped
 from host_client.curvature.plan import Claim
 from host_client.curvature.rules.convolution import Convolution
-from host_client.curvature.rules.embedding import Embedding
+from host_client.curvature.rules.embedding import TableLookup
 from host_client.curvature.rules.products import Product
 
 
-def blocks_of(claims: Sequence[Claim], sizes: Sequence[int], batch: Batch) -> list[Block | int]:
+def blocks_of(claims: Sequence[Claim], sizes: Sequence[int], batch: Batch) -> list[BlockForm | int]:
     """The blocks of all parameters in the order of their columns; for one that has no claims, its index.
 
     Args:
@@ -22,7 +22,7 @@ def blocks_of(claims: Sequence[Claim], sizes: Sequence[int], batch: Batch) -> li
     of: dict[int, list[Claim]] = {}
     for claim in claims:
         of.setdefault(claim.source.parameter, []).append(claim)
-    blocks: list[Block | int] = []
+    blocks: list[BlockForm | int] = []
     index = 0
     while index < len(sizes):
         if index not in of:
@@ -46,7 +46,9 @@ def _belong_together(weight: Sequence[Claim], bias: Sequence[Claim], sizes: tupl
     )
 
 
-def _of_parameter(weight: Sequence[Claim], bias: Sequence[Claim], sizes: tuple[int, int], batch: Batch) -> list[Block]:
+def _of_parameter(
+    weight: Sequence[Claim], bias: Sequence[Claim], sizes: tuple[int, int], batch: Batch
+) -> list[BlockForm]:
     """The blocks of a parameter, one after the other in the order of its columns; most often it is one."""
     factors = _factors(weight, bias, sizes, batch)
     held = sum(block.fixed + batch.columns * block.per_column for block in factors or ())
@@ -58,7 +60,7 @@ def _of_parameter(weight: Sequence[Claim], bias: Sequence[Claim], sizes: tuple[i
 
 def _factors(
     weight: Sequence[Claim], bias: Sequence[Claim], sizes: tuple[int, int], batch: Batch
-) -> list[Block] | None:
+) -> list[BlockForm] | None:
     """The parameter's rows as factors, if there is a form for its uses."""
     operations = [claim.operation for claim in weight]
     if any(claim.role != "weight" for claim in weight):
@@ -67,9 +69,9 @@ def _factors(
         return _products(weight, bias, sizes, batch)
     if not all(claim.whole(sizes[0]) for claim in weight):
         return None
-    if all(isinstance(operation, Embedding) for operation in operations):
+    if all(isinstance(operation, TableLookup) for operation in operations):
         return [embedding(weight, batch)]
-    convolutions = [one for one in operations if isinstance(one, Convolution)]
+    convolutions = [operation for operation in operations if isinstance(operation, Convolution)]
     if len(convolutions) == len(operations) and len(convolutions[0].geometry.kernel) <= 2:
         block = convolution(weight, convolutions, batch, bias=bool(bias))
         return None if block is None else [block]
@@ -78,7 +80,7 @@ def _factors(
 
 def _products(
     weight: Sequence[Claim], bias: Sequence[Claim], sizes: tuple[int, int], batch: Batch
-) -> list[Block] | None:
+) -> list[BlockForm] | None:
     """Factors of a matrix, or of stretches of its rows that have uses of their own (a packed projection)."""
     transposed = set()
     pieces: dict[int, list[Claim]] = {}

@@ -7,25 +7,17 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias, get_args
 
 import torch
-import torch.distributed
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from host_client.curvature.errors import (
-    CurvatureMismatch,
-    Diverged,
-    UnsupportedCriterion,
-    UnsupportedLayer,
-    UnsupportedProcessGroup,
-)
-from host_client.curvature.gradients import Gradients, GradScaler
+from host_client.capacity import Capacity
+from host_client.curvature.base import BaseCapture, check_processes
+from host_client.curvature.errors import CurvatureMismatch, Diverged, UnsupportedCriterion, UnsupportedLayer
+from host_client.curvature.gradients import GradScaler
 from host_client.curvature.hooks import WeakHook
-from host_client.curvature.linearise import Check, Curvature, Linearise
-from host_client.curvature.losses import Kind, check_criterion, loss_call
+from host_client.curvature.linearise import Check, Linearise, LossCurvature
+from host_client.curvature.losses import Kind, LossCall, check_criterion, loss_call
 from host_client.curvature.losses.registry import FUNCTIONS
-from host_client.curvature.trained import trained_parameters
 from host_client.curvature.watch import Watch
-from host_client.links.base import Capacity
 from spu_link.operators import LayerRows, stack
 from spu_link.operators.zeros import without
 from spu_link.tuning import without_collection
@@ -37,13 +29,13 @@ Criteria: TypeAlias = Criterion | Sequence[Criterion] | None
 """The losses of a model: one, several, or those that it computes itself."""
 
 
-class Capture:
-    """Turns each training loss of a model into the curvature of that loss.
+class Capture(BaseCapture):
+    """Hooks that compute the curvature of each training loss of a model.
 
-    The curvature is a matrix F = AᵀA of the trained parameters, A = SᵀJ, where J is the Jacobian of the criterion's
-    input z and the columns S are those of `LossCall.root`: by default S Sᵀ is the Hessian of the criterion with respect
-    to z, and F the generalised Gauss–Newton matrix, exactly. It is complete when the criterion has been called, before
-    any backward pass.
+    The curvature is F = AᵀA, shape (N, N) for N elements of trained parameters. A = SᵀJ has c rows for each sample, J
+    is the Jacobian of the criterion's input z, and the columns S are those of `LossCall.root`: by default S Sᵀ is the
+    Hessian of the criterion with respect to z, and F the generalised Gauss–Newton matrix, exactly. It is complete when
+    the criterion has been called, before any backward pass.
 
     A is read from the autograd graph behind z. How the model was called, and what it did, is free: the graph says what
     a backward pass would do. Functions with a rule in `host_client.curvature.rules` are cheap as long as samples lie
@@ -78,8 +70,8 @@ class Capture:
         CurvatureTooLarge: later, at the criterion, for more than there is memory for.
         Diverged: later, at the criterion, for a loss that is not finite.
         CurvatureMismatch: later, at the criterion, for an F that is not that of the graph.
-        ValueError: when no parameter requires grad, when one of `parameters` is not such a one of the model, or for a
-            complex one.
+        ValueError: when no parameter requires grad, when one of `parameters` is not such a one of the model, for a
+            complex one, or for an option out of its range.
 
     Note:
         The model does not keep its capture alive: with the last reference to it (that of the optimizer, say) the hooks
@@ -99,40 +91,29 @@ class Capture:
         grad_scaler: GradScaler | None = None,
         parameters: Iterable[nn.Parameter] | None = None,
     ) -> None:
-        if curvature not in get_args(Kind):
-            raise ValueError(f"Invalid curvature: {curvature!r}; it must be 'exact', 'mc' or 'empirical'")
-        criteria = _listed(criterion)
-        for one in criteria:
-            check_criterion(one, curvature)
-        if samples < 1:
-            raise ValueError(f"Invalid samples: {samples}; at least one label must be drawn")
+        super().__init__(model, curvature=curvature, samples=samples, grad_scaler=grad_scaler, parameters=parameters)
+        losses = _as_list(criterion)
+        for loss in losses:
+            check_criterion(loss, curvature)
         if check not in get_args(Check):
             raise ValueError(f"Invalid check: {check!r}; it must be 'first', 'always' or 'never'")
-        check_processes()
-        self.model, self.criterion = model, criterion
+        self.criterion = criterion
         self._on_operator = on_operator
-        self.paused = False
-        self.step = 1
         self._scaled = grad_scaler is not None
-        self._parameters = trained_parameters(model, parameters)
-        self._gradients = Gradients([parameter for _, parameter in self._parameters], grad_scaler)
         self._linearise = Linearise(self._parameters, kind=curvature, draws=samples, generator=generator, check=check)
         self._operator: LayerRows | None = None
         self._stepped = False  # whether a step has used the last loss
         self._last_loss: Callable[[], Tensor | None] = lambda: None
-        functions = FUNCTIONS if criterion is None else [one for one in criteria if not isinstance(one, nn.Module)]
-        watch = Watch(functions, WeakHook(self._function_called))
-        handles = [
-            one.register_forward_hook(WeakHook(self._criterion_called), with_kwargs=True)
-            for one in criteria
-            if isinstance(one, nn.Module)
-        ]
+        functions = FUNCTIONS if criterion is None else [loss for loss in losses if not isinstance(loss, nn.Module)]
+        self._watch = watch = Watch(functions, WeakHook(self._capture))
+        self._removals.append(watch.close)
+        for loss in losses:
+            if isinstance(loss, nn.Module):
+                self.own(loss.register_forward_hook(WeakHook(self._capture), with_kwargs=True))
         if functions:
-            handles.append(model.register_forward_pre_hook(_Switch(watch, on=True)))
+            self.own(model.register_forward_pre_hook(_Switch(watch, on=True)))
         if criterion is None:
-            handles.append(model.register_forward_hook(_Switch(watch, on=False), always_call=True))
-        self._watch, self._handles = watch, handles
-        self._remove_hooks = weakref.finalize(self, _remove, handles, watch, self._gradients)
+            self.own(model.register_forward_hook(_Switch(watch, on=False), always_call=True))
 
     def bound_for(self, device: Capacity, *, itemsize: int | None = None) -> None:
         """Refuse, from now on, operators that are too large for a device.
@@ -143,13 +124,9 @@ class Capture:
         """
         self._linearise.device, self._linearise.link_itemsize = device, itemsize
 
-    def parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """The trained parameters with their dotted paths, in the order of the operator's columns."""
-        return list(self._parameters)
-
     @property
     def operator(self) -> LayerRows:
-        """The curvature of the last loss, until a step has used it: c rows a sample.
+        """The curvature of the last loss, until a step has used it: its factor A, with N columns.
 
         Raises:
             RuntimeError: when there was none.
@@ -168,12 +145,12 @@ class Capture:
         return self._operator
 
     def operator_of_gradients(self) -> LayerRows:
-        """The curvature of the losses whose gradients the parameters hold: Σ over backward passes of factor times F.
+        """Return F of the losses whose gradients the parameters hold: Σ over backward passes of factor · F of the loss.
 
         The factor is what the loss was multiplied by before it was differentiated, without that of the `grad_scaler`.
 
         Raises:
-            RuntimeError: when there was no backward pass through a captured loss since then; for a negative factor.
+            RuntimeError: when no backward pass through a captured loss has added to them; for a negative factor.
             UnsupportedProcessGroup: when several processes train together.
         """
         check_processes()
@@ -187,51 +164,34 @@ class Capture:
                 "with a loss of the criterion that the optimizer was given"
             )
         weights = self._gradients.weights(held)
-        operators = [self._in(one.curvature, one.parameters) for one in held]
+        operators = [self._restrict(loss.curvature, loss.parameters) for loss in held]
         if weights == [1.0]:
             return operators[0]
-        return stack(operators, weights, [one.curvature.columns for one in held])
+        return stack(operators, weights, [loss.curvature.columns for loss in held])
 
-    def _in(self, curvature: Curvature, parameters: frozenset[int]) -> LayerRows:
-        """The curvature in some parameters: those that a backward pass has left out (``inputs=``) do not move."""
+    def _restrict(self, curvature: LossCurvature, parameters: frozenset[int]) -> LayerRows:
+        """Return F with zeros for all but these parameters: those that ``inputs=`` has left out do not move."""
         if curvature.used <= parameters:
             return curvature.operator
         sizes = [parameter.numel() for _, parameter in self._parameters]
         return without(curvature.operator, curvature.columns, sizes, curvature.used - parameters)
 
     def differentiated(self) -> list[LayerRows]:
-        """The curvature of each loss whose gradients the parameters hold, in the order of the backward passes."""
-        return [one.curvature.operator for one in self._gradients.held()]
-
-    def forget_gradients(self) -> None:
-        """Start over: the parameters' gradients have been dropped."""
-        self._gradients.forget()
+        """Return F of each loss whose gradients the parameters hold, in the order of the backward passes."""
+        return [loss.curvature.operator for loss in self._gradients.held()]
 
     def finish_step(self) -> None:
         """Start over: a step has used the gradients. A loss that is kept holds no curvature any more."""
-        self._gradients.release()
+        super().finish_step()
         self._operator, self._stepped = None, True
-
-    def own(self, handle: RemovableHandle) -> None:
-        """Remove one more hook of the model when the capture is closed, or gone."""
-        self._handles.append(handle)
 
     def close(self) -> None:
         """Remove the hooks and release the last operator. The model is as it was."""
-        self._remove_hooks()
+        super().close()
         self._operator = None
 
-    def _criterion_called(
-        self, criterion: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], loss: object
-    ) -> None:
-        self._capture(criterion, args, kwargs, loss)
-
-    def _function_called(
-        self, function: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], loss: Tensor
-    ) -> None:
-        self._capture(function, args, kwargs, loss)
-
     def _capture(self, criterion: Criterion, args: tuple[Any, ...], kwargs: dict[str, Any], loss: object) -> None:
+        """Compute the curvature of a loss that the criterion has returned, if it is one of training."""
         if self.paused or not (self.model.training and torch.is_grad_enabled()):
             return
         if not isinstance(loss, Tensor) or loss.grad_fn is None or loss is self._last_loss():
@@ -250,35 +210,36 @@ class Capture:
                 raise UnsupportedCriterion(
                     "", "was given targets of which none counts, so that the mean is 0 / 0; skip such a batch"
                 )
-            if self._scaled:
-                return  # the scaler skips the step
-            raise Diverged(self.step, self._linearise.not_finite(call))
-        before = self._versions()
+            return self._diverge(call)
+        versions = self._versions()
         try:
             # Under autocast the factors would be rounded, and the backward pass is not made for it.
             with without_collection(), torch.no_grad(), torch.autocast(call.outputs[0].device.type, enabled=False):
-                found = self._linearise(call)
+                curvature = self._linearise(call)
         except CurvatureMismatch:
             if all(bool(torch.isfinite(z).all()) for z in call.outputs):
                 raise
-            if self._scaled:
-                return  # as above: on an accelerator it is only found out here
-            raise Diverged(self.step, self._linearise.not_finite(call)) from None
-        if self._versions() != before:
+            return self._diverge(call)  # on an accelerator it is only found out here
+        if self._versions() != versions:
             raise UnsupportedLayer(
                 "",
                 "has a checkpoint that is computed again for the capture, and changes buffers each time (the running "
                 "statistics of a BatchNorm); leave that layer out of the checkpoint, or put it in eval mode",
             )
-        if found is None:
+        if curvature is None:
             return
-        self._operator, self._stepped = found.operator, False
-        self._gradients.follow(loss, found)
+        self._operator, self._stepped = curvature.operator, False
+        self._gradients.follow(loss, curvature)
         if self._on_operator is not None:
-            self._on_operator(found.operator)
+            self._on_operator(curvature.operator)
+
+    def _diverge(self, call: LossCall) -> None:
+        """Raise `Diverged` for a loss that is not finite; not with a scaler, which skips the step."""
+        if not self._scaled:
+            raise Diverged(self.step, self._linearise.not_finite(call)) from None
 
     def _versions(self) -> list[int]:
-        """How often each buffer of the model has been changed."""
+        """Return how often each buffer of the model has been changed."""
         return [buffer._version for buffer in self.model.buffers()]
 
 
@@ -306,27 +267,9 @@ def _switched_off(on: bool) -> _Switch:
     return _Switch(None, on=on)
 
 
-def check_processes() -> None:
-    """Refuse a process group of several ranks: their gradients are averaged, and F would be that of one rank alone.
-
-    Raises:
-        UnsupportedProcessGroup: naming what to do.
-    """
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-        raise UnsupportedProcessGroup(distributed.get_world_size())
-
-
-def _listed(criterion: Criteria) -> list[Criterion]:
+def _as_list(criterion: Criteria) -> list[Criterion]:
     if criterion is None:
         return []
     if isinstance(criterion, (list, tuple, nn.ModuleList)):
         return list(criterion)
     return [criterion]  # type: ignore[list-item]  # a sequence of another kind is refused by `check_criterion`
-
-
-def _remove(handles: list[RemovableHandle], watch: Watch, gradients: Gradients) -> None:
-    for handle in handles:
-        handle.remove()
-    watch.close()
-    gradients.close()

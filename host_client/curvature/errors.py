@@ -6,10 +6,9 @@ docs/curvature.md from the messages at the places where they are raised.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-if TYPE_CHECKING:
-    from host_client.curvature.memory import Estimate
+from host_client.curvature.estimate import Estimate
 
 
 class UnsupportedLayer(ValueError):

@@ -13,14 +13,14 @@ from host_client.curvature.graph import Call
 from host_client.curvature.plan import Claim
 from host_client.curvature.rules import ToRows
 from host_client.curvature.rules.convolution import Convolution, images_of
-from host_client.curvature.rules.embedding import Embedding
+from host_client.curvature.rules.embedding import TableLookup
 from host_client.curvature.rules.products import Product
 from spu_link.operators import Conv2dRows, EmbeddingRows, LinearRows, Rows
 from spu_link.operators.base import BlockFactor
 
 
 @dataclass(frozen=True)
-class Block:
+class BlockForm:
     """The way from cotangents to the rows of one parameter, or of a weight and its bias.
 
     Attributes:
@@ -57,7 +57,7 @@ class Batch:
     dtype: torch.dtype
 
 
-def linear(claims: Sequence[Claim], batch: Batch, *, bias: bool) -> Block:
+def linear(claims: Sequence[Claim], batch: Batch, *, bias: bool) -> BlockForm:
     """Inputs and cotangents of the uses of a matrix, or of a stretch of its rows, next to each other as positions."""
     operations = [claim.operation for claim in claims]
     axes = [claim.axis for claim in claims]
@@ -73,7 +73,7 @@ def linear(claims: Sequence[Claim], batch: Batch, *, bias: bool) -> Block:
     source = claims[0].source
     features = operations[0].shape[-1]
     positions = inputs.shape[1] if inputs.dim() == 3 else 1
-    return Block(
+    return BlockForm(
         source.parameter,
         source.numel + (features if bias else 0),
         [claim.call for claim in claims],
@@ -84,13 +84,13 @@ def linear(claims: Sequence[Claim], batch: Batch, *, bias: bool) -> Block:
     )
 
 
-def linear_swapped(claim: Claim, batch: Batch) -> Block:
+def linear_swapped(claim: Claim, batch: Batch) -> BlockForm:
     """For one column, a weight of shape (d_in, d_out): inputs and cotangents change places."""
     operation = claim.operation
     assert isinstance(operation, Product)
     inputs = _without_positions(operation.factors(claim.axis), 1).to(batch.dtype)
     delta = operation.cotangents(claim.axis)
-    return Block(
+    return BlockForm(
         claim.source.parameter,
         claim.source.numel,
         [claim.call],
@@ -103,11 +103,11 @@ def linear_swapped(claim: Claim, batch: Batch) -> Block:
 
 def convolution(
     claims: Sequence[Claim], operations: Sequence[Convolution], batch: Batch, *, bias: bool
-) -> Block | None:
+) -> BlockForm | None:
     """Inputs and cotangents of the uses of a kernel in one or two dimensions; None if a sample has several images."""
     geometry, axes = operations[0].geometry, [claim.axis for claim in claims]
     images = [images_of(one.inputs, axis, 0) for one, axis in zip(operations, axes, strict=True)]
-    if len({one.geometry for one in operations}) > 1 or len({one.shape[2:] for one in images}) > 1:
+    if len({operand.geometry for operand in operations}) > 1 or len({operand.shape[2:] for operand in images}) > 1:
         return None
     laid = side_by_side(images, axes, batch.samples, 0)
     if laid.shape[1] != 1:
@@ -140,13 +140,13 @@ def convolution(
     parameters = claims[0].source.numel + (output[1] if bias else 0)
     calls = [claim.call for claim in claims]
     per_column = batch.samples * output[1:].numel()
-    return Block(claims[0].source.parameter, parameters, calls, keep, rows, inputs.numel(), per_column)
+    return BlockForm(claims[0].source.parameter, parameters, calls, keep, rows, inputs.numel(), per_column)
 
 
-def embedding(claims: Sequence[Claim], batch: Batch) -> Block:
+def embedding(claims: Sequence[Claim], batch: Batch) -> BlockForm:
     """Indices and cotangents of the uses of a table, next to each other as positions."""
     axes = [claim.axis for claim in claims]
-    tables = [claim.operation for claim in claims if isinstance(claim.operation, Embedding)]
+    tables = [claim.operation for claim in claims if isinstance(claim.operation, TableLookup)]
     looked_up = [table.looked_up(axis) for table, axis in zip(tables, axes, strict=True)]
     deltas = [table.cotangents(axis, batch.dtype) for table, axis in zip(tables, axes, strict=True)]
     embeddings, d = tables[0].table
@@ -156,7 +156,7 @@ def embedding(claims: Sequence[Claim], batch: Batch) -> Block:
         parts = [delta(one.to(batch.dtype)) for delta, one in zip(deltas, cotangents, strict=True)]
         return side_by_side(parts, axes, batch.samples, 1)
 
-    return Block(
+    return BlockForm(
         claims[0].source.parameter,
         embeddings * d,
         [claim.call for claim in claims],
@@ -167,7 +167,7 @@ def embedding(claims: Sequence[Claim], batch: Batch) -> Block:
     )
 
 
-def explicit(parameters: Sequence[Sequence[Claim]], sizes: Sequence[int], batch: Batch) -> Block:
+def explicit(parameters: Sequence[Sequence[Claim]], sizes: Sequence[int], batch: Batch) -> BlockForm:
     """Rows in full, summed over all uses."""
     claims = [claim for of_parameter in parameters for claim in of_parameter]
     calls = list(dict.fromkeys(claim.call for claim in claims))
@@ -195,7 +195,7 @@ def explicit(parameters: Sequence[Sequence[Claim]], sizes: Sequence[int], batch:
         return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
 
     columns = sum(size for _, size in zip(parameters, sizes, strict=False))
-    return Block(
+    return BlockForm(
         claims[0].source.parameter,
         columns,
         calls,

@@ -43,7 +43,7 @@ class Note:
         self._hook(self, factor)
 
 
-class Differentiated(NamedTuple):
+class BackwardPass(NamedTuple):
     """A backward pass through a loss.
 
     Attributes:
@@ -59,7 +59,7 @@ class Differentiated(NamedTuple):
     run: int
 
 
-class Held(NamedTuple):
+class AccumulatedLoss(NamedTuple):
     """A loss whose gradients some parameters hold.
 
     Attributes:
@@ -87,7 +87,7 @@ class Gradients:
     def __init__(self, parameters: Sequence[nn.Parameter], grad_scaler: GradScaler | None) -> None:
         self._parameters, self._grad_scaler = list(parameters), grad_scaler
         self._notes: weakref.WeakSet[Note] = weakref.WeakSet()
-        self._passes: list[Differentiated] = []
+        self._passes: list[BackwardPass] = []
         self._accumulated: dict[int, set[int]] = {}  # by run, the parameters to whose gradients it has added
         # What the gradients were when a backward pass last added to them: index of the parameter, version, address.
         self._known: dict[int, tuple[int, int]] = {}
@@ -114,7 +114,7 @@ class Gradients:
         self._notes.add(note)
         loss.register_hook(note)
 
-    def held(self) -> list[Held]:
+    def held(self) -> list[AccumulatedLoss]:
         """Return the losses whose gradients the parameters hold, one entry for each backward pass.
 
         Passes through one loss for some parameters each (``inputs=``) are one.
@@ -123,32 +123,36 @@ class Gradients:
             RuntimeError: when a loss of an earlier step has been differentiated once more.
         """
         self._forget_dropped()
-        found: list[tuple[Note, Held]] = []
-        for one in self._passes:
-            if one.run not in self._accumulated:
+        found: list[tuple[Note, AccumulatedLoss]] = []
+        for backward in self._passes:
+            if backward.run not in self._accumulated:
                 continue
-            if one.curvature is None:
+            if backward.curvature is None:
                 raise RuntimeError(
                     "a loss from before the last step was differentiated again, and its curvature has been released; "
                     "compute the loss anew before backward()"
                 )
-            held = Held(one.curvature, one.factor, frozenset(self._accumulated[one.run]))
+            held = AccumulatedLoss(backward.curvature, backward.factor, frozenset(self._accumulated[backward.run]))
             for i, (note, before) in enumerate(found):
-                if note is one.note and not before.parameters & held.parameters and bool(before.factor == held.factor):
+                if (
+                    note is backward.note
+                    and not before.parameters & held.parameters
+                    and bool(before.factor == held.factor)
+                ):
                     found[i] = note, before._replace(parameters=before.parameters | held.parameters)
                     break
             else:
-                found.append((one.note, held))
+                found.append((backward.note, held))
         return [held for _, held in found]
 
-    def weights(self, passes: Sequence[Held]) -> list[float]:
+    def weights(self, passes: Sequence[AccumulatedLoss]) -> list[float]:
         """Return the factors of losses in the gradients, without that of the gradient scaler.
 
         Raises:
             RuntimeError: for a factor below zero, or one that must be that of a scaler that is not known.
         """
         scale = 1.0 if self._grad_scaler is None else self._grad_scaler.get_scale()
-        weights = [float(one.factor) / scale for one in passes]
+        weights = [float(backward.factor) / scale for backward in passes]
         if min(weights) < 0.0:
             raise RuntimeError(
                 f"losses were differentiated with the factors {weights}; a loss is minimised, so no factor may be "
@@ -163,9 +167,9 @@ class Gradients:
 
     def forget(self) -> None:
         """Start over: the gradients have been dropped. Losses yet to be differentiated stay known."""
-        for one in self._passes:
-            if one.run in self._accumulated:
-                one.note.curvature = None
+        for backward in self._passes:
+            if backward.run in self._accumulated:
+                backward.note.curvature = None
         self._passes.clear()
         self._accumulated.clear()
         self._known.clear()
@@ -185,9 +189,9 @@ class Gradients:
     def _differentiate(self, note: Note, factor: Tensor) -> None:
         """Hook on a loss: its gradients are on their way."""
         run: int = torch._C._current_graph_task_id()
-        if not any(one.run == run for one in self._passes):
+        if not any(backward.run == run for backward in self._passes):
             self._forget_dropped()
-        self._passes.append(Differentiated(note, note.curvature, factor.detach(), run))
+        self._passes.append(BackwardPass(note, note.curvature, factor.detach(), run))
 
     def _accumulate(self, parameter: Tensor) -> None:
         """Hook on the parameters: a gradient has been added to theirs."""
@@ -200,7 +204,7 @@ class Gradients:
     def _forget_dropped(self) -> None:
         """Forget passes whose gradients are gone: all of them, since those of some may be dropped on purpose."""
         if self._known and all(self._is_dropped(index, state) for index, state in self._known.items()):
-            self._passes = [one for one in self._passes if one.run not in self._accumulated]
+            self._passes = [backward for backward in self._passes if backward.run not in self._accumulated]
             self._accumulated.clear()
             self._known.clear()
 

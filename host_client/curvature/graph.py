@@ -91,7 +91,7 @@ class Call:
         self, node: BackwardCFunction, cotangents: Sequence[Tensor | None]
     ) -> Sequence[Tensor | None]:
         """Call the backward function of a `torch.autograd.Function`, which has an entry for every argument."""
-        example = next(one for one in cotangents if one is not None)
+        example = next(cotangent for cotangent in cotangents if cotangent is not None)
         filled = [
             torch.zeros(shape, dtype=dtype, device=example.device) if one is None else one
             for one, shape, dtype in zip(cotangents, self.outputs, self.dtypes, strict=True)

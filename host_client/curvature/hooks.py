@@ -10,7 +10,7 @@ from host_client.frames import release_frames
 
 
 class WeakHook:
-    """A hook that neither keeps its owner alive nor goes along with a copy of the module, pickled ones included."""
+    """A hook that neither keeps its owner alive nor travels with a copy of the module, pickled ones included."""
 
     def __init__(self, method: Callable[..., None] | None) -> None:
         self._method = None if method is None else weakref.WeakMethod(method)

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from host_client.capacity import Capacity
 from host_client.curvature.axis import Axis
 from host_client.curvature.blocks import blocks_of
 from host_client.curvature.columns import Columns, ways_to_group
@@ -20,15 +21,14 @@ from host_client.curvature.errors import (
     UnsupportedCriterion,
     UnsupportedLayer,
 )
-from host_client.curvature.forms import Batch, Block
+from host_client.curvature.forms import Batch, BlockForm
 from host_client.curvature.graph import Graph
 from host_client.curvature.losses import Kind, LossCall
 from host_client.curvature.memory import Size, check_memory
-from host_client.curvature.plan import Plan, plan
+from host_client.curvature.plan import CapturePlan, plan
 from host_client.curvature.rules import RULES, UNKNOWN
 from host_client.curvature.sources import source_of
 from host_client.curvature.walk import Unpacked, carry, gradients
-from host_client.links.base import Capacity
 from spu_link.operators import LayerRows, Rows
 from spu_link.operators.base import BlockFactor
 from spu_link.operators.zeros import ZeroRows
@@ -46,11 +46,11 @@ overhead of a call is paid once.
 TF32_EPS = 2.0**-10
 """Distance of 1 to the next number in NVIDIA's TF32, in which a GPU convolves float32 numbers by default."""
 
-MOST_GRAPHS = 1 << 12
+MAX_GRAPHS = 1 << 12
 """Graphs that are remembered as verified; a model that takes another path each time would fill the memory with them."""
 
 
-class Curvature(NamedTuple):
+class LossCurvature(NamedTuple):
     """The curvature of one loss.
 
     Attributes:
@@ -103,7 +103,7 @@ class Linearise:
         double = any(parameter.dtype == torch.float64 for parameter in self._parameters)
         return torch.float64 if double else torch.float32
 
-    def __call__(self, loss: LossCall) -> Curvature | None:
+    def __call__(self, loss: LossCall) -> LossCurvature | None:
         """Return the curvature of a loss; None if it uses no trained parameter.
 
         Args:
@@ -134,7 +134,7 @@ class Linearise:
             except CurvatureMismatch:
                 self._verified.clear()  # what is not finite is no proof; see `Capture`
                 raise
-        return Curvature(operator, columns.number, frozenset(graph.used))
+        return LossCurvature(operator, columns.number, frozenset(graph.used))
 
     def not_finite(self, loss: LossCall) -> str:
         """Return which tensor behind a loss is the first that is not finite: a parameter, an input, or an output."""
@@ -151,8 +151,8 @@ class Linearise:
                 return f"input of {layers[0]!r}"
         return "loss" if all(bool(torch.isfinite(z).all()) for z in loss.outputs) else "output of the model"
 
-    def _plan(self, loss: LossCall, graph: Graph) -> tuple[Plan, list[Axis]]:
-        """The grouping into samples of which the least has to be unpacked, the usual one if there are several."""
+    def _plan(self, loss: LossCall, graph: Graph) -> tuple[CapturePlan, list[Axis]]:
+        """Return the grouping into samples with the fewest values to unpack, the usual one if there are several."""
         empirical = self._kind == "empirical"
         best = _best(loss, graph, further=not empirical)
         if empirical and best[0].unpacked_elements:
@@ -168,16 +168,21 @@ class Linearise:
         return best
 
     def _factor(
-        self, way: Plan, blocks: Sequence[Block | int], batch: Batch, columns: Sequence[Tensor], place: torch.device
+        self,
+        way: CapturePlan,
+        blocks: Sequence[BlockForm | int],
+        batch: Batch,
+        columns: Sequence[Tensor],
+        place: torch.device,
     ) -> LayerRows:
-        taking: list[Block] = [block for block in blocks if isinstance(block, Block)]
+        taking: list[BlockForm] = [block for block in blocks if isinstance(block, BlockForm)]
         widest = max((shape.numel() for step in way.steps for shape in step.call.outputs), default=1)
         several = max(1, PASS_ELEMENTS // max(1, widest))
         unpacked = Unpacked(way, self._sizes, batch.dtype) if way.spills else None
         kept: list[list[Tensor]] = [[] for _ in taking]
         rows: dict[int, list[Tensor]] = {index: [] for index in way.unpacked}
         for start in range(0, batch.columns, several):
-            arrived = carry(way, [one[start : start + several] for one in columns])
+            arrived = carry(way, [column[start : start + several] for column in columns])
             for parts, taker in zip(kept, taking, strict=True):
                 parts.append(taker.keep([_first(arrived[call]) for call in taker.calls]))
             if unpacked is not None:
@@ -186,7 +191,7 @@ class Linearise:
         made = iter([_joined(parts) for parts in kept])
         factors: list[BlockFactor] = []
         for block in blocks:
-            if isinstance(block, Block):
+            if isinstance(block, BlockForm):
                 factors.append(block.rows(next(made)))
             elif block in rows:
                 factors.append(Rows(_joined(rows[block]).flatten(0, 1)))
@@ -196,11 +201,11 @@ class Linearise:
         return LayerRows(factors)
 
     def _check_memory(
-        self, blocks: Sequence[Block | int], way: Plan, batch: Batch, outputs: int, place: torch.device
+        self, blocks: Sequence[BlockForm | int], way: CapturePlan, batch: Batch, outputs: int, place: torch.device
     ) -> None:
         sizes = []
         for block in blocks:
-            if isinstance(block, Block):
+            if isinstance(block, BlockForm):
                 fixed, per_column = block.fixed, block.per_column
                 index, parameters = block.parameter, block.parameters
             else:
@@ -219,7 +224,7 @@ class Linearise:
             link_itemsize=self.link_itemsize,
         )
 
-    def _due(self, way: Plan) -> bool:
+    def _due(self, way: CapturePlan) -> bool:
         """Return whether the factor of this graph, with samples that lie where they do, has to be verified."""
         if self._check != "first":
             return self._check == "always"
@@ -227,7 +232,7 @@ class Linearise:
         recorded = hash((functions, tuple(axis for step in way.steps for axis in step.axes)))
         if recorded in self._verified:
             return False
-        if len(self._verified) >= MOST_GRAPHS:
+        if len(self._verified) >= MAX_GRAPHS:
             self._verified.clear()
         self._verified.add(recorded)
         return True
@@ -256,7 +261,7 @@ class Linearise:
             rough = max(rough, TF32_EPS)
         total = torch.stack([value.to(self._dtype).square().sum() for value in expected.values()]).sum().sqrt()
         # Where all rows vanish, both sides are rounding.
-        floor = 100 * rough * torch.stack([one.to(self._dtype).norm() for one in cotangents]).max()
+        floor = 100 * rough * torch.stack([cotangent.to(self._dtype).norm() for cotangent in cotangents]).max()
         off = []
         for index, part in enumerate(found):
             there = expected[index].to(self._dtype).flatten() if index in expected else torch.zeros_like(part)
@@ -281,7 +286,7 @@ class Linearise:
             "wrong; report the model, and until then leave the parameter to Adam by a parameter group",
         )
 
-    def _announce(self, way: Plan) -> None:
+    def _announce(self, way: CapturePlan) -> None:
         """Warn once of a layer that it costs more, and once of a function whose derivative is approximate."""
         layers: dict[str, str] = {}
         for index, function in sorted(way.unpacked.items()):
@@ -312,9 +317,9 @@ class Linearise:
         return not known
 
 
-def _best(loss: LossCall, graph: Graph, *, further: bool) -> tuple[Plan, list[Axis]]:
-    """The plan of which the least has to be unpacked, and where it has the samples in the outputs."""
-    best: tuple[Plan, list[Axis]] | None = None
+def _best(loss: LossCall, graph: Graph, *, further: bool) -> tuple[CapturePlan, list[Axis]]:
+    """Return the plan with the fewest values to unpack, and where it has the samples in the outputs."""
+    best: tuple[CapturePlan, list[Axis]] | None = None
     for axes in ways_to_group(loss, graph, further=further):
         found = plan(graph, axes, axes[0].count)
         if best is None or found.unpacked_elements < best[0].unpacked_elements:

@@ -7,14 +7,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from host_client.capacity import Capacity, Cell
 from host_client.curvature.available import available_memory, available_on
 from host_client.curvature.errors import CurvatureTooLarge
-from host_client.links.base import Capacity, Cell
+from host_client.curvature.estimate import Estimate
 
 NOT_WORTH_ASKING = 1 << 26
 """Bytes (64 MiB) up to which the free memory is not queried: the query would take a part of so small a step."""
 
-SHARE = 0.9
+FRACTION = 0.9
 """Fraction of the free memory that a curvature may take; the rest is left to the program and the machine."""
 
 WANTED: Mapping[Cell, str] = {
@@ -49,26 +50,6 @@ class Size:
     def nbytes(self, columns: int) -> int:
         """Bytes with c = `columns`."""
         return (self.fixed + columns * self.per_column) * self.itemsize
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Bytes that a curvature takes from the loss to the solution.
-
-    Attributes:
-        host: in the host's memory: operands, cotangents of the criterion's input, drive and reading. For a model on an
-            accelerator, pinned copies of the operands and the drive, and the reading.
-        accelerator: in the accelerator's memory: operands, cotangents and drive; zero for a model on the CPU.
-        link: operands, in the precision they are sent in, and drive.
-        device: operands, three s × s matrices, s = min(m, N) (Gram matrix AAᵀ or AᵀA, eigenvectors, workspace) and ten
-            vectors of length N in float64, as the emulator works. Of devices smaller than the problem: of the largest
-            program.
-    """
-
-    host: int
-    accelerator: int
-    link: int
-    device: int
 
 
 @dataclass(frozen=True)
@@ -161,7 +142,7 @@ class Demand:
 
 
 @dataclass(frozen=True)
-class Limits:
+class MemoryLimits:
     """Limits of bytes and of the device; None where no limit is known, or none can matter."""
 
     host: int | None
@@ -211,8 +192,8 @@ def check_memory(
         What it takes.
 
     Raises:
-        CurvatureTooLarge: saying what is needed, what the limits are, which layers take most, and which settings would
-            fit.
+        CurvatureTooLarge: saying what is needed, what the limits are, which layers are the largest, and which settings
+            would fit.
     """
     place = place or torch.device("cpu")
     here = device is not None and device.here
@@ -221,10 +202,10 @@ def check_memory(
     estimate = demand.estimate()
     host = accelerator = None
     if demand.on_host() > NOT_WORTH_ASKING:
-        host = int(SHARE * available_memory())
+        host = int(FRACTION * available_memory())
     if estimate.accelerator > NOT_WORTH_ASKING:
-        accelerator = int(SHARE * available_on(place))
-    limits = Limits(host, accelerator, device)
+        accelerator = int(FRACTION * available_on(place))
+    limits = MemoryLimits(host, accelerator, device)
     exceeded = limits.exceeded(demand)
     if exceeded:
         raise CurvatureTooLarge(_message(demand, exceeded, lambda other: not limits.exceeded(other)), estimate)
@@ -261,23 +242,23 @@ def remedies(demand: Demand, fits: Callable[[Demand], bool]) -> list[str]:
 def _smaller(demand: Demand, fits: Callable[[Demand], bool]) -> list[str]:
     """Fewer columns or samples under which `demand` would fit, in words; both together where one is not enough."""
     ways = []
-    columns = _most(demand.columns - 1, lambda c: fits(demand.with_columns(c)))
+    columns = _largest(demand.columns - 1, lambda c: fits(demand.with_columns(c)))
     if columns:
         ways.append(f'curvature="mc" with samples={columns}' + (" or fewer" if columns > 1 else ""))
-    batch = _most(demand.samples - 1, lambda b: fits(demand.with_samples(b)))
+    batch = _largest(demand.samples - 1, lambda b: fits(demand.with_samples(b)))
     if batch:
         ways.append(f"batches of {batch:,} or fewer")
     if not ways:
         single = demand.with_columns(1)
-        batch = _most(demand.samples - 1, lambda b: fits(single.with_samples(b)))
+        batch = _largest(demand.samples - 1, lambda b: fits(single.with_samples(b)))
         if batch:
             ways.append(f'curvature="mc" with samples=1 and batches of {batch:,} or fewer')
     return ways
 
 
-def _most(most: int, fits: Callable[[int], bool]) -> int:
-    """The largest number from 1 to `most` that fits, given that all below one that fits do; zero if none does."""
-    low, high = 0, most
+def _largest(limit: int, fits: Callable[[int], bool]) -> int:
+    """Return the largest number up to `limit` that fits, given that all below one that fits do; 0 if none does."""
+    low, high = 0, limit
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)

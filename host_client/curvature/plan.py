@@ -16,7 +16,7 @@ from host_client.curvature.graph import Call, Graph, Place
 from host_client.curvature.rules import RULES, UNKNOWN, Operation, Rule
 from host_client.curvature.rules.affine import Broadcast
 from host_client.curvature.rules.base import Axes
-from host_client.curvature.rules.embedding import Embedding
+from host_client.curvature.rules.embedding import TableLookup
 from host_client.curvature.rules.products import Product
 from host_client.curvature.sources import Source, source_of
 
@@ -64,7 +64,7 @@ class Spill:
 
 
 @dataclass(slots=True)
-class Step:
+class PlanStep:
     """One call that packed cotangents come down through.
 
     Attributes:
@@ -83,7 +83,7 @@ class Step:
 
 
 @dataclass
-class Plan:
+class CapturePlan:
     """The ways of all cotangents.
 
     Attributes:
@@ -98,7 +98,7 @@ class Plan:
 
     graph: Graph
     samples: int
-    steps: list[Step]
+    steps: list[PlanStep]
     claims: list[Claim] = field(default_factory=list)
     spills: list[Spill] = field(default_factory=list)
     below: list[tuple[Call, Rule]] = field(default_factory=list)
@@ -118,7 +118,7 @@ class Plan:
                 yield call, left_out
 
 
-def plan(graph: Graph, axes: Sequence[Axis], samples: int) -> Plan:
+def plan(graph: Graph, axes: Sequence[Axis], samples: int) -> CapturePlan:
     """Follow the samples from the roots of a graph down to the parameters.
 
     Args:
@@ -127,7 +127,7 @@ def plan(graph: Graph, axes: Sequence[Axis], samples: int) -> Plan:
         samples: b.
     """
     there: dict[Call, list[Axis | None]] = {}
-    result = Plan(graph, samples, [])
+    result = CapturePlan(graph, samples, [])
     for place, axis in zip(graph.roots, axes, strict=True):
         if place is not None and not _arrive(there, place, axis):
             raise AssertionError("the same tensor is a root twice")
@@ -150,10 +150,10 @@ def _arrive(there: dict[Call, list[Axis | None]], place: Place, axis: Axis) -> b
     return known[number] == axis
 
 
-def _follow(call: Call, there: dict[Call, list[Axis | None]], result: Plan) -> Step:
+def _follow(call: Call, there: dict[Call, list[Axis | None]], result: CapturePlan) -> PlanStep:
     """Let packed cotangents come down through one call."""
     rule, axes = RULES.get(call.name, UNKNOWN), there[call]
-    step = Step(call, rule, axes, [False] * len(call.edges))
+    step = PlanStep(call, rule, axes, [False] * len(call.edges))
     if call.empty:
         return step  # nothing comes down
     one = axes[0] if len(axes) == 1 else _only(axes)
@@ -216,12 +216,12 @@ def _table(call: Call, edge: int, axis: Axis, operation: Broadcast) -> Claim | N
         behind, _ = behind.behind(0)
     table = RULES[behind.name].operation(behind) if behind.name == "EmbeddingBackward0" else None
     source = source_of(behind.behind(0)) if table is not None else None
-    if source is None or not isinstance(table, Embedding):
+    if source is None or not isinstance(table, TableLookup):
         return None
     return Claim(call, edge, axis, table.spread_by(operation, operation.roles[edge]), "weight", source)
 
 
-def _unpack(result: Plan) -> None:
+def _unpack(result: CapturePlan) -> None:
     """Find what unpacked cotangents reach; a parameter that they reach has all its rows from them."""
     reached: dict[Call, str] = {}
     _reach([(spill.call.behind(spill.edge)[0], spill.call.name) for spill in result.spills], reached)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from host_client.curvature.graph import Call, Graph, Place, fit
-from host_client.curvature.plan import Plan, Spill
+from host_client.curvature.plan import CapturePlan, Spill
 from host_client.curvature.rules import RULES, UNKNOWN, Rule
 
 CHUNK_BYTES = 1 << 28
@@ -29,7 +29,7 @@ Kept: TypeAlias = dict[Call, list[Tensor | None]]
 Arrived: TypeAlias = dict[Call, list[Tensor | None]]
 
 
-def carry(plan: Plan, columns: Sequence[Tensor]) -> Kept:
+def carry(plan: CapturePlan, columns: Sequence[Tensor]) -> Kept:
     """Bring packed cotangents down, and return those at the calls that need them.
 
     Gradients with respect to parameters are not computed, and the graph stays as it is.
@@ -80,7 +80,7 @@ class Unpacked:
         dtype: in which rows are computed from operations.
     """
 
-    def __init__(self, plan: Plan, sizes: Sequence[int], dtype: torch.dtype) -> None:
+    def __init__(self, plan: CapturePlan, sizes: Sequence[int], dtype: torch.dtype) -> None:
         self._plan, self._dtype = plan, dtype
         self._parameters = sorted(plan.unpacked)
         self._forms = [spill for spill in plan.spills if spill.operation is not None]
@@ -91,7 +91,7 @@ class Unpacked:
         calls = [*self._calls, *(call for call, _ in plan.below)]
         widest = max((shape.numel() for call in calls for shape in call.outputs), default=1)
         each = 8 * max(widest, sum(sizes[index] for index in self._parameters), 1)
-        self._most = max(1, CHUNK_BYTES // each)
+        self._chunk = max(1, CHUNK_BYTES // each)
 
     def rows(self, kept: Kept) -> dict[int, Tensor]:
         """Return the rows of each parameter for k packed columns, shape (k, b, elements).
@@ -102,11 +102,11 @@ class Unpacked:
         b = self._plan.samples
         columns = len(next(value for values in kept.values() for value in values if value is not None))
         parts: list[dict[int, Tensor]] = []
-        for start in range(0, columns, max(1, self._most // b)):
-            some = slice(start, start + max(1, self._most // b))
+        for start in range(0, columns, max(1, self._chunk // b)):
+            some = slice(start, start + max(1, self._chunk // b))
             forms = [self._form(spill, _used(kept[spill.call])[0][some]) for spill in self._forms]
             number = torch.arange(len(range(*some.indices(columns))) * b)
-            parts += [self._part(kept, forms, start, chunk) for chunk in number.split(self._most)]
+            parts += [self._part(kept, forms, start, chunk) for chunk in number.split(self._chunk)]
         return {
             index: torch.cat([part[index] for part in parts]).unflatten(0, (columns, b)) for index in self._parameters
         }
@@ -195,7 +195,7 @@ def _parameters(
     return tuple(found)
 
 
-def _can_be_batched(plan: Plan) -> bool:
+def _can_be_batched(plan: CapturePlan) -> bool:
     return not any(call.name in MISTAKEN for call in plan.graph.calls)
 
 

@@ -6,11 +6,11 @@
 `Embedding` objects are pure mathematics; `session` and `upload` put them between a caller and the devices.
 """
 
-from host_client.embeddings.base import Embedded, Embedding, Problem, Stage
+from host_client.embeddings.base import Embedded, Embedding, Stage
 from host_client.embeddings.block import Block
 from host_client.embeddings.exact import solve_exactly
+from host_client.embeddings.fitting import embedding_of, fitting
 from host_client.embeddings.kronecker import Kronecker
-from host_client.embeddings.named import embedding_of, fitting
 from host_client.embeddings.sample_space import SampleSpace
 
 __all__ = [
@@ -18,7 +18,6 @@ __all__ = [
     "Embedded",
     "Embedding",
     "Kronecker",
-    "Problem",
     "SampleSpace",
     "Stage",
     "embedding_of",

@@ -1,37 +1,18 @@
-"""What an embedding is: an operator's system as systems that a smaller device can hold."""
+"""Base classes of embeddings: an operator's system as systems that a smaller device can hold."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias
+from typing import ClassVar
 
 from torch import Tensor
 
-from host_client.links.base import Cell
-from spu_link.errors import CapacityExceeded, InvalidProgram
+from host_client.capacity import Cell
+from spu_link.errors import InvalidProgram
 from spu_link.operators import Operator
-
-Start: TypeAlias = Literal["drive"] | Tensor
-"""Where cells start: at the drive, or at a tensor."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A program for a device: (F + λI) x = b over as many unknowns as it has cells.
-
-    Attributes:
-        operator: F, shape (n, n). Problems under the same object are one after the other under the same operator.
-        drive: b, shape (n,), float64 or the dtype of the drive that the plan is for.
-        damping: λ > 0.
-        start: where the cells start.
-    """
-
-    operator: Operator
-    drive: Tensor
-    damping: float
-    start: Start
+from spu_link.program import Program
 
 
 @dataclass(frozen=True)
@@ -39,12 +20,14 @@ class Stage:
     """Problems that do not depend on each other, and what follows.
 
     Attributes:
-        problems: to be solved, in any order.
-        then: what becomes of their solutions, in the order of the problems: the next stage, or g̃. A pure function: it
-            may be called again with other solutions.
+        problems: programs for a device, (F + λI) x = b over as many unknowns as it has cells, in any order. Those under
+            the same object are one after the other under the same operator; drives are float64 or of the dtype of the
+            drive that the plan is for.
+        then: maps their solutions, in the order of the problems, to the next stage, or g̃. A pure function: it may be
+            called again with other solutions.
     """
 
-    problems: Sequence[Problem]
+    problems: Sequence[Program]
     then: Callable[[Sequence[Tensor]], Stage | Tensor]
 
 
@@ -78,13 +61,11 @@ class Embedded(ABC):
         """The operator of the first problem, which may be sent ahead of everything else."""
 
     @abstractmethod
-    def plan(self, drive: Tensor, *, damping: float, start: Start) -> Stage:
-        """The problems whose solutions give g̃ ≈ (F + λI)⁻¹ b.
+    def plan(self, program: Program) -> Stage:
+        """The problems whose solutions give g̃ ≈ (F + λI)⁻¹ b, with the noise, precision and schedule of the program.
 
         Args:
-            drive: b, shape (N,).
-            damping: λ > 0.
-            start: where the cells of a device with a cell for each parameter would start.
+            program: for a device with a cell for each parameter, λ > 0, start ``"drive"`` or a tensor.
 
         Raises:
             InvalidProgram: without damping.
@@ -92,7 +73,7 @@ class Embedded(ABC):
 
 
 class Embedding(ABC):
-    """How a system over N parameters is solved by a device with fewer cells. Pure mathematics: it talks to no device.
+    """A way to solve a system over N parameters on a device with fewer cells. Pure mathematics: it talks to no device.
 
     Attributes:
         name: how ``connect(embedding=…)`` calls it.
@@ -131,7 +112,7 @@ class Embedding(ABC):
         """
 
     def state_after(self, start: Tensor, value: Tensor, relaxed: float) -> Tensor:
-        """What the cells of a device with a cell for each parameter would hold, or an estimate of it.
+        """Return the state of the cells of a device with a cell for each parameter, or an estimate of it.
 
         The next program starts from there with start ``"keep"``: the cells themselves mean something else in it.
 
@@ -141,30 +122,6 @@ class Embedding(ABC):
             relaxed: λ t of the reading.
         """
         return value
-
-    def check(self, operator: Operator, cells: int) -> None:
-        """Refuse an operator that is too large for a device.
-
-        Args:
-            operator: F.
-            cells: how many the device has.
-
-        Raises:
-            CapacityExceeded: saying what is needed, and which embedding would do with the cells there are.
-            InvalidProgram: for an operator that this embedding has no map for.
-        """
-        needed = self.cells(operator)
-        if needed <= cells:
-            return
-        from host_client.embeddings.named import advice
-
-        raise CapacityExceeded(
-            f"embedding {self.name!r} needs {needed:,} cells for {operator!r}, and the device has {cells:,}; "
-            f"{advice(operator, cells)}",
-            field="cells",
-            found=needed,
-            expected=f"at most {cells}",
-        )
 
     def __repr__(self) -> str:
         """Class and options."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate, pairwise
 
 import torch
-from torch import Tensor
 
-from host_client.embeddings.base import Embedded, Embedding, Problem, Stage, Start, check_damped, no_map
+from host_client.embeddings.base import Embedded, Embedding, Stage, check_damped, no_map
+from spu_link.errors import mismatch
 from spu_link.operators import Dense, FactorOperator, LayerRows, Operator, Rows
-from spu_link.operators.base import mismatch
+from spu_link.program import Program
 
 
 class Block(Embedding):
@@ -87,10 +88,10 @@ class _InBlocks(Embedded):
     def first(self) -> Operator:
         return self._blocks[0]
 
-    def plan(self, drive: Tensor, *, damping: float, start: Start) -> Stage:
-        check_damped(Block.name, damping)
-        sizes = [block.parameters for block in self._blocks]
-        drives = drive.split(sizes)
-        starts: Sequence[Start] = ["drive"] * len(sizes) if isinstance(start, str) else start.split(sizes)
-        parts = zip(self._blocks, drives, starts, strict=True)
-        return Stage([Problem(block, b, damping, x0) for block, b, x0 in parts], lambda found: torch.cat(list(found)))
+    def plan(self, program: Program) -> Stage:
+        check_damped(Block.name, program.damping)
+        sizes, start = [block.parameters for block in self._blocks], program.start
+        starts = [start] * len(sizes) if isinstance(start, str) else start.split(sizes)
+        parts = zip(self._blocks, program.drive.split(sizes), starts, strict=True)
+        problems = [replace(program, operator=block, drive=b, start=x0) for block, b, x0 in parts]
+        return Stage(problems, lambda found: torch.cat(list(found)))

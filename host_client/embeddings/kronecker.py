@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from host_client.embeddings.base import Embedded, Embedding, Problem, Stage, Start, check_damped, no_map
-from host_client.optimizers.solvers.kronecker import Block as Layer
-from host_client.optimizers.solvers.kronecker import Kronecker as KroneckerFactors
+from host_client.curvature.kronecker.operator import KroneckerFactors, LayerFactors
+from host_client.embeddings.base import Embedded, Embedding, Stage, check_damped, no_map
 from spu_link.operators import Dense, Operator
+from spu_link.program import Program
 
 
 class Kronecker(Embedding):
@@ -23,8 +23,8 @@ class Kronecker(Embedding):
     solved against A first, then the columns of what comes against B. Where there are more of them than unknowns, the
     inverse is read instead, column by column from unit drives. The cells needed are the rows of the largest factor.
 
-    Approximations, also as t → ∞: the Kronecker product itself, and the damping, whose product has beside λI the terms
-    π√λ (B ⊗ I) and √λ/π (I ⊗ A).
+    Approximations, also as t → ∞: the Kronecker product itself, and the damping, whose product has, in addition to λI,
+    the terms π√λ (B ⊗ I) and √λ/π (I ⊗ A).
     """
 
     name = "kronecker"
@@ -49,7 +49,7 @@ class Kronecker(Embedding):
         return operator
 
 
-def balance(layer: Layer) -> float:
+def balance(layer: LayerFactors) -> float:
     """π of a layer, which shares the damping between its factors; 1 where a factor is zero."""
     inner, outer = (float(factor.double().diagonal().mean()) for factor in (layer.inputs, layer.cotangents))
     return math.sqrt(inner / outer) if inner > 0.0 and outer > 0.0 else 1.0
@@ -62,14 +62,15 @@ class _Side:
     operator: Dense
     share: float  # of √λ
 
-    def problems(self, rows: Tensor, starts: Tensor | None, damping: float) -> list[Problem]:
+    def problems(self, rows: Tensor, starts: Tensor | None, program: Program) -> list[Program]:
         """Problems whose solutions give every row of `rows`, shape (k, n), times the damped factor's inverse."""
         n = self.operator.parameters
         if len(rows) > n:
             rows, starts = torch.eye(n, dtype=torch.float64), None
-        own = self.share * math.sqrt(damping)
+        damping = self.share * math.sqrt(program.damping)
         return [
-            Problem(self.operator, row, own, "drive" if starts is None else starts[k]) for k, row in enumerate(rows)
+            replace(program, operator=self.operator, drive=row, damping=damping, start=start)
+            for row, start in zip(rows, ["drive"] * len(rows) if starts is None else starts, strict=True)
         ]
 
     def solutions(self, rows: Tensor, found: Sequence[Tensor]) -> Tensor:
@@ -93,35 +94,35 @@ class _InFactors(Embedded):
     def first(self) -> Operator:
         return self._inputs[0].operator
 
-    def plan(self, drive: Tensor, *, damping: float, start: Start) -> Stage:
-        check_damped(Kronecker.name, damping)
-        drives = self._factors.matrices(drive.double().cpu())
+    def plan(self, program: Program) -> Stage:
+        check_damped(Kronecker.name, program.damping)
+        drives = self._factors.matrices(program.drive.double().cpu())
         starts: list[Tensor | None] = [None] * len(drives)
-        if not isinstance(start, str):
-            starts = list(self._factors.matrices(start.double().cpu()))
+        if isinstance(program.start, Tensor):
+            starts = list(self._factors.matrices(program.start.double().cpu()))
 
         def last(columns: Sequence[Tensor]) -> Tensor:
-            return self._factors.vector([x.T for x in columns], drive)
+            return self._factors.vector([x.T for x in columns], program.drive)
 
         def then(rows: Sequence[Tensor]) -> Stage:
             ends = [None if x0 is None else x0.T for x0 in starts]
-            return _stage(self._outputs, [y.T.contiguous() for y in rows], ends, damping, last)
+            return _stage(self._outputs, [y.T.contiguous() for y in rows], ends, program, last)
 
         # X = (B + …)⁻¹ Y, so that Y starts from (B + …) X₀.
         sides = zip(self._outputs, starts, strict=True)
-        images = [None if x0 is None else side.product(x0.T, damping).T for side, x0 in sides]
-        return _stage(self._inputs, drives, images, damping, then)
+        images = [None if x0 is None else side.product(x0.T, program.damping).T for side, x0 in sides]
+        return _stage(self._inputs, drives, images, program, then)
 
 
 def _stage(
     sides: Sequence[_Side],
     rows: Sequence[Tensor],
     starts: Sequence[Tensor | None],
-    damping: float,
+    program: Program,
     then: Callable[[Sequence[Tensor]], Stage | Tensor],
 ) -> Stage:
     """All layers' systems against one side."""
-    problems = [side.problems(r, x0, damping) for side, r, x0 in zip(sides, rows, starts, strict=True)]
+    problems = [side.problems(r, x0, program) for side, r, x0 in zip(sides, rows, starts, strict=True)]
 
     def collected(solutions: Sequence[Tensor]) -> Stage | Tensor:
         left = iter(solutions)

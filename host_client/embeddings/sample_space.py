@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
-from host_client.embeddings.base import Embedded, Embedding, Problem, Stage, Start, check_damped, no_map
+from host_client.embeddings.base import Embedded, Embedding, Stage, check_damped, no_map
 from spu_link.operators import Dense, FactorOperator, Operator
+from spu_link.program import Program
 
 
 class SampleSpace(Embedding):
@@ -63,13 +65,13 @@ class _InSampleSpace(Embedded):
     def first(self) -> Operator:
         return self._gram
 
-    def plan(self, drive: Tensor, *, damping: float, start: Start) -> Stage:
-        check_damped(SampleSpace.name, damping)
-        b = drive.double()
+    def plan(self, program: Program) -> Stage:
+        check_damped(SampleSpace.name, program.damping)
+        b, start = program.drive.double(), program.start
 
         def then(solutions: Sequence[Tensor]) -> Tensor:
             (w,) = solutions
-            return ((b - self._a.adjoint(w.to(b))) / damping).to(drive.dtype)
+            return ((b - self._a.adjoint(w.to(b))) / program.damping).to(program.drive.dtype)
 
-        x0: Start = start if isinstance(start, str) else self._a.apply(start.to(b))
-        return Stage([Problem(self._gram, self._a.apply(b), damping, x0)], then)
+        x0 = start if isinstance(start, str) else self._a.apply(start.to(b))
+        return Stage([replace(program, operator=self._gram, drive=self._a.apply(b), start=x0)], then)

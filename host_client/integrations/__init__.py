@@ -1,1 +1,1 @@
-"""Where training frameworks meet a device; each module needs its framework installed."""
+"""Integrations of training frameworks; each module needs its framework installed."""

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
-from pathlib import Path
-from typing import Literal, TypeVar
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable
+from typing import Any, TypeVar
 
+from pydantic import ValidationError
+
+from host_client.capacity import Info
 from host_client.clock import Exchange
-from host_client.links.base import Info, Link, ReadPlan, Upload, plans, until
+from host_client.links.base import Link, info_from, until
+from host_client.links.lease import Lease, SingleUpload
 from spu_link import wire
 from spu_link.aligned import aligned, fill
-from spu_link.errors import DeviceUnavailable
-from spu_link.operators import Operator
-from spu_link.precision import Precision
+from spu_link.errors import DeviceUnavailable, InvalidProgram
 from spu_link.program import Applied, Program, Reading, Restored
 from spu_server.clock import FreeClock, SteppedClock
 from spu_server.device import Device
-from spu_server.drivers.base import DriverOptions
-from spu_server.drivers.local import LocalDriver
+from spu_server.device_settings import DeviceSettings, problem_of
+from spu_server.drivers.event_log import Header, LogWriter
+from spu_server.drivers.port import LocalDriver
 from spu_server.drivers.recording import RecordingPort
-from spu_server.event_log import Header, LogWriter
 from spu_server.services.spu import describe
+from spu_server.sessions import SessionKey
 from tngd.spu.v1 import spu_pb2 as pb
 
 T = TypeVar("T")
@@ -55,54 +58,46 @@ class InprocLink(Link):
         return self._open
 
     @classmethod
-    async def open(
-        cls,
-        *,
-        driver: str = "emulator",
-        clock: Literal["free", "stepped"] = "free",
-        rate: float | None = None,
-        tau: float = DriverOptions.tau,
-        seed: int = DriverOptions.seed,
-        cells: int = DriverOptions.cells,
-        max_bytes: int = DriverOptions.max_bytes,
-        compute: str = DriverOptions.compute,
-        driver_option: Mapping[str, str] | None = None,
-        calibrate: bool = False,
-        record: str | Path | None = None,
-    ) -> InprocLink:
-        """Open a driver and put a device before it. The options are those of ``spu-server serve``.
+    async def open(cls, /, **device: Any) -> InprocLink:
+        """Open a driver and put a device before it.
+
+        Args:
+            device: options of ``spu-server serve`` that concern the device, see `DeviceSettings`.
 
         Raises:
             DeviceFault: when the driver cannot be opened, or its device finds that something is wrong with it.
+            InvalidProgram: when there is no such option, or its value is not what it must be.
             LogUnusable: when a log is asked for and cannot be written.
         """
-        settings = driver_option or {}
-        options = DriverOptions(seed, tau, cells, max_bytes, compute, clock=clock, rate=rate, settings=settings)
-        port = LocalDriver(driver, options)
+        settings = _settings(device)
+        options = settings.driver_options
+        port = LocalDriver(settings.driver, options)
         capabilities = await port.start()
-        tau = capabilities.tau or tau
-        moving = SteppedClock() if clock == "stepped" else FreeClock(rate or 1.0 / tau)
+        tau = capabilities.tau or settings.tau
+        moving = SteppedClock() if settings.clock == "stepped" else FreeClock(settings.rate or 1.0 / tau)
         epoch = time.time_ns()
         recording: RecordingPort[memoryview] | None = None
-        device: Device[memoryview] | None = None
+        opened: Device[memoryview] | None = None
         try:
-            if record is not None:
-                writer = LogWriter(Path(record), Header.of(driver, options, capabilities, moving, epoch))
+            if settings.record is not None:
+                header = Header.of(settings.driver, options, capabilities, moving, epoch)
+                writer = LogWriter(settings.record, header)
                 recording = RecordingPort(port, writer, moving)
-            device = Device(recording or port, capabilities, moving, tau, epoch)
-            await device.examine(calibrate=calibrate)
+            opened = Device(recording or port, capabilities, moving, tau, epoch)
+            await opened.examine(calibrate=settings.calibrate)
         except BaseException:  # an interrupt of the caller among them
-            if device is not None:
-                await device.close()
+            if opened is not None:
+                await opened.close()
             await port.close()
             if recording is not None:
                 await recording.close()
             raise
-        return cls(device, port, recording)
+        return cls(opened, port, recording)
 
     async def info(self, *, timeout: float) -> Info:
-        """What the device is and how it stands."""
-        return Info.from_message(describe(self.device))
+        """Return what the device is and how it stands."""
+        self.known = info_from(describe(self.device))
+        return self.known
 
     async def time(self, *, timeout: float) -> Exchange:
         """Ask for the device's time."""
@@ -112,41 +107,8 @@ class InprocLink(Link):
         return Exchange(sent, time.monotonic(), now, now, device.epoch, device.clock.rate)
 
     async def report(self, *, timeout: float) -> dict[str, float]:
-        """What has happened on the device, in named numbers."""
+        """Return counts of what has happened on the device, by name."""
         return await _within(timeout, "report", self.device.report())
-
-    async def open_session(self, holder: str, ttl: float, *, timeout: float) -> pb.SessionRef:
-        """Take the device."""
-        return self.device.open_session(holder, ttl)
-
-    async def renew(self, session: pb.SessionRef, *, timeout: float) -> None:
-        """Heartbeat."""
-        self.device.sessions.check(session)
-
-    async def close_session(self, session: pb.SessionRef, *, timeout: float) -> None:
-        """Give the device back."""
-        self.device.close_session(session)
-
-    def upload(self, session: pb.SessionRef, operator: Operator, precision: Precision | None) -> Upload:
-        """A program on its way to the device."""
-        return _InprocUpload(self, session, operator, precision)
-
-    async def advance(self, session: pb.SessionRef, duration: float, *, timeout: float) -> float:
-        """Move a stepped clock; the new device time."""
-        return await _within(timeout, "advance", self.device.advance(session, duration))
-
-    async def read(self, session: pb.SessionRef, at: float | None, window: float, *, timeout: float) -> Reading:
-        """Take one reading."""
-        return await _within(timeout, "read", self.device.read(session, at, window))
-
-    async def save_state(self, session: pb.SessionRef, *, timeout: float) -> bytes:
-        """The device's whole state."""
-        return bytes(await _within(timeout, "save_state", self.device.save(session)))
-
-    async def restore_state(self, session: pb.SessionRef, state: bytes, *, timeout: float) -> Restored:
-        """Let a saved state take hold."""
-        self.device.check_restore(session, len(state))
-        return await _within(timeout, "restore_state", self.device.restore(session, memoryview(state)))
 
     async def halt(self, reason: str, *, timeout: float) -> float:
         """Stop the device; the device time of the halt."""
@@ -161,50 +123,56 @@ class InprocLink(Link):
             if self._recording is not None:
                 await self._recording.close()
 
+    async def _take(self, holder: str, ttl: float, bytes_by_path: Counter[str], *, timeout: float) -> InprocLease:
+        return InprocLease(self, self.device.open_session(holder, ttl), bytes_by_path)
 
-class _InprocUpload(Upload):
-    path = "in-process"
 
-    def __init__(
-        self, link: InprocLink, session: pb.SessionRef, operator: Operator, precision: Precision | None
-    ) -> None:
-        self._link = link
-        self._session = session
-        self._operator = operator
-        self._precision = precision
-        self._header: pb.ProgramHeader | None = None
-        self._payload: memoryview | None = None
+def _settings(device: dict[str, Any]) -> DeviceSettings:
+    try:
+        return DeviceSettings.model_validate(device)
+    except ValidationError as error:
+        problems = {".".join(map(str, problem["loc"])): problem for problem in error.errors()}
+    known = ", ".join(sorted(DeviceSettings.model_fields))
+    field, first = next(iter(problems.items()))
+    expected = (
+        f"one of {known}" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Input should be ")
+    )
+    words = "; ".join(name + problem_of(one, known) for name, one in problems.items())
+    raise InvalidProgram(words, field=field, found=first["input"], expected=expected)
 
-    async def begin(self) -> None:
-        """Check and copy the operator, beside the event loop, which has the interpreter's other threads to wait for."""
-        header, tensors = wire.operator_header(self._operator, self._precision)
-        self._link.device.admit(self._session, header)
+
+class _InprocUpload(SingleUpload):
+    _lease: InprocLease
+    _path = "in-process"
+    _header: pb.ProgramHeader | None = None
+    _payload: memoryview | None = None
+
+    async def _send_ahead(self) -> None:
+        # The copy is made outside the event loop, which has the interpreter's other threads to wait for.
+        header, tensors = wire.operator_header(self.operator, self._precision)
+        wire.layout(header, **self._lease.link.device.admit(self._lease.ref))
         views = wire.byte_views(tensors)
-        payload = aligned(sum(map(len, views)) + 2 * wire.WIDEST * self._operator.parameters)  # with drive and start
-        self.sent_bytes = await asyncio.to_thread(fill, payload, views)
+        payload = aligned(sum(map(len, views)) + 2 * wire.WIDEST * self.operator.parameters)  # with drive and start
+        self._sent_bytes = await asyncio.to_thread(fill, payload, views)
         self._payload = payload
         self._header = header
 
-    async def finish(
-        self, program: Program, reads: Sequence[ReadPlan], not_before: float | None, *, timeout: float
-    ) -> AsyncGenerator[Applied | Reading, None]:
-        """Copy the rest and program the device."""
+    async def _send_rest(self, program: Program, *, timeout: float) -> AsyncGenerator[Applied | Reading, None]:
         deadline = asyncio.get_running_loop().time() + timeout
-        device = self._link.device
+        device, ref = self._lease.link.device, self._lease.ref
         if self._header is None:
             header, tensors = wire.header_of(program)
         else:
             header, (late, tensors) = self._header, wire.late_header(program)
             header.MergeFrom(late)
-        header.MergeFrom(plans(reads, not_before))
-        device.admit(self._session, header)
+        layout = wire.layout(header, **device.admit(ref))
         views = wire.byte_views(tensors)
         payload, self._payload = self._payload, None
         if payload is None:
             payload = aligned(sum(map(len, views)))
-        self.sent_bytes += fill(payload[self.sent_bytes :], views)
-        payload = payload[: self.sent_bytes]
-        programmed = await until(deadline, "program", device.program(self._session, header, payload))
+        self._sent_bytes += fill(payload[self._sent_bytes :], views)
+        payload = payload[: self._sent_bytes]
+        programmed = await until(deadline, "program", device.program(ref, layout, payload))
         try:
             yield programmed.applied
             for reading in programmed.readings:
@@ -213,9 +181,45 @@ class _InprocUpload(Upload):
             for reading in programmed.readings:
                 reading.cancel()
 
-    async def abandon(self) -> None:
-        """Forget the copy."""
+    async def _release(self) -> None:
         self._payload = None
+
+
+class InprocLease(Lease):
+    """Exclusive use of a device of this process.
+
+    Attributes:
+        ref: what the device knows it by.
+    """
+
+    link: InprocLink
+    upload_type = _InprocUpload
+
+    def __init__(self, link: InprocLink, ref: SessionKey, bytes_by_path: Counter[str]) -> None:
+        super().__init__(link, link.known, ref.epoch, ref.fencing, bytes_by_path)
+        self.ref = ref
+
+    async def save_state(self, *, timeout: float) -> bytes:
+        """Return the device's whole state."""
+        return bytes(await _within(timeout, "save_state", self.link.device.save(self.ref)))
+
+    async def renew(self, *, timeout: float) -> None:
+        """Keep the device."""
+        self.link.device.sessions.check(self.ref)
+
+    async def release(self, *, timeout: float) -> None:
+        """Give the device back."""
+        self.link.device.close_session(self.ref)
+
+    async def _advance(self, duration: float, *, timeout: float) -> float:
+        return await _within(timeout, "advance", self.link.device.advance(self.ref, duration))
+
+    async def _read(self, at: float | None, window: float, *, timeout: float) -> Reading:
+        return await _within(timeout, "read", self.link.device.read(self.ref, at, window))
+
+    async def _restore_state(self, state: bytes, *, timeout: float) -> Restored:
+        self.link.device.check_restore(self.ref, len(state))
+        return await _within(timeout, "restore_state", self.link.device.restore(self.ref, memoryview(state)))
 
 
 async def _within(timeout: float, call: str, awaitable: Awaitable[T]) -> T:

@@ -10,6 +10,7 @@ import socket
 import sys
 import weakref
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,7 +30,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 MAX_REGIONS = 4
-"""Most regions of one session; further uploads at the same time go over gRPC."""
+"""Max number of regions of one session; further uploads at the same time go over gRPC."""
 
 MAX_BYTES = 2 << 30
 """Largest region: uploads beyond go over gRPC, rather than lie in memory a second time."""
@@ -89,13 +90,13 @@ class Region:
 class SharedMemory:
     """The regions of one session.
 
-    A call takes one and gives it back; the next call finds it warm, without a page fault. Whatever goes wrong with the
+    A call takes one and returns it; the next call finds it warm, without a page fault. Whatever goes wrong with the
     sharing is logged, and from then on there are no regions: the bytes then travel over gRPC.
 
     Args:
         address: of the daemon's memory socket, ``unix:PATH``.
         session: the session.
-        max_bytes: most bytes of a region that the daemon takes.
+        max_bytes: max bytes of a region that the daemon takes.
 
     Attributes:
         reading_bytes: bytes of a reading under the last program; 0 before the first.
@@ -114,18 +115,18 @@ class SharedMemory:
         self._broken = not hasattr(os, "memfd_create")
 
     async def take(self, nbytes: int) -> Region | None:
-        """A region of at least `nbytes` for one call, to be given back or dropped; None where there is none."""
+        """Return a region of at least `nbytes` for one call, to be returned or dropped; None where there is none."""
         if self._broken or nbytes > self._max_bytes:
             return None
         fitting = [region for region in self._free if region.nbytes >= nbytes]
         if not fitting:
-            return await self._grown(nbytes)
+            return await self._add_region(nbytes)
         region = min(fitting, key=lambda region: region.nbytes)
         self._free.remove(region)
         return region
 
-    def give_back(self, region: Region) -> None:
-        """The call has ended, and the daemon has nothing more to do with its region."""
+    def put_back(self, region: Region) -> None:
+        """Put a region back: its call has ended, and the daemon has nothing more to do with it."""
         if not self._broken:
             self._free.append(region)
 
@@ -135,7 +136,7 @@ class SharedMemory:
         Nobody waits for the daemon to hear of it.
         """
         if not self._broken:
-            self._go_on(asyncio.create_task(self._unregister(region)))
+            self._complete(asyncio.create_task(self._unregister(region)))
 
     async def _unregister(self, region: Region) -> None:
         try:
@@ -143,30 +144,33 @@ class SharedMemory:
             await self._ask(pb.MemoryRequest(session=self._session, unregister=unregister), [])
             self._held -= 1
         except (OSError, TimeoutError, SpuError) as error:
-            log.warning("shared memory ends, bytes travel over gRPC: %s", str(error))
-            self.close()
+            self._give_up("shared memory ends, bytes travel over gRPC", error)
 
     def close(self) -> None:
-        """Let go of everything; the daemon forgets it with the connection."""
+        """Release everything; the daemon forgets it with the connection."""
         self._broken = True
         self._free.clear()
         for task in self._unclaimed - {asyncio.current_task()}:
             task.cancel()
-        if self._socket is not None:
+        if self._socket is None:
+            return
+        if self._asking.locked():  # the loop watches the descriptor, and would not see the next socket with its number
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)  # ends the request, which closes it
+        else:
             self._socket.close()
-            self._socket = None
 
-    async def _grown(self, nbytes: int) -> Region | None:
-        """A new region, with some room to spare; one that is too small makes way for it."""
+    async def _add_region(self, nbytes: int) -> Region | None:
+        """Register a new region, with some room to spare; one that is too small makes way for it."""
         if self._free:
-            await self._shielded(self._unregister(self._free.pop(0)))
+            await self._shield(self._unregister(self._free.pop(0)))
         if self._broken or self._held >= MAX_REGIONS:
             return None
         self._held += 1
         nbytes = min(-(-(nbytes + nbytes // 4) // GRAIN) * GRAIN, self._max_bytes)
-        return await self._shielded(self._registered(nbytes), self._keep)
+        return await self._shield(self._try_register(nbytes), self._keep)
 
-    async def _shielded(self, request: Coroutine[Any, Any, T], unclaimed: Callable[[T], None] | None = None) -> T:
+    async def _shield(self, request: Coroutine[Any, Any, T], unclaimed: Callable[[T], None] | None = None) -> T:
         """Complete a request even if the caller is cancelled: an answer left unread would be taken for the next one's.
 
         Args:
@@ -177,31 +181,35 @@ class SharedMemory:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            self._go_on(task, unclaimed)
+            self._complete(task, unclaimed)
             raise
 
-    def _go_on(self, task: asyncio.Task[T], unclaimed: Callable[[T], None] | None = None) -> None:
+    def _complete(self, task: asyncio.Task[T], unclaimed: Callable[[T], None] | None = None) -> None:
         """Complete a request that nobody waits for; `unclaimed` is called with its result."""
         self._unclaimed.add(task)
 
-        def ended(task: asyncio.Task[T]) -> None:
+        def forget(task: asyncio.Task[T]) -> None:
             self._unclaimed.discard(task)
             if unclaimed is not None and not task.cancelled() and task.exception() is None:
                 unclaimed(task.result())
 
-        task.add_done_callback(ended)
+        task.add_done_callback(forget)
 
     def _keep(self, region: Region | None) -> None:
         if region is not None:
-            self.give_back(region)
+            self.put_back(region)
 
-    async def _registered(self, nbytes: int) -> Region | None:
+    async def _try_register(self, nbytes: int) -> Region | None:
         try:
             return await self._register(nbytes)
         except (OSError, TimeoutError, SpuError) as error:
-            log.warning("no shared memory with the daemon, so bytes travel over gRPC: %s", str(error))
-            self.close()
+            self._give_up("no shared memory with the daemon, so bytes travel over gRPC", error)
             return None
+
+    def _give_up(self, what: str, error: Exception) -> None:
+        if not self._broken:  # else the session has been closed meanwhile
+            log.warning("%s: %s", what, str(error))
+        self.close()
 
     async def _register(self, nbytes: int) -> Region:
         descriptor = os.memfd_create("spu-shared", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -219,24 +227,30 @@ class SharedMemory:
     async def _ask(self, request: pb.MemoryRequest, descriptors: list[int]) -> int:
         loop = asyncio.get_running_loop()
         async with self._asking, asyncio.timeout(ANSWER_SECONDS):
-            if self._socket is None:
-                self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-                weakref.finalize(self, self._socket.close)  # also if an event loop ends without `close`
-                self._socket.setblocking(False)
-                await loop.sock_connect(self._socket, self._address.removeprefix("unix:"))
-            socket.send_fds(self._socket, [request.SerializeToString()], descriptors)
-            data = await loop.sock_recv(self._socket, PACKET_BYTES)
+            if self._broken:
+                raise ConnectionError("the shared memory has been closed")
+            try:
+                if self._socket is None:
+                    self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                    weakref.finalize(self, self._socket.close)  # also if an event loop ends without `close`
+                    self._socket.setblocking(False)
+                    await loop.sock_connect(self._socket, self._address.removeprefix("unix:"))
+                socket.send_fds(self._socket, [request.SerializeToString()], descriptors)
+                data = await loop.sock_recv(self._socket, PACKET_BYTES)
+            finally:
+                if self._broken and self._socket is not None:
+                    self._socket.close()
         if not data:
             raise ConnectionError("the daemon has closed its memory socket")
         response = pb.MemoryResponse.FromString(data)
         if response.status:
-            raise SpuError(_told(response.status))
+            raise SpuError(_status_text(response.status))
         return response.region
 
 
-def _told(status: bytes) -> str:
-    """Message and reason of a serialised status."""
-    told = status_pb2.Status.FromString(status)
+def _status_text(status: bytes) -> str:
+    """Return message and reason of a serialised status."""
+    failure = status_pb2.Status.FromString(status)
     info = error_details_pb2.ErrorInfo()
-    reason = info.reason if any(detail.Unpack(info) for detail in told.details) else ""
-    return f"{told.message} ({reason})"
+    reason = info.reason if any(detail.Unpack(info) for detail in failure.details) else ""
+    return f"{failure.message} ({reason})"

@@ -1,4 +1,4 @@
-"""What comes back from a daemon."""
+"""Responses of a daemon: readings and errors."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ async def next_of(read: Source, address: str) -> Any:
     return response
 
 
-async def received(read: Source, address: str, epoch: int, region: Region | None) -> Reading:
-    """One reading of an epoch: its header, and its value in chunks or in the call's region.
+async def receive(read: Source, address: str, epoch: int, region: Region | None) -> Reading:
+    """Receive one reading of an epoch: its header, and its value in chunks or in the call's region.
 
     Raises:
         UploadCorrupt: when the bytes are not those that were sent.
@@ -67,13 +67,13 @@ def errors(address: str, call: str) -> Iterator[None]:
             raise DeviceUnavailable(f"{call}: the connection to {address} broke off while bytes were sent") from None
         raise from_rpc_error(error, call=call, address=address) from None
     except grpc.aio.UsageError:
-        raise _closed(call, address) from None
+        raise _closed_error(call, address) from None
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task is None or task.cancelling():
             raise
-        raise _closed(call, address) from None  # gRPC cancels the calls of a channel that is closed
+        raise _closed_error(call, address) from None  # gRPC cancels the calls of a channel that is closed
 
 
-def _closed(call: str, address: str) -> DeviceUnavailable:
+def _closed_error(call: str, address: str) -> DeviceUnavailable:
     return DeviceUnavailable(f"{call}: the connection to {address} is closed", field="address", found=address)

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from host_client.aio import Session
 
 KEPT_READINGS = 64
-"""Most readings that wait for a step; older ones are forgotten."""
+"""Max number of readings that wait for a step; older ones are forgotten."""
 
 KNOWN_PROGRAMS = 256
-"""Most programs whose readings are told apart."""
+"""Max number of programs whose readings are distinguished."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Arrived:
 
     Attributes:
         number: its number in the record, from 1.
-        program: number of the hand-over under whose program it was taken.
+        program: number of the program under which it was taken, as `Feed.submit` returned it.
         reading: the reading.
     """
 
@@ -42,13 +42,13 @@ class Arrived:
 
 
 class Arrivals:
-    """Readings that have come and wait for a step, and errors that a step has to be told.
+    """Readings that have come and wait for a step, and errors that the next step raises.
 
     Args:
         session: the device.
         recovery: knows whether the device is lost.
         counts: counts ``"readings"``.
-        record: told of each.
+        record: called with each.
 
     Attributes:
         newest: the newest reading; None before the first.
@@ -60,8 +60,8 @@ class Arrivals:
         self.newest: Arrived | None = None
         self._session, self._recovery, self._counts, self._record = session, recovery, counts, record
         self._numbers = count(1)
-        self._programs: OrderedDict[int, int] = OrderedDict()  # number of the hand-over by the program's sequence
-        self._finished = 0  # number of the newest hand-over whose readings have all come, or never will
+        self._programs: OrderedDict[int, int] = OrderedDict()  # number as of `Feed.submit` by the sequence
+        self._finished = 0  # number of the newest program whose readings have all come, or never will
         self._refused: Exception | None = None
         self._closed = False
         self._waiting: deque[Arrived] = deque(maxlen=KEPT_READINGS)
@@ -69,13 +69,13 @@ class Arrivals:
         self._changed = asyncio.Event()
 
     def expect(self, applied: Applied, number: int) -> None:
-        """The program of a hand-over has taken hold: readings of its sequence are readings of it."""
+        """Note that a program has taken effect: readings of its sequence are readings of it."""
         self._programs[applied.sequence] = number
         while len(self._programs) > KNOWN_PROGRAMS:
             self._programs.popitem(last=False)
 
     def add(self, reading: Reading, asked: float | None) -> None:
-        """A reading has come, asked for at device time `asked`."""
+        """Add a reading, asked for at device time `asked`."""
         received = time.monotonic()
         arrived = Arrived(next(self._numbers), self._programs.get(reading.sequence, 0), reading)
         self._counts["readings"] += 1
@@ -98,18 +98,18 @@ class Arrivals:
         self._changed.set()
 
     def finish(self, number: int) -> None:
-        """All readings of a hand-over, and of those before it, have come or never will."""
+        """Note that all readings of a program, and of those before it, have come or never will."""
         self._finished = max(self._finished, number)
-        self._complete = [one for one in self._waiting if one.program == number] or self._complete
+        self._complete = [arrived for arrived in self._waiting if arrived.program == number] or self._complete
         self._changed.set()
 
     def refuse(self, error: Exception) -> None:
-        """Tell an error to whoever takes next."""
+        """Raise an error in the next call of `take`."""
         self._refused = error
         self._changed.set()
 
     def forget(self) -> None:
-        """What has come is of a device that is gone."""
+        """Forget what has come: it is of a device that is gone."""
         self.newest = None
         self._waiting.clear()
         self._complete.clear()
@@ -117,7 +117,7 @@ class Arrivals:
         self._changed.set()
 
     def close(self) -> None:
-        """No more will come: whoever takes, now or later, gets `SessionClosed`."""
+        """Make every call of `take`, under way or later, raise `SessionClosed`."""
         self._closed = True
         self.forget()
 
@@ -136,12 +136,12 @@ class Arrivals:
             if together:
                 while self._waiting and self._waiting[0].program <= self._finished:
                     self._waiting.popleft()
-                if self._complete and self._will_do(self._complete[-1], number, freshness):
+                if self._complete and self._is_fresh(self._complete[-1], number, freshness):
                     return list(self._complete)
-            elif self.newest is not None and self._will_do(self.newest, number, freshness):
-                taken = [one for one in self._waiting if freshness != "this program" or one.program >= number]
+            elif self.newest is not None and self._is_fresh(self.newest, number, freshness):
+                own = [arrived for arrived in self._waiting if freshness != "program" or arrived.program >= number]
                 self._waiting.clear()
-                return taken or [self.newest]
+                return own or [self.newest]
             try:
                 async with asyncio.timeout_at(deadline):
                     await self._changed.wait()
@@ -154,10 +154,10 @@ class Arrivals:
                     expected=str(freshness),
                 ) from None
 
-    def _will_do(self, newest: Arrived, number: int, freshness: Freshness) -> bool:
+    def _is_fresh(self, newest: Arrived, number: int, freshness: Freshness) -> bool:
         if self._session.spu.clock == "stepped" and self._finished < number:
             return False  # so that nothing depends on how fast the host is
-        if freshness == "this program":
+        if freshness == "program":
             return newest.program >= number and self._finished >= number
         if freshness == "newest":
             return True

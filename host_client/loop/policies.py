@@ -1,10 +1,11 @@
-"""How fresh a reading must be for a step, and what a step does without one."""
+"""Policies of a step: the freshness that a reading must have, and what to do without a device."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
+from host_client.names import OnLoss as OnLoss
 from spu_link.errors import Retryable
 
 
@@ -13,7 +14,7 @@ class NoOlderThan:
     """A reading that meets every limit given; a step waits for one.
 
     Attributes:
-        programs: how many programs may have been handed over since that of the reading: 0 is this step's own.
+        programs: how many programs may have been submitted since that of the reading: 0 is this step's own.
         tau: device time since the reading, in τ.
         milliseconds: the same in wall time.
 
@@ -35,19 +36,15 @@ class NoOlderThan:
                 raise ValueError(f"Invalid {name}: {limit}; it must be at least 0")
 
 
-Freshness: TypeAlias = Literal["this program", "newest"] | NoOlderThan
+Freshness: TypeAlias = Literal["program", "newest"] | NoOlderThan
 """Which readings a step may use: those of its own program; the newest there is, at once; or what is fresh enough."""
-
-OnLoss: TypeAlias = Literal["raise", "wait", "digital", "gradient"]
-"""What a step does when the device is lost, at fault, held by another or too stale: tell the caller; wait for it to
-come back; solve the system digitally; or follow the gradient itself."""
 
 
 class TooStale(Retryable):
     """No reading came that was fresh enough in the time that a step may wait."""
 
     remedy: ClassVar[str] = (
-        "allow older readings with `freshness`, raise `patience`, or choose with `on_loss` what a step does then"
+        "allow older readings with `freshness`, a larger `timeout`, or choose with `on_loss` what a step does then"
     )
 
     code = "DEADLINE_EXCEEDED"

@@ -53,9 +53,9 @@ class Recovery:
 
     Args:
         session: what is opened again.
-        on_loss: the policy; with ``"raise"`` the caller is told, and sees to it.
+        on_loss: the policy; with ``"raise"`` the caller gets the error, and sees to it.
         counts: counts ``"lost"`` and ``"reconnected"``.
-        record: told of both.
+        record: called with both events.
 
     Attributes:
         lost: why there is no device; None while there is one, as far as known.
@@ -72,7 +72,7 @@ class Recovery:
         self._attempts: asyncio.Task[None] | None = None
 
     def lose(self, error: SpuError) -> None:
-        """The device is gone; begin to get it back, unless the policy leaves that to the caller."""
+        """Note that the device is gone; begin to reopen it, unless the policy leaves that to the caller."""
         self._counts["lost"] += 1
         self._record(DeviceLost(time.monotonic(), f"{type(error).__name__}: {error}", self._on_loss))
         log.warning("the device is lost (on_loss=%r): %s", self._on_loss, str(error))
@@ -82,8 +82,8 @@ class Recovery:
         if not isinstance(error, DeviceHalted):
             self._attempts = asyncio.create_task(self._reopen())
 
-    async def back(self, timeout: float) -> None:
-        """Wait until the device is there.
+    async def wait_back(self, timeout: float) -> None:
+        """Wait until the device has recovered.
 
         Raises:
             SpuError: why it is lost, when it is not back in time or nobody tries.

@@ -1,73 +1,104 @@
-"""Programs on their way to a device, one after the other."""
+"""Programs on their way to a device, one after the other, in the background."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import aclosing
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
 from host_client.aio import Upload
 from host_client.loop.arrivals import Arrivals
-from host_client.loop.background import Background
 from host_client.loop.recovery import LOST
-from host_client.loop.schedule import Schedule
+from host_client.loop.sampling import Sampling
 from host_client.record.clocks import ClockNotes
 from host_client.record.events import Event, Uploaded
 from spu_link.errors import OperatorGone, SpuError, UploadCorrupt
 from spu_link.operators import Kept, Operator
-from spu_link.precision import Precision
-from spu_link.program import Applied, StartPolicy
+from spu_link.program import Applied, Program
 
 if TYPE_CHECKING:
     from host_client.aio import Session
 
 
 @dataclass(eq=False)
-class HandOver:
-    """A program as a step hands it over; see `Feed.hand_over`.
+class Submission:
+    """A program as a step submits it; see `Feed.submit`.
 
     Attributes:
         number: from 1.
-        given: the operator that was given, to know it again.
-        operator: what is sent of it: the same, or a copy.
+        program: as it was given, but for its operator where that is copied, and for its schedule.
+        known_as: the operator that was given, to know it again.
         ahead: the upload that has begun to send it; None where there is none.
         began: host time at which the first of it was there.
     """
 
     number: int
-    given: weakref.ref[Operator]
-    operator: Operator
-    drive: Tensor
-    damping: float
-    noise: float
-    start: StartPolicy
+    program: Program
+    sampling: Sampling
     resume: Tensor | None
-    schedule: Schedule
-    precision: Precision | None
-    keep: bool
+    unchanged: bool
+    known_as: weakref.ref[Operator]
     ahead: Upload | None
     began: float
 
 
+class Background:
+    """Tasks of one owner, on the running event loop.
+
+    Args:
+        on_error: called with the error that a task ends with, unless it was cancelled before that.
+    """
+
+    def __init__(self, on_error: Callable[[Exception], None]) -> None:
+        self._on_error = on_error
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._cancelled: set[asyncio.Task[None]] = set()
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Start a task, and go on."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finish)
+
+    def cancel(self) -> None:
+        """Cancel every task."""
+        for task in self._tasks:
+            task.cancel()
+        self._cancelled |= self._tasks
+        self._tasks = set()
+
+    async def wait_idle(self) -> None:
+        """Wait until nothing is under way, including what begins meanwhile."""
+        while under_way := self._tasks | self._cancelled:
+            await asyncio.gather(*under_way, return_exceptions=True)
+
+    def _finish(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()  # asked for in any case: else asyncio logs it
+        if task in self._cancelled:
+            self._cancelled.discard(task)
+            return
+        self._tasks.discard(task)
+        if isinstance(error, Exception):
+            self._on_error(error)
+
+
 class Uploads:
-    """One upload in flight, until its program has taken hold, and at most one that waits for it.
+    """One upload in flight, until its program has taken effect, and at most one that waits for it.
 
     Args:
         session: the device.
-        arrivals: told of readings, and of programs that the device refuses.
-        background: where uploads run; it is told when the device is lost.
-        took_hold: told of each program that has.
+        arrivals: receives readings, and errors of programs that the device refuses.
+        background: runs the uploads, and handles the loss of the device.
+        on_effect: called with each program that has taken effect.
         counts: counts ``"uploads"``, ``"kept"`` and ``"dropped"``.
-        record: told what becomes of each.
-
-    Attributes:
-        free_from: device time at which the last program has run its schedule, in τ; None before the first.
+        record: called with the outcome of each.
     """
 
     def __init__(
@@ -75,56 +106,59 @@ class Uploads:
         session: Session,
         arrivals: Arrivals,
         background: Background,
-        took_hold: Callable[[HandOver], None],
+        on_effect: Callable[[Submission], None],
         counts: Counter[str],
         record: Callable[[Event], None],
     ) -> None:
-        self.free_from: float | None = None
         self._session, self._arrivals, self._background = session, arrivals, background
-        self._took_hold, self._counts, self._record = took_hold, counts, record
+        self._on_effect, self._counts, self._record = on_effect, counts, record
         self._clocks = ClockNotes(record)
-        self._leaving = Background(arrivals.refuse)
-        self._in_flight: HandOver | None = None
-        self._waiting: HandOver | None = None
+        self._releases = Background(arrivals.refuse)
+        self._in_flight: Submission | None = None
+        self._waiting: Submission | None = None
         self._holds_ours = False  # whether the cells are where a program of ours left them
-        self._held: tuple[weakref.ref[Operator], int] | None = None  # operator and sequence of the last program
+
+    @property
+    def free_from(self) -> float | None:
+        """Device time at which the last program has run its schedule, in τ; None before the first."""
+        return self._session.free_from if self._holds_ours else None
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is in flight."""
+        """True if nothing is in flight."""
         return self._in_flight is None
 
-    def send(self, one: HandOver) -> None:
-        """Upload a program, at once or when the one in flight has taken hold, in place of one that waits for that."""
+    def send(self, submission: Submission) -> None:
+        """Upload a program, at once or when the one in flight has taken effect; it replaces one that waits for that."""
         if self._in_flight is None:
-            self._in_flight = one
-            self._background.start(self._upload(one))
+            self._in_flight = submission
+            self._background.start(self._upload(submission))
         else:
             if self._waiting is not None:
                 self._end(self._waiting, "dropped")
-            self._waiting = one
+            self._waiting = submission
 
-    def let_go(self, upload: Upload) -> None:
+    def release(self, upload: Upload) -> None:
         """Abandon an upload that was sent ahead, unless it is over."""
-        self._leaving.start(upload.abandon())
+        self._releases.start(upload.abandon())
 
-    def take_up(self, free_from: float, operator: Operator | None, sequence: int) -> None:
-        """The device goes on under a program of an earlier run; arguments as of `Feed.resume`."""
-        self._holds_ours, self.free_from = True, free_from
-        self._held = None if operator is None else (weakref.ref(operator), sequence)
+    def resume(self, free_from: float, operator: Operator | None, sequence: int) -> None:
+        """Go on under the program of an earlier run; arguments as of `Feed.resume`."""
+        self._holds_ours = True
+        self._session.lease.note_effect(None if operator is None else weakref.ref(operator), sequence, free_from)
 
     def forget(self) -> None:
-        """The device is gone: nothing under way will end, and nothing is known of what it holds."""
+        """Note that the device is gone: nothing under way will end, and nothing is known of what it holds."""
         self._break_off("failed", "dropped")
-        self._holds_ours, self._held, self.free_from = False, None, None
+        self._holds_ours = False
 
     def abandon(self) -> None:
-        """Nobody wants what is under way any more."""
+        """Abandon what is under way: nobody wants it any more."""
         self._break_off("abandoned", "abandoned")
 
-    async def over(self) -> None:
-        """Wait until nothing is left of what was let go."""
-        await self._leaving.over()
+    async def wait_idle(self) -> None:
+        """Wait until every upload that was released has ended."""
+        await self._releases.wait_idle()
 
     def _break_off(self, in_flight: Literal["abandoned", "failed"], waiting: Literal["abandoned", "dropped"]) -> None:
         if self._in_flight is not None:
@@ -133,78 +167,56 @@ class Uploads:
             self._end(self._waiting, waiting)
         self._in_flight = self._waiting = None
 
-    async def _upload(self, one: HandOver) -> None:
+    async def _upload(self, submission: Submission) -> None:
         try:
             try:
-                await self._program(one)
+                await self._program(submission)
             except (OperatorGone, UploadCorrupt):
-                self._held, one.ahead = None, None
-                await self._program(one)  # once more, with everything
+                submission.ahead, submission.unchanged = None, False
+                await self._program(submission)  # once more, with everything
         except LOST:
             raise
         except SpuError as error:
-            if self._in_flight is one:
-                self._end(one, "failed")
+            if self._in_flight is submission:
+                self._end(submission, "failed")
             self._arrivals.refuse(error)
-            self._go_on(one)
+            self._send_next(submission)
         finally:
-            if one.ahead is not None:
-                self.let_go(one.ahead)
+            if submission.ahead is not None:
+                self.release(submission.ahead)
 
-    async def _program(self, one: HandOver) -> None:
-        session, schedule = self._session, one.schedule
-        if (kept := self._kept(one)) is not None:
-            upload = session._upload(kept, None)
-        else:
-            upload = one.ahead or session._upload(one.operator, one.precision)
-        # That of a restored program may lie before the device's time began.
-        not_before = None if self.free_from is None else max(0.0, self.free_from + schedule.delay)
-        if session.spu.clock == "stepped":
-            plans = schedule.plans_from(max(session.device_time, not_before or 0.0))
-        else:
-            plans = schedule.plans()
-        start: StartPolicy | Tensor = one.start
-        if start == "keep" and not self._holds_ours:
-            start = "drive" if one.resume is None else one.resume
-        events = upload.stream(
-            one.drive,
-            plans,
-            damping=one.damping,
-            noise=one.noise,
-            start=start,
-            not_before=not_before,
-            length=schedule.length,
+    async def _program(self, submission: Submission) -> None:
+        session, program = self._session, submission.program
+        upload = submission.ahead or session.lease.upload(
+            program.operator, program.precision, known_as=submission.known_as, unchanged=submission.unchanged
         )
-        async with aclosing(events):
+        start = program.start
+        if start == "keep" and not self._holds_ours:
+            start = "drive" if submission.resume is None else submission.resume
+        now = session.device_time if session.spu.clock == "stepped" else None
+        schedule = submission.sampling.schedule(now, self.free_from)
+        program = replace(program, operator=upload.operator, start=start, schedule=schedule)
+        async with aclosing(upload.run(program)) as events:
             async for event in events:
                 if isinstance(event, Applied):
-                    self._has_taken_hold(one, event, upload)
+                    self._note_effect(submission, event, upload)
                 else:
                     self._arrivals.add(event, event.time)
-        self._arrivals.finish(one.number)
+        self._arrivals.finish(submission.number)
 
-    def _kept(self, one: HandOver) -> Kept | None:
-        """What travels in place of an operator that the device has kept."""
-        if not one.keep or self._held is None or not self._session.keeps:
-            return None
-        given, sequence = self._held
-        return Kept(sequence, one.operator.parameters) if given() is one.given() else None
-
-    def _has_taken_hold(self, one: HandOver, applied: Applied, upload: Upload) -> None:
+    def _note_effect(self, submission: Submission, applied: Applied, upload: Upload) -> None:
         kept = isinstance(upload.operator, Kept)
         self._holds_ours = True
-        self._held = one.given, applied.sequence
-        self.free_from = applied.time + one.schedule.length
-        self._arrivals.expect(applied, one.number)
+        self._arrivals.expect(applied, submission.number)
         self._counts["uploads"] += 1
         self._counts["kept"] += kept
         self._clocks.note(self._session.clock)
         self._record(
             Uploaded(
-                one.number,
-                one.began,
+                submission.number,
+                submission.began,
                 time.monotonic(),
-                "took hold",
+                "took effect",
                 applied.epoch,
                 applied.sequence,
                 applied.time,
@@ -213,21 +225,23 @@ class Uploads:
                 kept,
             )
         )
-        self._took_hold(one)
-        self._go_on(one)
+        self._on_effect(submission)
+        self._send_next(submission)
 
-    def _go_on(self, one: HandOver) -> None:
+    def _send_next(self, submission: Submission) -> None:
         """Send the next one, unless that has been done."""
-        if self._in_flight is one:
+        if self._in_flight is submission:
             self._in_flight = None
             if self._waiting is not None:
                 waiting, self._waiting = self._waiting, None
                 self.send(waiting)
 
-    def _end(self, one: HandOver, outcome: Literal["dropped", "abandoned", "failed"]) -> None:
-        """A program that has not taken hold, and never will."""
+    def _end(self, submission: Submission, outcome: Literal["dropped", "abandoned", "failed"]) -> None:
+        """Record the outcome of a program that has not taken effect, and never will."""
         if outcome == "dropped":
             self._counts["dropped"] += 1
-        if one.ahead is not None:
-            self.let_go(one.ahead)
-        self._record(Uploaded(one.number, one.began, time.monotonic(), outcome, None, None, None, 0, None, False))
+        if submission.ahead is not None:
+            self.release(submission.ahead)
+        self._record(
+            Uploaded(submission.number, submission.began, time.monotonic(), outcome, None, None, None, 0, None, False)
+        )

@@ -1,4 +1,4 @@
-"""What every natural-gradient optimizer does: capture, gradient, solve, descend."""
+"""Base class of the natural-gradient optimizers: a step captures F, solves for g̃ and updates along it."""
 
 from __future__ import annotations
 
@@ -6,32 +6,29 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn, overload
-from weakref import WeakMethod
+from typing import Any, NoReturn, Unpack, overload
 
 import torch
 from torch import Tensor, nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from host_client.curvature import Capture, Check, Criteria, Diverged, GradScaler, Kind, trained_parameters
+from host_client.curvature import Capture, Check, Criteria, Diverged, GradScaler, trained_parameters
+from host_client.curvature.base import BaseCapture, CaptureOptions
+from host_client.curvature.hooks import WeakHook
 from host_client.frames import releasing
 from host_client.optimizers.change import Change
 from host_client.optimizers.checkpoints import Resumable
-from host_client.optimizers.descent import descend
-from host_client.optimizers.diverged import check_finite
 from host_client.optimizers.groups import check_frozen, make_groups
 from host_client.optimizers.levenberg_marquardt import LevenbergMarquardt
-from host_client.optimizers.line_search import LineSearch
 from host_client.optimizers.options import Curvature
-from host_client.optimizers.ranges import at_least_one, check_one_momentum, check_together
-from host_client.optimizers.replay import Reevaluation, number
-from host_client.optimizers.saved import restored_operator, saved_operator
+from host_client.optimizers.ranges import COUNT, check_one_momentum, check_together
+from host_client.optimizers.saved import restore_curvature, save_curvature
 from host_client.optimizers.schedules import Scheduled, Schedules
 from host_client.optimizers.spring import keep_direction, spring_drive
 from host_client.optimizers.state_checks import shapes_of
-from host_client.optimizers.trial import Trial, check_closure
+from host_client.optimizers.trial import LineSearch, Trial, number
 from host_client.optimizers.trust_region import TrustRegion
-from host_client.optimizers.vectors import dense_gradient, gradient_of, parts_of, rates_of
+from host_client.optimizers.vectors import check_finite, dense_gradient, gradient_of, parts_of, rates_of
 from spu_link.errors import InvalidProgram
 from spu_link.operators import Operator
 from spu_link.values import all_finite
@@ -92,9 +89,10 @@ class NaturalGradient(Resumable, ABC):
         ValueError: for a hyperparameter out of its range, or groups that do not fit the model.
 
     Attributes:
-        capture: the hooks on model and criterion; ``capture.close()`` removes them when training is over. None when
-            the curvature is given.
-        counts: what happened how often.
+        capture: the hooks on model and criterion, which `close` removes. None when the curvature is given.
+        counts: numbers of ``"updates"`` along a g̃, of those that the ``"trust region"`` has shortened, of ``"loss
+            evaluations"`` after a step, of line searches with ``"no decrease"``, and of ``"damping grown"`` and
+            ``"damping shrunk"``; subclasses add theirs.
         steps: how many steps have been taken.
         hyperparameters: the first group with a natural gradient.
     """
@@ -124,78 +122,53 @@ class NaturalGradient(Resumable, ABC):
     ) -> None:
         for name in hyperparameters.keys() - self.ranges.keys():
             raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {name!r}")
-        at_least_one("curvature_every", curvature_every)
+        COUNT.check("curvature_every", curvature_every)
         if adapt_damping is not None and callable(damping):
             raise ValueError("Invalid damping: a schedule; with adapt_damping it must be a number, to start from")
         rule = {"momentum": momentum} if betas is None else {"betas": betas, "eps": eps}
         shared = {"lr": lr, "weight_decay": weight_decay, **rule}
         own = {"damping": damping, "trust_region": trust_region, "spring": spring, **hyperparameters}
-        made = make_groups(model, groups, shared, {**own, "optimizer": type(self).__name__, "steps": 0})
-        check_together(made, momentum=momentum, trust_region=trust_region, spring=spring, line_search=line_search)
-        self._schedules = Schedules(made, self.ranges)
-        self._schedules.apply(made, 0, self.ranges)
-        natural = [p for group in made if not group["adam"] for p in group["params"]]
+        complete_groups = make_groups(model, groups, shared, {**own, "optimizer": type(self).__name__, "steps": 0})
+        check_together(complete_groups, {"momentum": momentum, "line_search": line_search, **own})
+        self._schedules = Schedules(complete_groups, self.ranges)
+        self._schedules.apply(complete_groups, 0, self.ranges)
+        natural = [p for group in complete_groups if not group["adam"] for p in group["params"]]
         self._parameters = trained_parameters(model, natural)
         self._check_size(sum(p.numel() for p in natural))
-        chosen = {id(p) for p in natural}
-        self._left = [(path, p) for path, p in trained_parameters(model) if id(p) not in chosen]
+        natural_ids = {id(p) for p in natural}
+        self._adam_parameters = [(path, p) for path, p in trained_parameters(model) if id(p) not in natural_ids]
         self._frozen = [(path, p) for path, p in model.named_parameters() if not p.requires_grad]
-        self._whole = False
-        now = next(group for group in made if "damping" in group)
-        super().__init__(made, {name: now[name] if callable(value) else value for name, value in shared.items()})
-        self._whole = True
+        self._groups_complete = self._closed = False
+        first = next(group for group in complete_groups if "damping" in group)
+        defaults = {name: first[name] if callable(value) else value for name, value in shared.items()}
+        super().__init__(complete_groups, defaults)
+        self._groups_complete = True
         self._complete()
         self.counts: Counter[str] = Counter()
         self.curvature_every = curvature_every
-        self._options = {
-            "curvature": curvature,
-            "samples": samples,
-            "check": check,
-            "curvature_every": curvature_every,
-            "adapt_damping": adapt_damping,
-            "line_search": line_search,
-        }
+        self._fixed: dict[str, Any] = {"curvature": curvature, "samples": samples, "check": check}
         self.adapt_damping, self.line_search = adapt_damping, line_search
         self._model = model
         self._operator: Operator | None = None
-        self.capture: Capture | None = None
+        self.capture: BaseCapture | None = None
         if callable(curvature):
-            self._given = curvature
+            self._curvature_function = curvature
         else:
-            self.capture = self._capturing(
-                model, criterion, natural, curvature=curvature, samples=samples, grad_scaler=grad_scaler, check=check
-            )
+            options = CaptureOptions(curvature=curvature, samples=samples, grad_scaler=grad_scaler, parameters=natural)
+            self.capture = self._make_capture(model, criterion, check, **options)
 
-    def _capturing(
-        self,
-        model: nn.Module,
-        criterion: Criteria,
-        natural: Sequence[nn.Parameter],
-        *,
-        curvature: Kind,
-        samples: int,
-        grad_scaler: GradScaler | None,
-        check: Check,
-    ) -> Capture:
-        """What makes the curvature of this kind of the losses that gradients are those of."""
-        complete = WeakMethod(self._on_operator)  # the model's hooks do not keep the optimizer alive
-        return Capture(
-            model,
-            criterion,
-            curvature=curvature,
-            samples=samples,
-            check=check,
-            on_operator=lambda operator: _tell(complete, operator),
-            grad_scaler=grad_scaler,
-            parameters=natural,
-        )
+    def _make_capture(
+        self, model: nn.Module, criterion: Criteria, check: Check, **options: Unpack[CaptureOptions]
+    ) -> BaseCapture:
+        """Return the capture of the losses whose gradients a step uses."""
+        return Capture(model, criterion, check=check, on_operator=WeakHook(self._on_operator), **options)
 
     def _on_operator(self, operator: Operator) -> None:
-        """A curvature is complete, and its backward pass still to come; `_directions` may or may not ask for it."""
+        """Called with each F as soon as it is complete, before its backward pass; the step may or may not use it."""
 
     @abstractmethod
     def _directions(self, operator: Operator | None, drive: Tensor) -> Iterable[Tensor]:
-        """The directions g̃ of a step, each of shape (N,), that the parameters go along one after the other.
+        """Return the directions g̃ of a step, each of shape (N,); the parameters step along one after the other.
 
         Args:
             operator: F, if this step has a new one; else None, and the last one is ``self._operator``.
@@ -203,15 +176,20 @@ class NaturalGradient(Resumable, ABC):
         """
 
     def _check_size(self, parameters: int) -> None:
-        """Refuse so many parameters with a natural gradient, before anything has been done; here none are too many."""
+        """Raise `ValueError` if the method cannot hold so many parameters, before anything is done; here never."""
 
     def _curvature_due(self) -> bool:
-        """Whether the step to come has a curvature of its own; until then forward passes are captured."""
+        """Return whether the step to come needs a new curvature; until then forward passes are captured."""
         return self.steps % self.curvature_every == 0 or self._operator is None
 
+    def _options(self) -> dict[str, Any]:
+        """Return the hyperparameters of no group, by name; attributes that may be replaced, as they are now."""
+        replaceable = ("curvature_every", "adapt_damping", "line_search")
+        return self._fixed | {name: getattr(self, name) for name in replaceable}
+
     def __repr__(self) -> str:
-        """All hyperparameters: those of each group as they are now, then those of no group."""
-        shown = "".join(f"    {name}: {value}\n" for name, value in self._options.items())
+        """Return all hyperparameters as they are now: those of each group, then those of no group."""
+        shown = "".join(f"    {name}: {value}\n" for name, value in self._options().items())
         return f"{super().__repr__()[:-1]}\nOf all groups\n{shown})"
 
     def __getstate__(self) -> NoReturn:
@@ -225,13 +203,19 @@ class NaturalGradient(Resumable, ABC):
             "and give it the state: other.load_state_dict(optimizer.state_dict())"
         )
 
+    def close(self) -> None:
+        """Remove the hooks from model and criterion when training is over; further steps are refused."""
+        self._closed = True
+        if self.capture is not None:
+            self.capture.close()
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Take the groups that the optimizer is made with; later ones are refused.
+        """Add one of the groups that the optimizer is made with; later ones are refused.
 
         Raises:
             ValueError: for a group that comes later.
         """
-        if self._whole:
+        if self._groups_complete:
             raise ValueError(
                 f"{type(self).__name__} takes no further parameter groups, the curvature couples all parameters: make "
                 "a new one with groups=[…]"
@@ -255,7 +239,7 @@ class NaturalGradient(Resumable, ABC):
     @torch.no_grad()
     @releasing
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One step along the natural gradient.
+        """Take one step along the natural gradient.
 
         Parameters whose gradient is None stay as they are, and so do their momentum and moments; the direction of the
         others is as if that gradient were 0.
@@ -267,33 +251,41 @@ class NaturalGradient(Resumable, ABC):
             The closure's loss, at the parameters before the step. Gradients are those of this loss.
 
         Raises:
-            RuntimeError: when there was no training forward pass with a loss and a backward pass through it since the
-                last step, when no parameter has a gradient, or when one has been unfrozen; without a closure, when
-                `adapt_damping` or `line_search` needs one.
+            RuntimeError: after `close`; when there was no training forward pass with a loss and a backward pass through
+                it since the last step, when no parameter has a gradient, or when one has been unfrozen; without a
+                closure, when `adapt_damping` or `line_search` needs one.
             ValueError: when a hyperparameter has left its range.
             Diverged: when a gradient, a direction or the curvature is not finite.
         """
-        again = self._reevaluation(closure)
+        if self._closed:
+            raise RuntimeError(
+                f"this {type(self).__name__} is closed; make a new one, and give it the state of this one with "
+                "load_state_dict to go on"
+            )
+        trial = self._trial(closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         with self._attempt():
-            plain = self._plain()
+            adam_gradients = self._adam_gradients()
             directions = self._solve()
-            change = Change([*self._used(), *plain], self.state)
+            change = Change([*self._used_parameters(), *adam_gradients], self.state)
             try:
-                with self._trust_region() as region:
-                    parts = [self._parts(direction) for direction in directions]
-                    shortened = descend(self.param_groups, parts, plain, self.state, change, region)
+                parts = [self._parts(direction) for direction in directions]
+                shortened = change.descend(self.param_groups, parts, adam_gradients, self._trust_region())
                 self.counts["trust region"] += shortened
-                fraction = 1.0 if again is None else self._judge(change, again, number(loss))
+                fraction = 1.0
+                if trial is not None:
+                    assert self._operator is not None
+                    before, natural = number(loss), self._parameters
+                    fraction = trial.judge(change, before, self.hyperparameters, self._operator, natural)
             except BaseException:
                 change.undo()
                 raise
         if fraction > 0.0:
             self.counts["updates"] += len(directions)
-        self._taken(directions[-1] if fraction > 0.0 else None)
+        self._finish_step(directions[-1] if fraction > 0.0 else None)
         return loss
 
     @torch.no_grad()
@@ -316,29 +308,29 @@ class NaturalGradient(Resumable, ABC):
         with self._attempt():
             direction = self._solve()[-1]
             rates = rates_of(self.param_groups, [parameter for _, parameter in self._parameters])
-            change = self._parts(direction * -rates.to(direction))
-            with self._trust_region() as region:
-                fraction = 1.0 if region is None else region.fraction(change, change)
+            update = self._parts(direction * -rates.to(direction))
+            region = self._trust_region()
+            fraction = 1.0 if region is None else region.fraction(update, update)
             self.counts["trust region"] += fraction < 1.0
         for parameter, part in self._parts(direction * fraction).items():
             parameter.grad = part if parameter.grad.is_sparse else parameter.grad.copy_(part)  # type: ignore[union-attr]
-        self._taken(direction)
+        self._finish_step(direction)
 
-    def _kept(self, group: Mapping[str, Any], whole: Mapping[str, Any]) -> tuple[str, ...]:
-        return super()._kept(group, whole) + (("spring",) if whole["spring"] and not group["adam"] else ())
+    def _state_names(self, group: Mapping[str, Any], whole: Mapping[str, Any]) -> tuple[str, ...]:
+        return super()._state_names(group, whole) + (("spring",) if whole["spring"] and not group["adam"] else ())
 
-    def _further(self) -> dict[str, Any]:
-        operator = None if self._operator is None else saved_operator(self._operator)
+    def _extra_state(self) -> dict[str, Any]:
+        operator = None if self._operator is None else save_curvature(self._operator)
         return {"shapes": shapes_of(self.param_groups), "operator": operator}
 
-    def _read(self, state_dict: Mapping[str, Any]) -> Callable[[], None]:
+    def _read_extra_state(self, state_dict: Mapping[str, Any]) -> Callable[[], None]:
         blocks = state_dict.get("operator")
-        operator = None if blocks is None else restored_operator(blocks, [p for _, p in self._parameters])
+        operator = None if blocks is None else restore_curvature(blocks, [p for _, p in self._parameters])
 
         def place() -> None:
-            self._schedules.found(self.param_groups)
+            self._schedules.accept(self.param_groups)
             self._operator = operator
-            self._pace()
+            self._prepare_next_step()
 
         return place
 
@@ -361,9 +353,9 @@ class NaturalGradient(Resumable, ABC):
         if gradient.device.type == "cpu":  # elsewhere that would be waited for, and the copy that is sent is checked
             self._check_finite("gradient", gradient)
         if self._curvature_due():
-            new = self._given() if self.capture is None else self.capture.operator_of_gradients()
+            new = self._curvature_function() if self.capture is None else self.capture.operator_of_gradients()
             self._operator = new
-        if not self._used():
+        if not self._used_parameters():
             raise RuntimeError("no parameter has a gradient: call loss.backward() before step()")
         assert self._operator is not None
         group = self.hyperparameters
@@ -392,70 +384,58 @@ class NaturalGradient(Resumable, ABC):
         if not all_finite(self._operator.curvature(torch.ones_like(gradient))):
             raise Diverged(self.steps + 1, "curvature") from error
 
-    @contextmanager
-    def _trust_region(self) -> Iterator[TrustRegion | None]:
-        """Give the bound on an update, if there is one; an update that it cannot bound has diverged."""
-        group, region = self.hyperparameters, None
-        if group["trust_region"] is not None:
-            assert self._operator is not None
-            region = TrustRegion(self._operator, self._parameters, group["damping"], group["trust_region"])
-        try:
-            yield region
-        except FloatingPointError as error:
-            raise Diverged(self.steps + 1, "length of the update") from error
+    def _trust_region(self) -> TrustRegion | None:
+        """Return the bound on this step's update, if there is one."""
+        group = self.hyperparameters
+        if group["trust_region"] is None:
+            return None
+        assert self._operator is not None
+        return TrustRegion(self._operator, self._parameters, group["damping"], group["trust_region"], self.steps + 1)
 
-    def _reevaluation(self, closure: Callable[[], float] | None) -> Reevaluation | None:
+    def _trial(self, closure: Callable[[], float] | None) -> Trial | None:
         """Return what evaluates the loss after this step, if anything asks for it."""
         for name in ("adapt_damping", "line_search"):
-            if getattr(self, name) is not None:
-                check_closure(name, closure)
-        if closure is None or not (self._adapts() or self.line_search is not None):
+            if getattr(self, name) is not None and closure is None:
+                raise RuntimeError(
+                    f"{name} compares the losses before and after a step: give step(closure), with a closure that "
+                    "evaluates the model, computes gradients and returns the loss"
+                )
+        adapt = self.adapt_damping if self.adapt_damping is not None and self.adapt_damping.due(self.steps) else None
+        if closure is None or (adapt is None and self.line_search is None):
             return None
-        return Reevaluation(self._model, closure, self.capture)
+        return Trial(self._model, closure, self.capture, self.line_search, adapt, self.counts)
 
-    def _judge(self, change: Change, again: Reevaluation, before: float) -> float:
-        """Shorten the update by the line search, and adapt the damping; return the fraction of the update left."""
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        trial = Trial(change, again, before, parameters, self.counts)
-        fraction = 1.0 if self.line_search is None else trial.search(self.line_search)
-        if self.adapt_damping is not None and self._adapts():
-            assert self._operator is not None
-            trial.adapt(self.adapt_damping, self.hyperparameters, self._operator, self._parameters)
-        return fraction
-
-    def _adapts(self) -> bool:
-        return self.adapt_damping is not None and self.adapt_damping.due(self.steps)
-
-    def _taken(self, direction: Tensor | None) -> None:
+    def _finish_step(self, direction: Tensor | None) -> None:
         """Finish a step along this direction; None if it was not taken."""
         keep_direction(direction if self.hyperparameters["spring"] else None, self._parameters, self.state)
         self.hyperparameters["steps"] += 1
         if self.capture is not None:
             self.capture.finish_step()
-        self._pace()
+        self._prepare_next_step()
 
-    def _pace(self) -> None:
+    def _prepare_next_step(self) -> None:
+        """Let the capture see the forward passes of the step to come, if that step needs a new curvature."""
         if self.steps % self.curvature_every == 0:
-            self._operator = None  # it would only take memory while the next one is captured
+            self._operator = None  # else two would take memory while the next one is captured
         if self.capture is not None:
             self.capture.paused = not self._curvature_due()
             self.capture.step = self.steps + 1
 
-    def _used(self) -> list[Tensor]:
+    def _used_parameters(self) -> list[Tensor]:
         """Return the parameters with a natural gradient that the losses have used: those that have a gradient."""
         return [p for _, p in self._parameters if p.grad is not None]
 
-    def _plain(self) -> dict[Tensor, Tensor]:
+    def _adam_gradients(self) -> dict[Tensor, Tensor]:
         """Return the gradients of the parameters left to Adam, of those that have one.
 
         Raises:
             Diverged: for one on the CPU that is not finite.
         """
-        plain: dict[Tensor, Tensor] = {p: dense_gradient(p) for _, p in self._left if p.grad is not None}
-        for path, p in self._left:
-            if p in plain and p.device.type == "cpu":
-                check_finite(self.steps + 1, "gradient", plain[p].flatten(), [(path, p)])
-        return plain
+        gradients: dict[Tensor, Tensor] = {p: dense_gradient(p) for _, p in self._adam_parameters if p.grad is not None}
+        for path, p in self._adam_parameters:
+            if p in gradients and p.device.type == "cpu":
+                check_finite(self.steps + 1, "gradient", gradients[p].flatten(), [(path, p)])
+        return gradients
 
     def _parts(self, direction: Tensor) -> dict[Tensor, Tensor]:
         """Return a direction of shape (N,) as directions of the parameters that have a gradient."""
@@ -464,9 +444,3 @@ class NaturalGradient(Resumable, ABC):
 
     def _check_finite(self, name: str, vector: Tensor) -> None:
         check_finite(self.steps + 1, name, vector, self._parameters)
-
-
-def _tell(method: WeakMethod[Any], operator: Operator) -> None:
-    called = method()
-    if called is not None:
-        called(operator)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from host_client.optimizers.ranges import COMMON, Ranges
-from host_client.optimizers.rules import complete, kept
+from host_client.optimizers.rules import complete, state_names
 from host_client.optimizers.state_checks import check_fits, check_groups, check_state, present_format
 
 
@@ -23,8 +23,10 @@ class Resumable(torch.optim.Optimizer):
     class are in the group of `hyperparameters`, the dotted paths of the parameters are the ``param_names`` of each.
     """
 
-    ranges: ClassVar[Ranges] = COMMON
-    """The range of each hyperparameter; subclasses add theirs, which makes them known."""
+    @property
+    def ranges(self) -> Ranges:
+        """The range of each hyperparameter; subclasses add theirs, which makes them known."""
+        return COMMON
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
@@ -36,7 +38,7 @@ class Resumable(torch.optim.Optimizer):
 
     @property
     def steps(self) -> int:
-        """How many steps have been taken."""
+        """Number of steps taken."""
         taken: int = self.hyperparameters["steps"]
         return taken
 
@@ -47,7 +49,7 @@ class Resumable(torch.optim.Optimizer):
         each k-th step.
         """
         self._complete()
-        own = self.register_state_dict_post_hook(lambda _, state: {**state, **self._further()}, prepend=True)
+        own = self.register_state_dict_post_hook(lambda _, state: {**state, **self._extra_state()}, prepend=True)
         try:
             return super().state_dict()
         finally:
@@ -68,7 +70,7 @@ class Resumable(torch.optim.Optimizer):
 
         def prepare(_: torch.optim.Optimizer, given: dict[str, Any]) -> dict[str, Any]:
             prepared = self._prepare(given)
-            put.append(self._read(prepared))
+            put.append(self._read_extra_state(prepared))
             return prepared
 
         def finish(_: torch.optim.Optimizer) -> None:
@@ -87,30 +89,30 @@ class Resumable(torch.optim.Optimizer):
                 handle.remove()
 
     @abstractmethod
-    def _further(self) -> dict[str, Any]:
-        """Return what the state dictionary has beside ``state`` and ``param_groups``."""
+    def _extra_state(self) -> dict[str, Any]:
+        """Return what the state dictionary has in addition to ``state`` and ``param_groups``."""
 
     @abstractmethod
-    def _read(self, state_dict: Mapping[str, Any]) -> Callable[[], None]:
-        """Check what `_further` gave, if it is there, and return what puts it in place once all else is loaded.
+    def _read_extra_state(self, state_dict: Mapping[str, Any]) -> Callable[[], None]:
+        """Check what `_extra_state` gave, if it is there, and return what puts it in place once all else is loaded.
 
         Raises:
             ValueError: for what does not fit.
         """
 
-    def _kept(self, group: Mapping[str, Any], whole: Mapping[str, Any]) -> tuple[str, ...]:
+    def _state_names(self, group: Mapping[str, Any], whole: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the names of what is kept of each parameter of a group: tensors of its shape, ``step`` a number.
 
         Args:
             group: its hyperparameters.
             whole: those of the optimizer as a whole.
         """
-        return kept(group)
+        return state_names(group)
 
     def _complete(self) -> None:
         """Add what the state lacks, as zeros, and let it follow parameters that have got another device or dtype."""
         for group in self.param_groups:
-            names = self._kept(group, self.hyperparameters)
+            names = self._state_names(group, self.hyperparameters)
             for p in group["params"]:
                 complete(self.state[p], p, names)
 
@@ -125,13 +127,13 @@ class Resumable(torch.optim.Optimizer):
         ]
         check_groups(groups, self.ranges)
         whole = next(group for group in groups if "damping" in group)
-        state = {key: _copied(entries) for key, entries in prepared["state"].items()}
+        state = {key: _copy(entries) for key, entries in prepared["state"].items()}
         for group, mine in zip(groups, self.param_groups, strict=True):
-            check_state(state, group, mine, self._kept(group, whole), complete)
+            check_state(state, group, mine, self._state_names(group, whole), complete)
         return {**prepared, "state": state, "param_groups": groups}
 
 
-def _copied(entries: Any) -> Any:
+def _copy(entries: Any) -> Any:
     """Return the entries of one parameter with tensors of their own: loading must not tie two optimizers together."""
     if not isinstance(entries, Mapping):
         return entries

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from host_client.curvature import trained_parameters
 
 ADAM: Mapping[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8}
-"""What a group that is left to Adam has where it does not say: Adam's own, whatever those of the optimizer."""
+"""Default hyperparameters of a group that is left to Adam: Adam's own, whatever those of the optimizer."""
 
 TYPO = 0.84
-"""How similar a key of a group is to a hyperparameter, at least, to be a mistyped one (as difflib's ratio)."""
+"""Min similarity of a group's key to a hyperparameter to count as mistyped (difflib's ratio)."""
 
 
 def make_groups(
@@ -41,7 +41,7 @@ def make_groups(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"Invalid model: a {type(model).__name__}; give the module, not its parameters")
-    if isinstance(given, Mapping) or not all(isinstance(one, Mapping) for one in given or ()):
+    if isinstance(given, Mapping) or not all(isinstance(entry, Mapping) for entry in given or ()):
         raise TypeError('Invalid groups: they must be a list of dictionaries, such as [{"params": …, "lr": 0.1}]')
     paths = {id(parameter): path for path, parameter in model.named_parameters()}
     trained = trained_parameters(model)
@@ -51,7 +51,7 @@ def make_groups(
     for number, one in enumerate(given or (), start=1):
         if "params" not in one:
             raise ValueError(f"Invalid groups: group {number} has no 'params'")
-        parameters = _listed(one["params"])
+        parameters = _list_parameters(one["params"])
         adam = bool(one.get("adam", False))
         defaults = {**shared, **ADAM} if adam else dict(shared)
         if adam:
@@ -97,11 +97,11 @@ def check_frozen(parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
             )
 
 
-def _listed(params: Tensor | Iterable[Any]) -> list[Tensor]:
-    """What torch takes for ``params``: a tensor, tensors, or pairs of name and tensor."""
+def _list_parameters(params: Tensor | Iterable[Any]) -> list[Tensor]:
+    """Return the tensors of ``params`` as torch takes them: a tensor, tensors, or pairs of name and tensor."""
     if isinstance(params, Tensor):
         return [params]
-    return [one[1] if isinstance(one, tuple) else one for one in params]
+    return [entry[1] if isinstance(entry, tuple) else entry for entry in params]
 
 
 def _check_names(number: int, group: Mapping[str, Any], known: Sequence[str], own: Iterable[str]) -> None:

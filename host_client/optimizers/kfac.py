@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Unpack
+from collections.abc import Iterable
+from typing import ClassVar, Unpack
 
 from torch import Tensor, nn
 
-from host_client.curvature import Check, Criteria, GradScaler, Kind, trained_parameters
+from host_client.curvature import Check, Criteria
+from host_client.curvature.base import BaseCapture, CaptureOptions
+from host_client.curvature.kronecker.capture import KroneckerCapture
+from host_client.curvature.kronecker.operator import KroneckerFactors
 from host_client.optimizers.base import NaturalGradient
 from host_client.optimizers.options import NaturalGradientOptions
-from host_client.optimizers.ranges import COMMON, Ranges
-from host_client.optimizers.solvers.checks import check_damping
-from host_client.optimizers.solvers.kronecker import Kronecker
-from host_client.optimizers.solvers.kronecker_capture import KroneckerCapture
+from host_client.optimizers.ranges import COMMON, SOLVABLE, Ranges
 from spu_link.operators import Operator
 
 
@@ -35,27 +35,18 @@ class KFAC(NaturalGradient):
         ValueError: for a hyperparameter out of its range.
     """
 
-    ranges: ClassVar[Ranges] = {**COMMON, "damping": lambda _, value: check_damping(value)}
+    ranges: ClassVar[Ranges] = {**COMMON, "damping": SOLVABLE}
 
     def __init__(self, model: nn.Module, criterion: Criteria, **options: Unpack[NaturalGradientOptions]) -> None:
         if callable(options.get("curvature")):
             raise ValueError("Invalid curvature: a function; K-FAC makes its own, 'exact', 'mc' or 'empirical'")
         super().__init__(model, criterion, **options)
 
-    def _capturing(
-        self,
-        model: nn.Module,
-        criterion: Criteria,
-        natural: Sequence[nn.Parameter],
-        *,
-        curvature: Kind,
-        samples: int,
-        grad_scaler: GradScaler | None,
-        check: Check,
-    ) -> Any:
-        parameters = trained_parameters(model, natural)
-        return KroneckerCapture(model, criterion, parameters, kind=curvature, draws=samples, grad_scaler=grad_scaler)
+    def _make_capture(
+        self, model: nn.Module, criterion: Criteria, check: Check, **options: Unpack[CaptureOptions]
+    ) -> BaseCapture:
+        return KroneckerCapture(model, criterion, **options)
 
     def _directions(self, operator: Operator | None, drive: Tensor) -> Iterable[Tensor]:
-        assert isinstance(self._operator, Kronecker)
+        assert isinstance(self._operator, KroneckerFactors)
         return [self._operator.solve(drive, self.hyperparameters["damping"])]

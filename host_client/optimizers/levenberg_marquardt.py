@@ -24,8 +24,8 @@ class LevenbergMarquardt:
         shrink: factor on λ where it predicts well, in (0, 1). The defaults of the two are (19/20)^∓5, the rule of
             Martens and Grosse (arXiv 1503.05671, section 6.5) for every fifth step.
         threshold: a, in [1/2, 1): λ stays for ρ in [1 − a, a].
-        least: λ is never less than this, above 0.
-        most: λ is never more than this, above `least`.
+        min: min λ, above 0.
+        max: max λ, above `min`.
 
     Raises:
         ValueError: for a field out of its range.
@@ -35,8 +35,8 @@ class LevenbergMarquardt:
     grow: float = (20 / 19) ** 5
     shrink: float = (19 / 20) ** 5
     threshold: float = 0.75
-    least: float = 1e-8
-    most: float = 1e3
+    min: float = 1e-8
+    max: float = 1e3
 
     def __post_init__(self) -> None:
         ranges: list[tuple[str, bool, str]] = [
@@ -44,19 +44,19 @@ class LevenbergMarquardt:
             ("grow", 1.0 < self.grow < math.inf, "above 1"),
             ("shrink", 0.0 < self.shrink < 1.0, "above 0 and below 1"),
             ("threshold", 0.5 <= self.threshold < 1.0, "at least 1/2 and below 1"),
-            ("least", 0.0 < self.least < math.inf, "above 0"),
-            ("most", self.least < self.most < math.inf, f"above least, which is {self.least}"),
+            ("min", 0.0 < self.min < math.inf, "above 0"),
+            ("max", self.min < self.max < math.inf, f"above min, which is {self.min}"),
         ]
         for name, right, expected in ranges:
             if not right:
                 raise ValueError(f"Invalid {name}: {getattr(self, name)}; it must be {expected}")
 
     def due(self, step: int) -> bool:
-        """Whether λ is adapted after the step of this number, from 0."""
+        """Return whether λ is adapted after the step of this number, from 0."""
         return step % self.every == self.every - 1
 
     def adapt(self, damping: float, ratio: float) -> float:
-        """λ for the next steps, within [least, most].
+        """λ for the next steps, within [min, max].
 
         Args:
             damping: λ until now.
@@ -66,7 +66,7 @@ class LevenbergMarquardt:
             damping *= self.shrink
         elif not ratio >= 1.0 - self.threshold:
             damping *= self.grow
-        return min(max(damping, self.least), self.most)
+        return min(max(damping, self.min), self.max)
 
 
 def predicted_decrease(operator: Curved, gradient: Tensor, change: Tensor) -> float:

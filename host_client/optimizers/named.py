@@ -4,30 +4,40 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_type_hints
+from functools import partial
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import torch
 from torch import nn
 
 from host_client.curvature import Criteria, trained_parameters
+from host_client.names import OptimizerName as OptimizerName
 from host_client.optimizers.kfac import KFAC
 from host_client.optimizers.ngd import NGD
-from host_client.optimizers.ngd_cg import NGDCG
-from host_client.optimizers.ngd_woodbury import NGDWoodbury
 from host_client.optimizers.options import NaturalGradientOptions
 from host_client.optimizers.tngd import TNGD
+from host_client.solvers import ConjugateGradients, solve_dense, solve_woodbury
 
 if TYPE_CHECKING:
     from host_client.blocking import Session
 
-OptimizerName: TypeAlias = Literal["tngd", "ngd", "ngd-cg", "ngd-woodbury", "kfac", "adam", "sgd"]
-"""What `make_optimizer` makes."""
+
+def _ngd_cg(
+    model: nn.Module,
+    criterion: Criteria,
+    *,
+    iterations: int = ConjugateGradients.iterations,
+    tolerance: float = ConjugateGradients.tolerance,
+    **options: Any,
+) -> NGD:
+    return NGD(model, criterion, solver=ConjugateGradients(iterations, tolerance), **options)
+
 
 _NATURAL: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "tngd": TNGD,
-    "ngd": NGD,
-    "ngd-cg": NGDCG,
-    "ngd-woodbury": NGDWoodbury,
+    "ngd": partial(NGD, solver=solve_dense),
+    "ngd-cg": _ngd_cg,
+    "ngd-woodbury": partial(NGD, solver=solve_woodbury),
     "kfac": KFAC,
 }
 _PLAIN: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
@@ -42,12 +52,13 @@ def make_optimizer(
     """The optimizer of this name for the trained parameters of a model.
 
     Args:
-        name: ``"tngd"``, by a device; ``"ngd"``, ``"ngd-cg"``, ``"ngd-woodbury"`` and ``"kfac"``, digital; ``"adam"``
-            and ``"sgd"``, torch's own.
+        name: ``"tngd"``, by a device; ``"ngd"``, ``"ngd-cg"`` and ``"ngd-woodbury"``, `NGD` with `solve_dense`,
+            `ConjugateGradients` (whose options are hyperparameters) and `solve_woodbury`; ``"kfac"``; ``"adam"`` and
+            ``"sgd"``, torch's own.
         model: what is trained.
         criterion: the loss; torch's own have no use for it.
         session: the device; needed for ``"tngd"``, and only used there.
-        hyperparameters: the optimizer's own; `hyperparameters_of` tells which there are.
+        hyperparameters: the optimizer's own; `hyperparameters_of` lists them.
 
     Raises:
         ValueError: for an unknown name, for a hyperparameter that this method does not have, or for `tngd` without a
@@ -77,8 +88,8 @@ def hyperparameters_of(name: str) -> frozenset[str]:
     maker = {**_NATURAL, **_PLAIN}.get(name)
     if maker is None:
         raise ValueError(f"Invalid optimizer: {name!r}; it must be one of {', '.join(get_args(OptimizerName))}")
-    given = {"model", "criterion", "session", "params"}
+    given = {"model", "criterion", "session", "solver", "params"}
     own = inspect.signature(maker).parameters.values()
-    names = {one.name for one in own if one.kind is not one.VAR_KEYWORD} - given
+    names = {parameter.name for parameter in own if parameter.kind is not parameter.VAR_KEYWORD} - given
     shared = set(get_type_hints(NaturalGradientOptions)) if name in _NATURAL else set()
     return frozenset(names | shared)

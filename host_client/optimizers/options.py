@@ -7,8 +7,8 @@ from typing import Any, Required, TypeAlias, TypedDict
 
 from host_client.curvature import Check, GradScaler, Kind
 from host_client.optimizers.levenberg_marquardt import LevenbergMarquardt
-from host_client.optimizers.line_search import LineSearch
 from host_client.optimizers.schedules import Scheduled
+from host_client.optimizers.trial import LineSearch
 from spu_link.operators import Operator
 
 Curvature: TypeAlias = Kind | Callable[[], Operator]

@@ -1,96 +1,67 @@
-"""What values hyperparameters may have."""
+"""Ranges of hyperparameters."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-Check: TypeAlias = Callable[[str, Any], None]
-"""Raises ValueError when the hyperparameter of this name may not have this value."""
 
-Ranges: TypeAlias = Mapping[str, Check]
-"""The check of each hyperparameter, by its name; a name that is not there is none."""
+@dataclass(frozen=True)
+class Range:
+    """The values that a hyperparameter may have.
 
-
-def at_least_zero(name: str, value: Any) -> None:
-    """Refuse what is negative or not a number.
-
-    Raises:
-        ValueError: naming the hyperparameter.
+    Attributes:
+        rule: which these are, as the end of a message.
+        accepts: says whether a value is one of them.
     """
-    if not value >= 0.0:
-        raise ValueError(f"Invalid {name}: {value}; it must be at least 0")
+
+    rule: str
+    accepts: Callable[[Any], bool]
+
+    def check(self, name: str, value: Any) -> None:
+        """Refuse a value that is none of them.
+
+        Raises:
+            ValueError: naming the hyperparameter.
+        """
+        if not self.accepts(value):
+            shown = repr(value) if isinstance(value, str) else value
+            raise ValueError(f"Invalid {name}: {shown}; {self.rule}")
 
 
-def above_zero(name: str, value: Any) -> None:
-    """Refuse what is not positive.
+Ranges: TypeAlias = Mapping[str, Range]
+"""The range of each hyperparameter, by its name; a name that is not there is none."""
 
-    Raises:
-        ValueError: naming the hyperparameter.
-    """
-    if not value > 0.0:
-        raise ValueError(f"Invalid {name}: {value}; it must be more than 0")
-
-
-def none_or_above_zero(name: str, value: Any) -> None:
-    """Refuse what is neither None nor positive.
-
-    Raises:
-        ValueError: naming the hyperparameter.
-    """
-    if not (value is None or value > 0.0):
-        raise ValueError(f"Invalid {name}: {value}; it must be more than 0, or None")
+AT_LEAST_ZERO = Range("it must be at least 0", lambda value: value >= 0.0)
+ABOVE_ZERO = Range("it must be more than 0", lambda value: value > 0.0)
+NONE_OR_ABOVE_ZERO = Range("it must be more than 0, or None", lambda value: value is None or value > 0.0)
+SOLVABLE = Range("a digital solve needs more than 0", lambda value: value > 0.0)
+FRACTION = Range("it must be at least 0 and less than 1", lambda value: 0.0 <= value < 1.0)
+TWO_FRACTIONS = Range(
+    "it must be two numbers, each at least 0 and less than 1",
+    lambda value: isinstance(value, (tuple, list)) and len(value) == 2 and all(0.0 <= beta < 1.0 for beta in value),
+)
+COUNT = Range(
+    "it must be a whole number, at least 1",
+    lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 1,
+)
 
 
-def share(name: str, value: Any) -> None:
-    """Refuse what is not at least 0 and less than 1.
-
-    Raises:
-        ValueError: naming the hyperparameter.
-    """
-    if not 0.0 <= value < 1.0:
-        raise ValueError(f"Invalid {name}: {value}; it must be at least 0 and less than 1")
-
-
-def two_shares(name: str, value: Any) -> None:
-    """Refuse what are not two numbers, each at least 0 and less than 1.
-
-    Raises:
-        ValueError: naming the hyperparameter.
-    """
-    if not (isinstance(value, (tuple, list)) and len(value) == 2 and all(0.0 <= beta < 1.0 for beta in value)):
-        raise ValueError(f"Invalid {name}: {value}; it must be two numbers, each at least 0 and less than 1")
-
-
-def at_least_one(name: str, value: Any) -> None:
-    """Refuse what is not a whole number of at least 1.
-
-    Raises:
-        ValueError: naming the hyperparameter.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"Invalid {name}: {value}; it must be a whole number, at least 1")
-
-
-def one_of(*known: object) -> Check:
-    """The check that refuses all but these."""
-
-    def check_one(name: str, value: Any) -> None:
-        if value not in known:
-            raise ValueError(f"Invalid {name}: {value!r}; it must be one of {', '.join(map(repr, known))}")
-
-    return check_one
+def one_of(*known: object) -> Range:
+    """The range of these values alone."""
+    return Range(f"it must be one of {', '.join(map(repr, known))}", lambda value: value in known)
 
 
 COMMON: Ranges = {
-    "lr": at_least_zero,
-    "damping": at_least_zero,
-    "momentum": share,
-    "betas": two_shares,
-    "eps": above_zero,
-    "weight_decay": at_least_zero,
-    "trust_region": none_or_above_zero,
-    "spring": share,
+    "lr": AT_LEAST_ZERO,
+    "damping": AT_LEAST_ZERO,
+    "momentum": FRACTION,
+    "betas": TWO_FRACTIONS,
+    "eps": ABOVE_ZERO,
+    "weight_decay": AT_LEAST_ZERO,
+    "trust_region": NONE_OR_ABOVE_ZERO,
+    "spring": FRACTION,
 }
 """Of the hyperparameters that every natural-gradient optimizer has."""
 
@@ -101,39 +72,37 @@ def check(group: Mapping[str, Any], ranges: Ranges, number: int) -> None:
     Raises:
         ValueError: naming the hyperparameter, and the group if it is not the first one.
     """
-    for name, one in ranges.items():
+    for name, allowed in ranges.items():
         if name in group:
             shown = name if number == 0 else f"{name} of group {number}"
             if callable(group[name]):
                 raise ValueError(
                     f"Invalid {shown}: a function; set a number, schedules are what an optimizer is made with"
                 )
-            one(shown, group[name])
+            allowed.check(shown, group[name])
 
 
-def check_together(
-    groups: Sequence[Mapping[str, Any]], *, momentum: object, trust_region: object, spring: object, line_search: object
-) -> None:
+def check_together(groups: Sequence[Mapping[str, Any]], given: Mapping[str, Any]) -> None:
     """Refuse hyperparameters that have no meaning together.
 
     Args:
         groups: the parameter groups, with numbers or schedules.
-        momentum, trust_region, spring, line_search: what the optimizer is made with.
+        given: what the optimizer is made with, and is of no group alone; momentum too.
 
     Raises:
         ValueError: naming what does not go with betas, or with spring.
     """
-    natural = [group for group in groups if not group["adam"]]
-    if "betas" in natural[0]:
-        if callable(natural[0]["betas"]):
-            raise ValueError("Invalid betas: a function; they must be two numbers, and only numbers can be scheduled")
-        if momentum != 0.0:
-            raise ValueError(f"Invalid momentum: {momentum}; with betas it must be 0, Adam's rule has its own")
-        for name, value in (("trust_region", trust_region), ("line_search", line_search)):
-            if value is not None:
-                raise ValueError(f"Invalid {name}: {value}; with betas it must be None, steps do not go along g̃")
-        if spring != 0.0:
-            raise ValueError(f"Invalid spring: {spring}; with betas it must be 0, Adam's rule has its own momentum")
+    betas = next((group["betas"] for group in groups if not group["adam"] and "betas" in group), None)
+    if callable(betas):
+        raise ValueError("Invalid betas: a function; they must be two numbers, and only numbers can be scheduled")
+    for name, unset, reason in (
+        ("momentum", 0, "Adam's rule has its own"),
+        ("trust_region", None, "no step is along g̃"),
+        ("line_search", None, "no step is along g̃"),
+        ("spring", 0, "Adam's rule has its own momentum"),
+    ):
+        if betas is not None and given[name] != unset:
+            raise ValueError(f"Invalid {name}: {given[name]}; with betas it must be {unset}, {reason}")
     check_one_momentum(groups)
 
 

@@ -1,4 +1,4 @@
-"""How parameters are changed once their directions are known: SGD with momentum, or Adam."""
+"""Update rules, which change parameters along given directions: SGD with momentum, or Adam."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 State = MutableMapping[Tensor, dict[str, Any]]
-"""What is kept of each parameter from step to step, as in `torch.optim.Optimizer.state`."""
+"""State of each parameter from step to step, as in `torch.optim.Optimizer.state`."""
 
 RULE_STATE = frozenset({"momentum_buffer", "step", "exp_avg", "exp_avg_sq"})
 """The names of what the rules here keep."""
 
 
-def kept(group: Mapping[str, Any]) -> tuple[str, ...]:
+def state_names(group: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the names of what the rule of a group keeps of each parameter, of those in `RULE_STATE`."""
     if "betas" in group:
         return ("step", "exp_avg", "exp_avg_sq")
@@ -59,7 +59,7 @@ def update(group: Mapping[str, Any], directions: Mapping[Tensor, Tensor], state:
     parameters = [p for p in group["params"] if p in directions]
     if not parameters:
         return {}
-    along, names = [directions[p] for p in parameters], kept(group)
+    along, names = [directions[p] for p in parameters], state_names(group)
     for p in parameters:
         complete(state[p], p, names)
     if "betas" in group:
@@ -87,10 +87,10 @@ def _adam(group: Mapping[str, Any], parameters: list[Tensor], along: list[Tensor
     adam(
         parameters,
         along,
-        [one["exp_avg"] for one in states],
-        [one["exp_avg_sq"] for one in states],
+        [entry["exp_avg"] for entry in states],
+        [entry["exp_avg_sq"] for entry in states],
         [],
-        [one["step"] for one in states],
+        [entry["step"] for entry in states],
         amsgrad=False,
         beta1=beta1,
         beta2=beta2,

@@ -49,8 +49,8 @@ class Schedules:
             group.update(new)
         self._set = values
 
-    def found(self, groups: Sequence[Mapping[str, Any]]) -> None:
-        """What the groups hold now has come from a checkpoint, and is not to be wondered at."""
+    def accept(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Accept the values that the groups hold now: they have come from a checkpoint."""
         self._set = [{name: group[name] for name in values} for group, values in zip(groups, self._set, strict=True)]
 
     def _check_untouched(self, groups: Sequence[Mapping[str, Any]]) -> None:
@@ -58,6 +58,6 @@ class Schedules:
             for name, value in values.items():
                 if group[name] != value:
                     raise ValueError(
-                        f"{name} of group {number} follows a schedule, and has been set to {group[name]} beside it (by "
-                        "an LR scheduler?); give the optimizer a number to set it from outside"
+                        f"{name} of group {number} follows a schedule, and has been set to {group[name]} in addition "
+                        "(by an LR scheduler?); give the optimizer a number to set it from outside"
                     )

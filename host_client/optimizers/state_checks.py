@@ -17,6 +17,9 @@ Groups = Sequence[Mapping[str, Any]]
 ADDED = frozenset({"spring"})
 """Hyperparameters that checkpoints of earlier versions do not have: the optimizer's own value then stays."""
 
+RENAMED = {"NGDCG": "NGD", "NGDWoodbury": "NGD"}
+"""Classes of earlier versions, and their names now."""
+
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 """Parts of a parameter's path that come and go with DDP, torch.compile and the like, around the same parameter."""
 
@@ -29,8 +32,8 @@ def shapes_of(groups: Groups) -> list[list[tuple[int, ...]]]:
 def present_format(state_dict: Mapping[str, Any], groups: Groups, name: str) -> tuple[dict[str, Any], bool]:
     """Return a state dictionary in the present format, and whether it was in that format already.
 
-    Before, the number of steps stood beside the groups, paths and class were not saved, and what is of the optimizer
-    as a whole had an empty group where the other groups had all parameters.
+    Before, the number of steps was stored next to the groups, paths and class were not saved, and what is of the
+    optimizer as a whole had an empty group where the other groups had all parameters.
 
     Args:
         state_dict: what is to be loaded.
@@ -42,7 +45,10 @@ def present_format(state_dict: Mapping[str, Any], groups: Groups, name: str) -> 
     """
     if {"state", "param_groups"} <= state_dict.keys():
         saved = [dict(group) for group in state_dict["param_groups"]]
-        if any("optimizer" in group for group in saved):
+        holders = [group for group in saved if "optimizer" in group]
+        for group in holders:
+            group["optimizer"] = RENAMED.get(group["optimizer"], group["optimizer"])
+        if holders:
             return {**state_dict, "param_groups": saved}, True
         if {"steps", "shapes"} <= state_dict.keys():
             shapes = list(state_dict["shapes"])
@@ -82,7 +88,7 @@ def check_fits(state_dict: Mapping[str, Any], groups: Groups, ranges: Ranges, na
         if theirs.get("adam", mine["adam"]) != mine["adam"]:
             there, here = ("is not", "is") if mine["adam"] else ("is", "is not")
             raise ValueError(f"group {number} {there} left to Adam in the state dictionary, and {here} in this {name}")
-        missing = [key for key in _required(mine, ranges) if key not in theirs]
+        missing = [key for key in _required_keys(mine, ranges) if key not in theirs]
         if missing:
             raise ValueError(
                 f"the state dictionary is of another kind of optimizer than this {name}: it has no "
@@ -132,9 +138,9 @@ def check_state(
                 )
             value, shape = entries[name], () if name == "step" else tuple(parameter.shape)
             if not isinstance(value, Tensor) or tuple(value.shape) != shape:
-                found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                actual = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise ValueError(
-                    f"{name} of parameter {path!r} in the state dictionary is {found}; it must be a tensor of shape "
+                    f"{name} of parameter {path!r} in the state dictionary is {actual}; it must be a tensor of shape "
                     f"{shape}"
                 )
             if value.numel() and not all_finite(value):
@@ -143,7 +149,7 @@ def check_state(
                 )
 
 
-def _required(group: Mapping[str, Any], ranges: Ranges) -> list[str]:
+def _required_keys(group: Mapping[str, Any], ranges: Ranges) -> list[str]:
     """Return the keys that a saved group has to have; momentum that a scheduler has given to Adam's rule is none."""
     needed = {*ranges, "adam", "steps"} - ADDED
     return [key for key in group if key in needed and not (key == "momentum" and "betas" in group)]
@@ -171,7 +177,7 @@ def _check_paths(number: int, mine: Mapping[str, Any], theirs: Mapping[str, Any]
     if there != here:
         raise ValueError(f"the state dictionary has {there} parameters in group {number}, and this {name} {here}")
     for was, now in zip_longest(theirs.get("param_names", mine["param_names"]), mine["param_names"]):
-        if was is None or now is None or _unwrapped(was) != _unwrapped(now):
+        if was is None or now is None or _unwrap(was) != _unwrap(now):
             raise ValueError(
                 f"the state dictionary is of other parameters, or of these in another order: in group {number} the "
                 f"first to differ was {was!r} and is {now!r} in this {name}; model and groups must be as they were. "
@@ -179,5 +185,5 @@ def _check_paths(number: int, mine: Mapping[str, Any], theirs: Mapping[str, Any]
             )
 
 
-def _unwrapped(path: str) -> str:
+def _unwrap(path: str) -> str:
     return ".".join(part for part in path.split(".") if part not in WRAPPERS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack, get_args
 from weakref import finalize, ref
@@ -12,42 +12,43 @@ from weakref import finalize, ref
 import torch
 from torch import Tensor, nn
 
-from host_client.curvature import Capture, Check, Criteria, GradScaler, Kind, trained_parameters
+from host_client.curvature import Capture, Check, Criteria
+from host_client.curvature.base import BaseCapture, CaptureOptions
 from host_client.curvature.hooks import WeakHook
-from host_client.loop import Freshness, NoOlderThan, OnLoss, Schedule, TooStale
+from host_client.curvature.kronecker.capture import KroneckerCapture
+from host_client.embeddings import Embedding, solve_exactly
+from host_client.loop import Freshness, NoOlderThan, OnLoss, Sampling, TooStale
 from host_client.loop.recovery import LOST
 from host_client.optimizers.base import NaturalGradient
 from host_client.optimizers.options import NaturalGradientOptions
-from host_client.optimizers.ranges import COMMON, Ranges, at_least_zero, one_of
+from host_client.optimizers.ranges import AT_LEAST_ZERO, COMMON, COUNT, Ranges, one_of
 from host_client.optimizers.schedules import Scheduled
-from host_client.optimizers.solvers.direct import solve_direct
-from host_client.optimizers.solvers.kronecker_capture import KroneckerCapture
 from host_client.optimizers.vectors import gradient_of, kept_vector, parts_of
 from host_client.record.events import Differentiated, Event, Source, Updated
+from host_client.solvers.direct import solve_direct
 from spu_link.errors import SessionClosed, SpuError
 from spu_link.operators import Operator
 from spu_link.precision import PRECISIONS, Precision
-from spu_link.program import Reading, StartPolicy
+from spu_link.program import Program, Reading, StartPolicy
 
 if TYPE_CHECKING:
     from host_client.blocking import Feed, Session
-    from host_client.embeddings import Embedding
     from host_client.loop.arrivals import Arrived
 
 log = logging.getLogger(__name__)
 
 Combine = Literal["average", "each"]
-"""What becomes of several readings: their average is one direction; or each one is, in turn."""
+"""How several readings are combined: their average is one direction; or each of them is a direction, in turn."""
 
 
 class TNGD(NaturalGradient):
     """Natural gradient descent with g̃ read from a stochastic processing unit (arXiv 2405.13817).
 
     The device's cells follow dx = −((F + λI) x − ∇ℓ) ds + √(2κ₀) dW, and g̃ is what is read from them. With start
-    ``"drive"``, t = 0 is gradient descent and t → ∞ is natural gradient descent. Each step hands a program to the
-    device, in the background, and goes along readings that are fresh enough: by default those of its own program, for
-    which it waits. With ``freshness="newest"`` or a `NoOlderThan` the device works while the next gradient is computed.
-    The curvature is sent ahead while the backward pass runs.
+    ``"drive"``, t = 0 is gradient descent and t → ∞ is natural gradient descent. Each step submits a program to the
+    device, in the background, and updates with readings that are fresh enough: by default those of its own program, for
+    which it waits (a synchronous step). With ``freshness="newest"`` or a `NoOlderThan` the device works while the next
+    gradient is computed (an asynchronous step). The curvature is sent ahead while the backward pass runs.
 
     Args:
         model: what is trained.
@@ -56,10 +57,10 @@ class TNGD(NaturalGradient):
             are parameters; under ``"kronecker"`` the curvature is that of `KFAC`, whose restrictions on model and
             criterion then hold here.
         analog_time: t ≥ 0, in units of the device's τ: how long a program runs before it is read.
-        delay: t_d ≥ 0, in τ: least time between a reading and the moment the next program takes hold; the device goes
+        delay: t_d ≥ 0, in τ: min time between a reading and the moment the next program takes effect; the device goes
             on under the old one.
         noise: κ₀ ≥ 0.
-        start: where the cells start: ``"keep"``, from ∇ℓ at the first step and then from where they stand, as in the
+        start: where the cells start: ``"keep"``, from ∇ℓ at the first step and then from their current state, as in the
             paper; or ``"drive"``, always from ∇ℓ.
         precision: how the curvature travels to the device: ``"float32"``, ``"float16"``, ``"bfloat16"``, ``"int16"``,
             or None, as it is. 16 bits halve the upload; ``"int16"`` is the most accurate of them.
@@ -68,15 +69,15 @@ class TNGD(NaturalGradient):
         period: if given, readings are taken at the multiples of it in device time instead, in τ, whatever is uploaded
             when; a program then runs for at least t.
         combine: ``"average"``: g̃ is the average of the readings of the newest program, those scheduled with it once all
-            of them have come; ``"each"``: every reading since the last step is a g̃, and the parameters go along one
+            of them have come; ``"each"``: every reading since the last step is a g̃, and the parameters step along one
             after the other.
-        freshness: which readings a step may use, and so what it waits for: ``"this program"``, ``"newest"`` or
-            `NoOlderThan`.
-        on_loss: what a step does when the device is lost, at fault, held by another or too stale: ``"raise"``;
-            ``"wait"`` until it is there again; ``"digital"``, solve the system here; ``"gradient"``, go along ∇ℓ. With
-            all but the first the session is opened again as soon as that can be. A device that someone has halted
+        freshness: which readings a step may use, and so what it waits for: ``"program"``, ``"newest"``, at most so many
+            programs old, or `NoOlderThan`.
+        on_loss: what a step does when the device is lost, has failed, is held by another or is too stale: ``"raise"``;
+            ``"wait"`` until it has recovered; ``"digital"``, solve the system here; ``"gradient"``, update with ∇ℓ.
+            With all but the first the session is opened again as soon as that can be. A device that someone has halted
             stays so.
-        patience: longest that a step waits for a reading, beyond the device time it takes, or for a lost device, in
+        timeout: max wait of a step for a reading, beyond the device time it takes, or for a lost device, in
             seconds.
         record: called with each event: uploads, readings, differentiation, updates, losses; see `host_client.record`.
         options: see `NaturalGradient`.
@@ -100,7 +101,7 @@ class TNGD(NaturalGradient):
 
     ranges: ClassVar[Ranges] = {
         **COMMON,
-        **dict.fromkeys(("analog_time", "delay", "noise", "spacing"), at_least_zero),
+        **dict.fromkeys(("analog_time", "delay", "noise", "spacing"), AT_LEAST_ZERO),
         "start": one_of(*get_args(StartPolicy)),
         "precision": one_of(*PRECISIONS, None),
     }
@@ -120,18 +121,22 @@ class TNGD(NaturalGradient):
         spacing: Scheduled = 0.0,
         period: float | None = None,
         combine: Combine = "average",
-        freshness: Freshness = "this program",
+        freshness: Freshness | int = "program",
         on_loss: OnLoss = "raise",
-        patience: float = 60.0,
+        timeout: float = 60.0,
         record: Callable[[Event], None] | None = None,
         **options: Unpack[NaturalGradientOptions],
     ) -> None:
-        _check_one("combine", combine, get_args(Combine))
-        _check_one("on_loss", on_loss, get_args(OnLoss))
-        if not isinstance(freshness, NoOlderThan):
-            _check_one("freshness", freshness, ("this program", "newest"), " or a NoOlderThan")
-        if not (isinstance(readings, int) and readings >= 1):
-            raise ValueError(f"Invalid readings: {readings}; it must be a whole number, at least 1")
+        one_of(*get_args(Combine)).check("combine", combine)
+        one_of(*get_args(OnLoss)).check("on_loss", on_loss)
+        if isinstance(freshness, int):
+            freshness = NoOlderThan(programs=freshness)
+        if not isinstance(freshness, NoOlderThan) and freshness not in ("program", "newest"):
+            raise ValueError(
+                f"Invalid freshness: {freshness!r}; it must be 'program', 'newest', a number of programs or a "
+                "NoOlderThan"
+            )
+        COUNT.check("readings", readings)
         if period is not None and (not period > 0 or readings > 1):
             raise ValueError(f"Invalid period: {period} with readings={readings}; it must be above 0, with one reading")
         if isinstance(session, AbstractContextManager):
@@ -144,9 +149,13 @@ class TNGD(NaturalGradient):
         self._session: Session | None = None
         self._embedding = session.embedding
         self._ahead: ref[Operator] | None = None
-        self._has_read = self._pending = False
+        self._has_read = False  # whether the state holds a reading, of this run or of the one that it goes on with
+        self._pending = False  # whether the device may hold the program of a step that failed
+        self._copied = (
+            freshness != "program"
+        )  # a step may end before its operator, which shares memory with the batch, is sent
         self._readings, self._period, self._combine, self._freshness = readings, period, combine, freshness
-        self._on_loss, self._patience, self._record = on_loss, patience, record
+        self._on_loss, self._timeout, self._record = on_loss, timeout, record
         super().__init__(
             model,
             criterion,
@@ -158,34 +167,27 @@ class TNGD(NaturalGradient):
             precision=precision,
             **options,
         )
-        self._differentiating: float | None = None
+        self._forward_began: float | None = None
         self._solved_at = 0.0
         self._updates: list[tuple[Source, tuple[int, ...], float | None]] = []
         if record is not None:
-            handle = model.register_forward_pre_hook(WeakHook(self._forward))
+            handle = model.register_forward_pre_hook(WeakHook(self._note_forward))
             if self.capture is None:
                 finalize(self, handle.remove)
             else:
                 self.capture.own(handle)
         self.session = session
 
-    def _capturing(
-        self,
-        model: nn.Module,
-        criterion: Criteria,
-        natural: Sequence[nn.Parameter],
-        *,
-        curvature: Kind,
-        samples: int,
-        grad_scaler: GradScaler | None,
-        check: Check,
-    ) -> Any:
+    def _make_capture(
+        self, model: nn.Module, criterion: Criteria, check: Check, **options: Unpack[CaptureOptions]
+    ) -> BaseCapture:
         if self._embedding is not None and self._embedding.cell == "factor row":
-            trained = trained_parameters(model, natural)
-            return KroneckerCapture(model, criterion, trained, kind=curvature, draws=samples, grad_scaler=grad_scaler)
-        return super()._capturing(
-            model, criterion, natural, curvature=curvature, samples=samples, grad_scaler=grad_scaler, check=check
-        )
+            return KroneckerCapture(model, criterion, **options)
+        return super()._make_capture(model, criterion, check, **options)
+
+    def _options(self) -> dict[str, Any]:
+        names = ("readings", "period", "combine", "freshness", "on_loss", "timeout")
+        return super()._options() | {name: getattr(self, f"_{name}") for name in names}
 
     @property
     def session(self) -> Session:
@@ -207,18 +209,24 @@ class TNGD(NaturalGradient):
             itemsize = None if precision is None else PRECISIONS[precision].itemsize
             self.capture.bound_for(session.capacity, itemsize=itemsize)
 
+    def close(self) -> None:
+        """Remove the hooks, and break off what is on its way to the device; the session stays open."""
+        super().close()
+        self._feed.close()
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients, and what has been sent ahead for them."""
-        if self._ahead is not None and self.capture is not None:
+        if self._ahead is not None and isinstance(self.capture, Capture):
             ahead = self._ahead()
-            if any(one is ahead for one in self.capture.differentiated()):  # not if the backward pass is still to come
+            # Not if the backward pass is still to come.
+            if any(operator is ahead for operator in self.capture.differentiated()):
                 self._abandon()
         super().zero_grad(set_to_none)
 
-    def _kept(self, group: Mapping[str, Any], whole: Mapping[str, Any]) -> tuple[str, ...]:
-        return super()._kept(group, whole) + (() if group["adam"] else ("reading",))
+    def _state_names(self, group: Mapping[str, Any], whole: Mapping[str, Any]) -> tuple[str, ...]:
+        return super()._state_names(group, whole) + (() if group["adam"] else ("reading",))
 
-    def _further(self) -> dict[str, Any]:
+    def _extra_state(self) -> dict[str, Any]:
         """Return the device's state too, if it can save it."""
         device: dict[str, Any] = {"state": None, "free_from": None}
         # After a step that failed the cells may be under its program, which is no part of this run.
@@ -230,10 +238,10 @@ class TNGD(NaturalGradient):
             else:
                 device["state"] = torch.frombuffer(bytearray(state), dtype=torch.uint8)
                 device["free_from"] = float(self._feed.free_from)
-        return {**super()._further(), "device": device}
+        return {**super()._extra_state(), "device": device}
 
-    def _read(self, state_dict: Mapping[str, Any]) -> Callable[[], None]:
-        place = super()._read(state_dict)
+    def _read_extra_state(self, state_dict: Mapping[str, Any]) -> Callable[[], None]:
+        place = super()._read_extra_state(state_dict)
 
         def place_both() -> None:
             place()
@@ -258,11 +266,11 @@ class TNGD(NaturalGradient):
 
     def _on_operator(self, operator: Operator) -> None:
         """Send the operator while the backward pass runs, unless it will be one of several that the step needs."""
-        if self.capture is not None and self.capture.differentiated():
+        if isinstance(self.capture, Capture) and self.capture.differentiated():
             self._abandon()
             return
         self._ahead = ref(operator)
-        self._feed.begin(operator, self.hyperparameters["precision"], copied=self._freshness != "this program")
+        self._feed.begin(operator, self.hyperparameters["precision"], copied=self._copied)
 
     def _abandon(self) -> None:
         if self._ahead is not None:
@@ -272,18 +280,19 @@ class TNGD(NaturalGradient):
     def _directions(self, operator: Operator | None, drive: Tensor) -> Iterable[Tensor]:
         if self._record is not None:
             ended = time.monotonic()
-            self._record(Differentiated(self.steps + 1, self._differentiating or ended, ended))
-            self._differentiating = None
+            self._record(Differentiated(self.steps + 1, self._forward_began or ended, ended))
+            self._forward_began = None
         self._updates = []
-        directions = self._found(operator is None, drive)
+        directions = self._solve_on_device(operator is None, drive)
         self._solved_at = time.monotonic()
         return directions
 
-    def _found(self, keep: bool, drive: Tensor) -> list[Tensor]:
+    def _solve_on_device(self, unchanged: bool, drive: Tensor) -> list[Tensor]:
+        """Return the directions that are read from the device or, without it, the one that `on_loss` asks for."""
         operator = self._operator
         assert operator is not None
         try:
-            arrived = self._exchange(operator, drive, keep)
+            arrived = self._exchange(operator, drive, unchanged)
         except (*LOST, TooStale) as error:
             if self._on_loss in ("raise", "wait") or isinstance(error, SessionClosed):
                 raise
@@ -293,50 +302,55 @@ class TNGD(NaturalGradient):
                 self._updates.append(("gradient", (), None))
                 return [gradient_of(self._parameters)]
             self._updates.append(("digital", (), None))
-            return [self._solved_here(operator, drive)]
-        for one in arrived:
-            self._check_finite("reading", one.reading.value)
-        self._keep(arrived[-1].reading)
+            return [self._solve_here(operator, drive)]
+        for arrival in arrived:
+            self._check_finite("reading", arrival.reading.value)
+        self._keep_reading(arrived[-1].reading)
+        groups = [[arrival] for arrival in arrived]
         if self._combine == "average":
-            arrived = [one for one in arrived if one.program == arrived[-1].program]
-        values = [one.reading.value for one in arrived]
-        if self._combine == "average" and len(values) > 1:
-            numbers = tuple(one.number for one in arrived)
-            self._updates.append(("device", numbers, self._staleness(arrived[0].reading)))
-            return [torch.stack(values).mean(0)]
-        self._updates += [("device", (one.number,), self._staleness(one.reading)) for one in arrived]
-        return values
+            groups = [[arrival for arrival in arrived if arrival.program == arrived[-1].program]]
+        for group in groups:
+            numbers = tuple(arrival.number for arrival in group)
+            self._updates.append(("device", numbers, self._staleness(group[0].reading)))
+        return [_mean([arrival.reading.value for arrival in group]) for group in groups]
 
-    def _solved_here(self, operator: Operator, drive: Tensor) -> Tensor:
-        """What the device would have come to, solved digitally."""
+    def _solve_here(self, operator: Operator, drive: Tensor) -> Tensor:
+        """Return the solution that the device approximates, computed digitally."""
         damping, embedding = self.hyperparameters["damping"], self.session.embedding
         if embedding is None:
-            return solve_direct(operator, drive, damping)
-        from host_client.embeddings import solve_exactly  # which imports the solvers, and these this package
-
+            return solve_direct(operator, drive, damping)[0]
         return solve_exactly(embedding, operator, drive, damping)
 
-    def _exchange(self, operator: Operator, drive: Tensor, keep: bool) -> list[Arrived]:
+    def _exchange(self, operator: Operator, drive: Tensor, unchanged: bool) -> list[Arrived]:
+        """Submit the program of this step and return the readings for it; again after each loss that may be waited for.
+
+        Raises:
+            SpuError, TooStale: as of `Feed.readings`.
+        """
         self._ahead, self._pending = None, True
-        group, deadline = self.hyperparameters, time.monotonic() + self._patience
-        schedule = Schedule(group["analog_time"], self._readings, group["spacing"], group["delay"], self._period)
+        group, deadline = self.hyperparameters, time.monotonic() + self._timeout
+        program = Program(
+            operator,
+            drive,
+            damping=group["damping"],
+            noise=group["noise"],
+            start=group["start"],
+            precision=group["precision"],
+        )
+        sampling = Sampling(group["analog_time"], self._readings, group["spacing"], group["delay"], self._period)
         rate = self.session.spu.rate
         programs = 1 if self._embedding is None else self._embedding.programs(operator)
-        running = (schedule.delay + programs * schedule.length + (self._period or 0.0)) / rate if rate else 0.0
+        device_time = sampling.delay + programs * sampling.length + (self._period or 0.0)
+        running = device_time / rate if rate else 0.0  # seconds; a stepped clock has no rate
         while True:
             try:
                 left = max(0.0, deadline - time.monotonic())
                 return self._feed.exchange(
-                    operator,
-                    drive,
-                    damping=group["damping"],
-                    noise=group["noise"],
-                    start=group["start"],
+                    program,
+                    sampling,
                     resume=self._last_value(),
-                    schedule=schedule,
-                    precision=group["precision"],
-                    keep=keep,
-                    copied=self._freshness != "this program",
+                    unchanged=unchanged,
+                    copied=self._copied,
                     freshness=self._freshness,
                     timeout=left + running,
                     together=self._combine == "average" and self._readings > 1,
@@ -346,45 +360,47 @@ class TNGD(NaturalGradient):
                 if self._on_loss != "wait" or left <= 0.0 or isinstance(error, SessionClosed):
                     raise
                 self.counts["waited"] += 1
-                self._feed.back(left)
+                self._feed.wait_back(left)
 
-    def _keep(self, reading: Reading) -> None:
+    def _keep_reading(self, reading: Reading) -> None:
         self.last_reading, self._has_read = reading, True
         for parameter, part in parts_of(reading.value, [parameter for _, parameter in self._parameters]).items():
             self.state[parameter]["reading"] = part.clone()  # not a view into the whole
 
     def _last_value(self) -> Tensor | None:
-        """The last reading, of this run or of the one that it goes on with."""
+        """Return the last reading, shape (N,); None if there was none in this run or the one that it goes on with."""
         if not self._has_read:
             return None
         return kept_vector("reading", [parameter for _, parameter in self._parameters], self.state)
 
     def _staleness(self, reading: Reading) -> float:
-        """Device time since a reading, in τ."""
+        """Return the device time since a reading, in τ."""
         return max(0.0, self.session.clock.device_time() - float(reading.time))
 
-    def _forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if self._differentiating is None and module.training and torch.is_grad_enabled():
-            self._differentiating = time.monotonic()
+    def _note_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if self._forward_began is None and module.training and torch.is_grad_enabled():
+            self._forward_began = time.monotonic()
 
-    def _taken(self, direction: Tensor | None) -> None:
+    def _finish_step(self, direction: Tensor | None) -> None:
         if self._record is not None:
             ended = time.monotonic()
             for source, readings, staleness in self._updates:
                 self._record(Updated(self.steps + 1, self._solved_at, ended, readings, staleness, source))
-        super()._taken(direction)
+        super()._finish_step(direction)
         self._pending = False
+
+
+def _mean(values: list[Tensor]) -> Tensor:
+    return values[0] if len(values) == 1 else torch.stack(values).mean(0)  # no copy of a single one
 
 
 def _check_embedding(embedding: Embedding, readings: int, period: float | None) -> None:
     if period is not None and not embedding.single:
         raise ValueError(
-            f"Invalid period: {period}; embedding {embedding.name!r} reads each part with its program, leave it out"
+            f"Invalid period: {period}; with embedding {embedding.name!r}, which reads each part once, it must be None"
         )
     if readings > 1 and embedding.stages > 1:
-        raise ValueError(f"Invalid readings: {readings}; embedding {embedding.name!r} takes 1, and goes on from it")
-
-
-def _check_one(name: str, value: object, known: tuple[object, ...], more: str = "") -> None:
-    if value not in known:
-        raise ValueError(f"Invalid {name}: {value!r}; it must be one of {', '.join(map(repr, known))}{more}")
+        raise ValueError(
+            f"Invalid readings: {readings}; with embedding {embedding.name!r}, whose next stage needs the reading of "
+            "the one before, it must be 1"
+        )

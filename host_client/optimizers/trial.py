@@ -3,92 +3,168 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from host_client.curvature.base import BaseCapture
 from host_client.optimizers.change import Change
 from host_client.optimizers.levenberg_marquardt import LevenbergMarquardt, predicted_decrease, ratio
-from host_client.optimizers.line_search import LineSearch
-from host_client.optimizers.replay import Reevaluation
 from host_client.optimizers.trust_region import Curved
 from host_client.optimizers.vectors import dense_gradient, gradient_of, vector_of
+from host_client.random_state import RandomState, replay
 
 
-def check_closure(name: str, closure: Callable[[], float] | None) -> None:
-    """Refuse to go on without a closure.
+@dataclass(frozen=True)
+class LineSearch:
+    """Halve a step until the loss of the same batch, with the same random numbers, is less than before the step.
+
+    The steps tried are Δ, Δ/2, Δ/4, …, where Δ is the whole update at the learning rate, weight decay and groups left
+    to Adam included, within the trust region if there is one; the first that lowers the loss is taken. The grid is that
+    of energy natural gradient descent (arXiv 2302.13163). Each trial costs one evaluation of the closure.
+
+    Attributes:
+        halvings: max number of halvings, at least 0. With 0 a step is taken whole or not at all.
 
     Raises:
-        RuntimeError: saying that the option of this name needs one.
+        ValueError: for a field out of its range.
     """
-    if closure is None:
-        raise RuntimeError(
-            f"{name} compares the losses before and after a step: give step(closure), with a closure that evaluates "
-            "the model, computes gradients and returns the loss"
-        )
+
+    halvings: int = 30
+
+    def __post_init__(self) -> None:
+        if isinstance(self.halvings, bool) or not isinstance(self.halvings, int) or self.halvings < 0:
+            raise ValueError(f"Invalid halvings: {self.halvings}; it must be a whole number, at least 0")
+
+    def search(self, before: float, loss_after: Callable[[float], float]) -> float:
+        """Return the largest fraction 2⁻ᵏ of the step that lowers the loss; 0 where none does.
+
+        Args:
+            before: ℓ(θ).
+            loss_after: ℓ(θ + fraction · Δ). A loss that is not a number is no decrease.
+        """
+        for halvings in range(self.halvings + 1):
+            fraction = 0.5**halvings
+            if loss_after(fraction) < before:
+                return fraction
+        return 0.0
 
 
 class Trial:
-    """The losses after a whole update and after fractions of it, each evaluated once.
+    """The closure of a step called again after the parameters have changed: the same batch, the same random numbers.
+
+    Made before the closure is called for the first time. Each loss is evaluated once.
 
     Args:
-        change: the whole update, which has been made.
-        again: evaluates the loss.
-        before: ℓ(θ), the loss before the update.
-        parameters: all parameters that the closure computes gradients of.
+        model: what is trained; its buffers stay unchanged.
+        closure: evaluates the model, computes gradients and returns the loss.
+        capture: what is paused meanwhile; None where nothing is captured.
+        line_search: how the update is shortened; None for not at all.
+        adapt_damping: how the damping is adapted after this step; None for not at all.
         counts: where ``"loss evaluations"``, ``"no decrease"`` and changes of the damping are counted.
     """
 
     def __init__(
-        self, change: Change, again: Reevaluation, before: float, parameters: Iterable[Tensor], counts: Counter[str]
-    ) -> None:
-        self._change, self._again, self._before, self._counts = change, again, before, counts
-        self._parameters = list(parameters)
-        self._whole = change.difference()
-        self._losses: dict[float, float] = {}
-
-    def search(self, rule: LineSearch) -> float:
-        """Shorten the update until the loss decreases, and the momentum with it; return the fraction left.
-
-        Where no fraction lowers the loss, it is 0: the parameters are restored, and the momentum starts anew.
-        """
-        fraction = rule.search(self._before, self._loss_after)
-        if fraction < 1.0:
-            self._change.shorten(self._whole, fraction)
-            self._change.shorten_momentum(fraction)
-        self._counts["no decrease"] += fraction == 0.0
-        return fraction
-
-    def adapt(
         self,
-        rule: LevenbergMarquardt,
+        model: nn.Module,
+        closure: Callable[[], float | Tensor],
+        capture: BaseCapture | None,
+        line_search: LineSearch | None,
+        adapt_damping: LevenbergMarquardt | None,
+        counts: Counter[str],
+    ) -> None:
+        self._model, self._closure, self._capture, self._counts = model, closure, capture, counts
+        self._line_search, self._adapt_damping = line_search, adapt_damping
+        self._random = RandomState.now()
+
+    def judge(
+        self,
+        change: Change,
+        before: float,
         group: MutableMapping[str, Any],
         operator: Curved,
         natural: Sequence[tuple[str, nn.Parameter]],
-    ) -> None:
-        """Adapt the damping to how well the decrease of the loss by the whole update was predicted.
+    ) -> float:
+        """Shorten an update by the line search, and the momentum with it; adapt the damping to the whole update.
+
+        Where no fraction of the update lowers the loss, the parameters are restored, and the momentum starts anew.
 
         Args:
-            rule: how.
+            change: the whole update, which has been made.
+            before: ℓ(θ), the loss before the update.
             group: where the damping is.
             operator: F of the parameters with a natural gradient; the others are taken to have no curvature.
             natural: which these are, with their paths, in the order of F.
-        """
-        order: list[Tensor] = [p for _, p in natural]
-        linear = sum(float((dense_gradient(p) * self._whole[p]).sum()) for p in self._whole.keys() - set(order))
-        gradient = gradient_of(natural)
-        predicted = predicted_decrease(operator, gradient, vector_of(self._whole, order).to(gradient)) - linear
-        damping = group["damping"]
-        group["damping"] = rule.adapt(damping, ratio(self._before, self._loss_after(1.0), predicted))
-        if group["damping"] != damping:
-            self._counts["damping grown" if group["damping"] > damping else "damping shrunk"] += 1
 
-    def _loss_after(self, fraction: float) -> float:
-        """Return ℓ(θ + fraction · Δ). The whole update is the first to be asked for, while it is in place."""
-        if fraction not in self._losses:
-            if fraction < 1.0:
-                self._change.shorten(self._whole, fraction)
-            self._losses[fraction] = self._again.loss(self._parameters)
-            self._counts["loss evaluations"] += 1
-        return self._losses[fraction]
+        Returns:
+            The fraction of the update that is left.
+        """
+        whole = change.difference()
+        losses: dict[float, float] = {}
+
+        def loss_after(fraction: float) -> float:
+            """Return ℓ(θ + fraction · Δ). The whole update is the first to be asked for, while it is in place."""
+            if fraction not in losses:
+                if fraction < 1.0:
+                    change.shorten(whole, fraction)
+                losses[fraction] = self._loss()
+                self._counts["loss evaluations"] += 1
+            return losses[fraction]
+
+        fraction = 1.0
+        if self._line_search is not None:
+            fraction = self._line_search.search(before, loss_after)
+            self._counts["no decrease"] += fraction == 0.0
+        if fraction < 1.0:
+            change.shorten(whole, fraction)
+            change.shorten_momentum(fraction)
+        if self._adapt_damping is not None:
+            order: list[Tensor] = [p for _, p in natural]
+            linear = sum(float((dense_gradient(p) * whole[p]).sum()) for p in whole.keys() - set(order))
+            gradient = gradient_of(natural)
+            predicted = predicted_decrease(operator, gradient, vector_of(whole, order).to(gradient)) - linear
+            damping = group["damping"]
+            group["damping"] = self._adapt_damping.adapt(damping, ratio(before, loss_after(1.0), predicted))
+            if group["damping"] != damping:
+                self._counts["damping grown" if group["damping"] > damping else "damping shrunk"] += 1
+        return fraction
+
+    def _loss(self) -> float:
+        """Return the loss at the present parameters; gradients, buffers and random numbers are left as they are."""
+        gradients = {p: p.grad for p in self._model.parameters()}
+        for p in gradients:
+            p.grad = None
+        try:
+            with _pause(self._capture), replay(self._model, self._random), torch.enable_grad():
+                return number(self._closure())
+        finally:
+            for p, gradient in gradients.items():
+                p.grad = gradient
+
+
+def number(loss: Any) -> float:
+    """Return what a closure returned as a number: a loss, or a tensor of one.
+
+    Raises:
+        TypeError: for anything else, such as None.
+    """
+    if loss is None:
+        raise TypeError("the closure returned None; it must return the loss, a number or a tensor of one")
+    return float(loss.detach() if isinstance(loss, Tensor) else loss)
+
+
+@contextmanager
+def _pause(capture: BaseCapture | None) -> Iterator[None]:
+    """Capture no forward pass within."""
+    before = capture is not None and capture.paused
+    if capture is not None:
+        capture.paused = True
+    try:
+        yield
+    finally:
+        if capture is not None:
+            capture.paused = before

@@ -9,12 +9,13 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from host_client.curvature.errors import Diverged
 from host_client.optimizers.vectors import gradient_of, vector_of
 from spu_link.operators import FactorOperator
 
 
 class Curved(Protocol):
-    """What is asked of a curvature F."""
+    """Protocol of a curvature F."""
 
     def curvature(self, v: Tensor) -> Tensor:
         """Product F v for `v` of shape (N,)."""
@@ -79,12 +80,14 @@ class TrustRegion:
         parameters: with their paths, in the order of F.
         damping: λ ≥ 0.
         radius: δ > 0.
+        step: number of the step, from 1.
     """
 
     operator: Curved
     parameters: Sequence[tuple[str, nn.Parameter]]
     damping: float
     radius: float
+    step: int
 
     def fraction(self, change: Mapping[Tensor, Tensor], descent: Mapping[Tensor, Tensor]) -> float:
         """Return the fraction of a change that is within the radius and not beyond the minimum of the model.
@@ -94,13 +97,15 @@ class TrustRegion:
             descent: Δ without weight decay; it may be the same object.
 
         Raises:
-            FloatingPointError: see `damped_square`.
+            Diverged: when the change is so large that it cannot be bounded.
         """
         order: list[Tensor] = [p for _, p in self.parameters]
         without = vector_of(descent, order)
-        descent_square = damped_square(self.operator, self.damping, without)
-        square = descent_square
-        if change is not descent:
-            square = damped_square(self.operator, self.damping, vector_of(change, order))
+        whole = without if change is descent else vector_of(change, order)
+        try:
+            descent_square = damped_square(self.operator, self.damping, without)
+            square = descent_square if change is descent else damped_square(self.operator, self.damping, whole)
+        except FloatingPointError as error:
+            raise Diverged(self.step, "length of the update") from error
         decrease = -float(gradient_of(self.parameters) @ without)
         return min(fraction_within(square, self.radius), fraction_to_minimum(descent_square, decrease))

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from host_client.curvature.errors import Diverged
+from spu_link.values import all_finite
+
 
 def gradient_of(parameters: Iterable[tuple[str, nn.Parameter]]) -> Tensor:
     """Return the gradients of parameters as a new vector of shape (N,), in float32 at least; 0 where there is none.
@@ -52,3 +55,23 @@ def rates_of(groups: Iterable[Mapping[str, Any]], parameters: Sequence[Tensor]) 
     if (rates == rates[0]).all():
         return rates[0]
     return rates.repeat_interleave(torch.tensor([p.numel() for p in parameters]))
+
+
+def check_finite(step: int, name: str, vector: Tensor, parameters: Sequence[tuple[str, nn.Parameter]]) -> None:
+    """Refuse a vector of the parameters that holds NaN or infinity.
+
+    Args:
+        step: number of the step, from 1.
+        name: what the vector is, such as ``"gradient"``.
+        vector: shape (N,).
+        parameters: with their paths, in the order of the vector.
+
+    Raises:
+        Diverged: naming the first parameter that has such a value.
+    """
+    if all_finite(vector):
+        return
+    pieces = vector.split([parameter.numel() for _, parameter in parameters])
+    for (path, _), piece in zip(parameters, pieces, strict=True):
+        if not torch.isfinite(piece).all():
+            raise Diverged(step, f"{name} of {path!r}")

@@ -1,4 +1,4 @@
-"""What two clocks agree on, noted now and then."""
+"""The agreement of two clocks, recorded at intervals."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ EVERY = 0.25
 
 
 class ClockNotes:
-    """Tells a record what host and device agree on: at once in a new epoch, and then a few times a second.
+    """Records the agreement of the clocks of host and device: at once in a new epoch, and then a few times a second.
 
     Args:
-        record: told.
+        record: called with each agreement.
     """
 
     def __init__(self, record: Callable[[Event], None]) -> None:
@@ -26,7 +26,7 @@ class ClockNotes:
         self._due = -math.inf
 
     def note(self, clock: ClockAgreement) -> None:
-        """Tell the agreement as it is now, if that is due."""
+        """Record the agreement as it is now, if that is due."""
         now = time.monotonic()
         if clock.epoch == self._epoch and now < self._due:
             return

@@ -23,9 +23,9 @@ def measure_delays(uploads: Iterable[Uploaded], used: Iterable[Read]) -> list[fl
         program = read.epoch, read.sequence
         last[program] = max(read.time, last.get(program, read.time))
     programs = sorted(
-        (upload.epoch, upload.took_hold, upload.sequence)
+        (upload.epoch, upload.took_effect, upload.sequence)
         for upload in uploads
-        if upload.epoch is not None and upload.took_hold is not None and upload.sequence is not None
+        if upload.epoch is not None and upload.took_effect is not None and upload.sequence is not None
     )
     return [
         began - last[epoch, sequence]

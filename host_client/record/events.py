@@ -1,4 +1,4 @@
-"""What happens in a run. Host times are seconds of ``time.monotonic()``, device times are in τ of the epoch named.
+"""Events of a run. Host times are seconds of ``time.monotonic()``, device times are in τ of the epoch named.
 
 An epoch is one life of the device's clock: it changes when the daemon restarts, and device times of two epochs do not
 compare.
@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-Outcome: TypeAlias = Literal["took hold", "dropped", "abandoned", "failed"]
-"""What became of an upload: it took hold; a newer one took its place before it was sent; nobody wanted it any more;
-or the device or the link failed."""
+Outcome: TypeAlias = Literal["took effect", "dropped", "abandoned", "failed"]
+"""Outcome of an upload: its program took effect; a newer one replaced it before it was sent; it was cancelled because
+nobody wanted it any more; or the device or the link failed."""
 
 Source: TypeAlias = Literal["device", "digital", "gradient"]
-"""Where an update's direction came from: a reading, the digital solve, or the plain gradient."""
+"""Source of an update's direction: a reading, the digital solve, or the plain gradient."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +38,16 @@ class ClockAgreed:
 
 @dataclass(frozen=True, slots=True)
 class Uploaded:
-    """A program's way to the device, told when it is over.
+    """A program's way to the device, recorded when it is over.
 
     Attributes:
         number: of the upload in this run.
-        began: when the host handed it over, or began to send it ahead; its first bytes may have had to wait.
-        ended: when the client knew what had become of it.
-        outcome: what that was.
-        epoch: of the device time; None unless it took hold.
-        sequence: number of the program at the device; None unless it took hold.
-        took_hold: device time of that instant; None unless it did.
+        began: when the host submitted it, or began to send it ahead; its first bytes may have had to wait.
+        ended: when the client knew the outcome.
+        outcome: see `Outcome`.
+        epoch: of the device time; None unless it took effect.
+        sequence: number of the program at the device; None unless it took effect.
+        took_effect: device time at which it did; None unless it did.
         nbytes: bytes of tensors.
         path: which way they went, such as ``"shared-memory"``, ``"grpc"`` or ``"in-process"``; None if none did.
         kept: whether the device kept the operator that it had, so that the drive travelled alone.
@@ -60,7 +60,7 @@ class Uploaded:
     outcome: Outcome
     epoch: int | None
     sequence: int | None
-    took_hold: float | None
+    took_effect: float | None
     nbytes: int
     path: str | None
     kept: bool
@@ -151,7 +151,7 @@ class DeviceLost:
 
 @dataclass(frozen=True, slots=True)
 class DeviceBack:
-    """The device is there again.
+    """The device has recovered.
 
     Attributes:
         host: when the host knew.

@@ -18,6 +18,9 @@ E = TypeVar("E")
 
 _ADAPTERS: dict[type[Event], TypeAdapter[Event]] = {kind: TypeAdapter(kind) for kind in KINDS.values()}
 
+OUTCOME_BEFORE_4, TIME_BEFORE_4 = "took hold", "took_hold"
+"""Format 3 differs from 4 in the name of this outcome of an upload, and in that of its device time."""
+
 
 class UnreadableRecord(Exception):
     """There is no record of a run, or it is not one."""
@@ -27,11 +30,11 @@ class UnreadableRecord(Exception):
 
 @dataclass(frozen=True)
 class Record:
-    """What a run left.
+    """The record of a run.
 
     Attributes:
         header: of the file.
-        events: in the order in which they were told, which is that of their ends.
+        events: in the order in which they were recorded, which is that of their ends.
         notes: what a reader should know about the file: a torn last line, kinds of events that were skipped.
     """
 
@@ -48,7 +51,7 @@ def load(folder: Path) -> Record:
     """Read a record.
 
     Kinds of events that this version does not know are skipped and counted in the notes. A last line that was torn
-    when its process was killed is skipped with a note.
+    when its process was killed is skipped with a note. Records of format 3 are read as well.
 
     Args:
         folder: of the run, or the file itself.
@@ -79,7 +82,7 @@ def load(folder: Path) -> Record:
             if kind is None:
                 skipped[name] += 1
             else:
-                events.append(_event(path, number, kind, content))
+                events.append(_event(path, number, kind, _in_this_format(content)))
     if not header:
         raise UnreadableRecord(f"{path} has no header; its process ended before it had written one")
     notes += [f"{count} events of an unknown kind {name!r} were skipped" for name, count in skipped.items()]
@@ -100,11 +103,20 @@ def _checked_header(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     version = content.get("format")
     if not isinstance(version, int):
         raise UnreadableRecord(f"{path} does not begin with a header; it is not the record of a run")
-    if version != VERSION:
+    if version not in (VERSION - 1, VERSION):
         raise UnreadableRecord(
-            f"{path} has format {version}, and this version of tngd reads {VERSION}; "
+            f"{path} has format {version}, and this version of tngd reads {VERSION - 1} and {VERSION}; "
             f"{'update it' if version > VERSION else 'record the run anew'}"
         )
+    return content
+
+
+def _in_this_format(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of an event of format 3 or 4 as format 4 names them."""
+    if TIME_BEFORE_4 in content:
+        content["took_effect"] = content.pop(TIME_BEFORE_4)
+    if content.get("outcome") == OUTCOME_BEFORE_4:
+        content["outcome"] = "took effect"
     return content
 
 

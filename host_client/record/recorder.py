@@ -15,7 +15,7 @@ from host_client.record.events import Event
 FILE: Final = "events.jsonl"
 """The record's name in the folder of a run."""
 
-VERSION: Final = 3
+VERSION: Final = 4
 """Of the format. A new kind of event or a new field does not change it; a new meaning of an old one does."""
 
 KINDS: Final[dict[str, type[Event]]] = {kind.__name__: kind for kind in get_args(Event)}
@@ -34,7 +34,7 @@ class RunRecord:
 
     Args:
         folder: of the run; made if need be. A record that lies there is replaced.
-        header: what a reader should know: settings, device, versions, machine (see `host_client.provenance`).
+        header: what a reader should know: settings, device, versions, machine.
 
     Attributes:
         path: of the file.

@@ -2,7 +2,6 @@
 
 from spu_link.operators.base import FactorOperator, Operator
 from spu_link.operators.conv2d import Conv2dRows
-from spu_link.operators.damped import Damped
 from spu_link.operators.dense import Dense
 from spu_link.operators.embedding import EmbeddingRows
 from spu_link.operators.kept import Kept
@@ -13,7 +12,6 @@ from spu_link.operators.stack import stack
 
 __all__ = [
     "Conv2dRows",
-    "Damped",
     "Dense",
     "EmbeddingRows",
     "FactorOperator",

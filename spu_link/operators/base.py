@@ -3,40 +3,45 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Self, TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spu_link.errors import InvalidProgram
+from spu_link.errors import either, mismatch
 from spu_link.operators.gram import gram_of, mirror, strips
-from tngd.spu.v1 import spu_pb2 as pb
 
 ArrayLike: TypeAlias = Tensor | NDArray[Any]
 """Type of an operand: a tensor or a numpy array; float32 or float64, but for indices."""
 
-Role: TypeAlias = "pb.Role.ValueType"
-"""Role of a tensor: a value of the protocol's enum."""
-
-WireBlock: TypeAlias = tuple[pb.Block, dict[Role, Tensor]]
-"""One block on the wire: its geometry, and its tensors by role in the order of their bytes."""
+Role: TypeAlias = Literal["matrix", "rows", "input", "cotangent", "indices"]
+"""Role of a tensor in its block."""
 
 Shapes: TypeAlias = Mapping[Role, tuple[int, ...]]
 """Shapes of one block's tensors by role."""
+
+Geometry: TypeAlias = Mapping[str, Any]
+"""Numbers, truth values and tuples of numbers of one block by name: what its tensors' shapes leave open."""
 
 CHUNK_ELEMENTS = 1 << 22
 """Max elements of explicit rows that AAᵀ or AᵀA is accumulated from at a time (32 MiB in float64)."""
 
 FLOATS = (torch.float32, torch.float64)
+"""Element types of operands but indices."""
+
 INTEGERS = (torch.int32, torch.int64)
+"""Element types of indices."""
 
 
 class Operator(ABC):
-    """A symmetric positive semi-definite curvature matrix F of shape (N, N), however it is held."""
+    """A symmetric positive semi-definite curvature matrix F of shape (N, N), however it is held.
 
-    kind: str
+    Its products raise `RuntimeError` for vectors of another length.
+    """
+
+    kind: ClassVar[str]
     """Name of the operator's block on the wire, or of the composition."""
 
     @property
@@ -51,40 +56,49 @@ class Operator(ABC):
 
     @abstractmethod
     def curvature(self, v: Tensor) -> Tensor:
-        """Product F v for `v` of shape (..., N), in the dtype of `v`."""
+        """Return F v for `v` of shape (..., N), in the dtype of `v`."""
 
-    @abstractmethod
     def apply(self, v: Tensor) -> Tensor:
-        """Product of this matrix with `v` of shape (..., N): shape (..., m), in the dtype of `v`."""
+        """Return this matrix times `v` of shape (..., N): shape (..., m), in the dtype of `v`."""
+        return self.curvature(v)
 
-    @abstractmethod
     def adjoint(self, w: Tensor) -> Tensor:
-        """Product of this matrix, transposed, with `w` of shape (..., m): shape (..., N), in the dtype of `w`."""
+        """Return this matrix, transposed, times `w` of shape (..., m): shape (..., N), in the dtype of `w`."""
+        return self.curvature(w)
 
-    @abstractmethod
     def gram(self) -> Tensor:
-        """This matrix times its transpose, shape (m, m), float64, accumulated in float64."""
+        """Return the Gram matrix: this matrix times its transpose, shape (m, m), float64, accumulated in float64."""
+        return gram_of([self.dense()], self.shape[0])
 
     @abstractmethod
     def dense(self) -> Tensor:
-        """This matrix in full, of `shape`. For tests and small problems."""
+        """Return this matrix in full, of `shape`. For tests and small problems."""
 
     def curvature_matrix(self) -> Tensor:
         """Return F in full, shape (N, N), float64; it may share memory with an operand."""
         return self.dense().to(torch.float64)
 
     @abstractmethod
-    def wire(self) -> list[WireBlock]:
-        """Blocks on the wire, in the order of their parameters."""
+    def to_blocks(self) -> Sequence[BlockOperator]:
+        """Return the blocks in which it travels, in the order of their parameters.
+
+        Raises:
+            InvalidProgram: when no device takes such an operator.
+        """
 
     @abstractmethod
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """The same operator with `function` applied to each operand but indices, for instance to change the dtype."""
+        """Return this operator with `function` applied to each operand but indices, for instance another dtype."""
+
+    @property
+    def operands(self) -> list[Tensor]:
+        """Tensors of all blocks, in the order of their bytes."""
+        return [tensor for block in self.to_blocks() for tensor in block.tensors.values()]
 
     @property
     def nbytes(self) -> int:
         """Bytes of all operands."""
-        return sum(t.nbytes for _, tensors in self.wire() for t in tensors.values())
+        return sum(operand.nbytes for operand in self.operands)
 
     @property
     def parameters(self) -> int:
@@ -98,15 +112,105 @@ class Operator(ABC):
         return f"{type(self).__name__}({rows} × {columns}, {dtype}, {self.nbytes / 1e6:.3g} MB)"
 
 
+class BlockOperator(Operator):
+    """An operator that travels as one block: its geometry, and its tensors by role.
+
+    To add one, make a subclass and put it into `spu_link.wire.tables.BLOCKS`. The constructor takes the tensors in the
+    order of `dimensions` for `_hold`, and the numbers of `fields` by name, which are attributes too.
+    """
+
+    fields: ClassVar[tuple[str, ...]] = ()
+    """Names of the geometry's numbers, on the wire too."""
+
+    dimensions: ClassVar[Mapping[Role, tuple[int, ...]]]
+    """Numbers of dimensions that each tensor may have, by role, in the order of their bytes."""
+
+    tensors: Mapping[Role, Tensor]
+    """The operands by role."""
+
+    @abstractmethod
+    def __init__(self, *tensors: Any, **geometry: Any) -> None: ...
+
+    @classmethod
+    @abstractmethod
+    def shape_of(cls, geometry: Geometry, shapes: Shapes) -> tuple[int, int]:
+        """Return the shape of the matrix, from the geometry and the tensors' shapes alone.
+
+        Raises:
+            InvalidProgram: when they do not fit together.
+        """
+
+    def _hold(self, *operands: ArrayLike) -> list[Tensor]:
+        """Check and keep the operands; return them as tensors. Call it when the attributes of `fields` are set.
+
+        Raises:
+            InvalidProgram: when they do not fit together.
+        """
+        self.tensors = {
+            role: as_operand(
+                operand,
+                field=f"{self.kind}.{role}",
+                dimensions=dimensions,
+                dtypes=INTEGERS if role == "indices" else FLOATS,
+            )
+            for operand, (role, dimensions) in zip(operands, self.dimensions.items(), strict=True)
+        }
+        dtypes = [str(t.dtype) for t in self.tensors.values() if t.is_floating_point()]
+        if len(set(dtypes)) > 1:
+            raise mismatch(self.kind, " and ".join(dtypes), "one dtype for all tensors of a block")
+        self._shape = self.shape_of(self.geometry, {role: tuple(t.shape) for role, t in self.tensors.items()})
+        return list(self.tensors.values())
+
+    @property
+    def geometry(self) -> dict[str, Any]:
+        """The numbers of `fields` by name."""
+        return {name: getattr(self, name) for name in self.fields}
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of the matrix behind `apply`."""
+        return self._shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Element type of the operands but indices."""
+        return next(t.dtype for t in self.tensors.values() if t.is_floating_point())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the operands are."""
+        return next(iter(self.tensors.values())).device
+
+    def to_blocks(self) -> Sequence[BlockOperator]:
+        """Itself."""
+        return [self]
+
+    def like(self, *tensors: Tensor) -> Self:
+        """Return a block of the same geometry with other tensors."""
+        return type(self)(*tensors, **self.geometry)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """Return this block with `function` applied to each operand but indices."""
+        return self.like(*map(function, self.tensors.values()))
+
+
 class FactorOperator(Operator):
     """F = AᵀA, held as the factor A of shape (m, N) in some form; `apply` and `adjoint` are A and Aᵀ."""
 
+    @abstractmethod
+    def apply(self, v: Tensor) -> Tensor:
+        """Return A v for `v` of shape (..., N): shape (..., m), in the dtype of `v`."""
+
+    @abstractmethod
+    def adjoint(self, w: Tensor) -> Tensor:
+        """Return Aᵀ w for `w` of shape (..., m): shape (..., N), in the dtype of `w`."""
+
     def curvature(self, v: Tensor) -> Tensor:
-        """Product AᵀA v for `v` of shape (..., N)."""
+        """Return AᵀA v for `v` of shape (..., N), in the dtype of `v`."""
         return self.adjoint(self.apply(v))
 
     def gram(self) -> Tensor:
-        """A Aᵀ, shape (m, m), float64, on the CPU."""
+        """Return A Aᵀ, shape (m, m), float64, on the CPU."""
         m = self.shape[0]
         total = torch.zeros(m, m, dtype=torch.float64)
         self.add_gram(total)
@@ -114,13 +218,13 @@ class FactorOperator(Operator):
 
     @abstractmethod
     def add_gram(self, total: Tensor) -> None:
-        """Add the lower triangle of A Aᵀ to `total`, shape (m, m), float64; what lies above it counts for nothing."""
+        """Add the lower triangle of A Aᵀ to `total`, shape (m, m), float64; the elements above it are not used."""
 
     def curvature_matrix(self) -> Tensor:
         """Return AᵀA, shape (N, N), float64, on the CPU, accumulated from chunks of rows: A is never whole in memory.
 
-        It is the smaller of the two products where m ≥ N. Operands are converted to float64 before rows are made of
-        them, so that float32 operands lose nothing: the rounding of rows in float32 would move eigenvalues by 1e-7 ‖F‖.
+        Where m ≥ N, it is smaller than A Aᵀ. Operands are converted to float64 before the rows are computed from them,
+        because the rounding of rows in float32 would move eigenvalues by 1e-7 ‖F‖.
         """
         return gram_of((rows.T for rows in self.dense_chunks()), self.parameters)
 
@@ -141,56 +245,30 @@ class FactorOperator(Operator):
         """
 
 
-class BlockFactor(FactorOperator):
-    """A factor that is one block on the wire."""
-
-    @staticmethod
-    @abstractmethod
-    def shape_of(block: pb.Block, shapes: Shapes) -> tuple[int, int]:
-        """Shape (m, N) of A from the geometry and the tensors' shapes alone.
-
-        Raises:
-            InvalidProgram: when they do not fit together.
-        """
-
-    @classmethod
-    @abstractmethod
-    def from_wire(cls, block: pb.Block, tensors: Mapping[Role, Tensor]) -> Self:
-        """The operator behind a block whose shapes `shape_of` has accepted."""
+class BlockFactor(FactorOperator, BlockOperator):
+    """A factor that travels as one block."""
 
     @abstractmethod
     def to_rows(self) -> Tensor:
-        """A in full, shape (m, N), in the operands' dtype."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Shape (m, N) of A."""
-        block, tensors = self.wire()[0]
-        return self.shape_of(block, {role: tuple(t.shape) for role, t in tensors.items()})
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Element type of the operands."""
-        return next(iter(self.wire()[0][1].values())).dtype
+        """Return A in full, shape (m, N), in the operands' dtype."""
 
     def dense(self) -> Tensor:
-        """A in full, shape (m, N)."""
+        """Return A in full, shape (m, N), in the operands' dtype."""
         return self.to_rows()
 
     def dense_rows(self, rows: slice) -> Tensor:
         """Return consecutive rows of A in full, float64, from the operands of their samples alone."""
-        block, tensors = self.wire()[0]
-        cotangents = tensors.get(pb.ROLE_COTANGENT)
+        cotangents = self.tensors.get("cotangent")
         samples = self.shape[0] if cotangents is None else cotangents.shape[1]
         parts = []
-        for columns, some in _rectangles(rows, samples):
-            operands = {role: t[columns, some] if role == pb.ROLE_COTANGENT else t[some] for role, t in tensors.items()}
-            parts.append(self.from_wire(block, operands).map(lambda operand: operand.double()).to_rows())
+        for columns, batch in _rectangles(rows, samples):
+            operands = [t[columns, batch] if role == "cotangent" else t[batch] for role, t in self.tensors.items()]
+            parts.append(self.like(*operands).map(lambda operand: operand.double()).to_rows())
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _rectangles(rows: slice, samples: int) -> Iterator[tuple[slice, slice]]:
-    """Cut consecutive rows (c, i), i < `samples`, into (columns, samples): whole columns, or a part of one."""
+    """Yield consecutive rows (c, i), i < `samples`, as slices of c and of i: whole columns c, or a part of one."""
     start = rows.start
     while start < rows.stop:
         column, first = divmod(start, samples)
@@ -200,66 +278,44 @@ def _rectangles(rows: slice, samples: int) -> Iterator[tuple[slice, slice]]:
         start = stop
 
 
-def as_operand(value: ArrayLike, *, field: str, dimensions: int | tuple[int, ...]) -> Tensor:
-    """A float32 or float64 tensor behind an array, without a copy where possible.
-
-    Raises:
-        InvalidProgram: when it has another dtype or another number of dimensions.
-    """
-    return _as_tensor(value, FLOATS, field, dimensions)
-
-
-def as_indices(value: ArrayLike, *, field: str, dimensions: int) -> Tensor:
-    """An int32 or int64 tensor behind an array, without a copy where possible.
-
-    Raises:
-        InvalidProgram: when it has another dtype or another number of dimensions.
-    """
-    return _as_tensor(value, INTEGERS, field, dimensions)
-
-
-def _as_tensor(
-    value: ArrayLike, dtypes: Sequence[torch.dtype], field: str, dimensions: int | tuple[int, ...]
+def as_operand(
+    value: ArrayLike, *, field: str, dimensions: Sequence[int], dtypes: Sequence[torch.dtype] = FLOATS
 ) -> Tensor:
+    """Return an array as a checked tensor, without a copy where possible.
+
+    Args:
+        value: the array.
+        field: its name in errors.
+        dimensions: numbers of dimensions it may have.
+        dtypes: element types it may have.
+
+    Raises:
+        InvalidProgram: when it has others, or an extent of 0.
+    """
     tensor = torch.as_tensor(value).detach()
     if tensor.dtype not in dtypes:
-        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        raise InvalidProgram(
-            f"{field} has dtype {tensor.dtype}; convert it to {names}", field=field, found=tensor.dtype, expected=names
-        )
-    allowed = (dimensions,) if isinstance(dimensions, int) else dimensions
-    if tensor.dim() not in allowed or 0 in tensor.shape:
-        expected = f"{either(allowed)} dimensions"
-        raise InvalidProgram(
-            f"{field} has shape {tuple(tensor.shape)}; it needs {expected}, none of them empty",
-            field=field,
-            found=tuple(tensor.shape),
-            expected=expected,
-        )
+        raise mismatch(field, f"of dtype {tensor.dtype}", either(str(dtype).removeprefix("torch.") for dtype in dtypes))
+    if tensor.dim() not in dimensions or 0 in tensor.shape:
+        raise mismatch(field, f"of shape {tuple(tensor.shape)}", f"{either(dimensions)} dimensions, none of them empty")
     return tensor
 
 
-def either(choices: Iterable[object]) -> str:
-    """Choices as people say them."""
-    return " or ".join(str(choice) for choice in choices)
-
-
-def seen_through(cotangents: Tensor, y: Tensor) -> Tensor:
-    """Rows of A v from the change y of the layer's output, for k vectors v at once.
+def contract_cotangents(cotangents: Tensor, y: Tensor) -> Tensor:
+    """Return the rows of A v from the change y of the layer's output, for k vectors v at once.
 
     Args:
         cotangents: shape (c, b, …).
         y: shape (k, b·…), in any grouping of the elements behind k.
 
     Returns:
-        Σ over everything behind b of cotangents · y, shape (k, c, b).
+        Σ of cotangents · y over everything behind b, shape (k, c, b).
     """
     delta = cotangents.flatten(2)
     return torch.einsum("cbf,kbf->kcb", delta, y.reshape(len(y), *delta.shape[1:]))
 
 
-def weighted(cotangents: Tensor, w: Tensor) -> Tensor:
-    """Cotangents weighted by vectors over the rows and summed over c.
+def weight_cotangents(cotangents: Tensor, w: Tensor) -> Tensor:
+    """Return the cotangents weighted by vectors over the rows and summed over c.
 
     Args:
         cotangents: shape (c, b, …).
@@ -269,19 +325,4 @@ def weighted(cotangents: Tensor, w: Tensor) -> Tensor:
         Shape (k, b, f), with k for all leading dimensions of `w`, and f for everything behind b.
     """
     c, b = cotangents.shape[:2]
-    return torch.einsum("kcb,cbf->kbf", w.reshape(-1, c, b), cotangents.flatten(2))
-
-
-def mismatch(field: str, found: object, expected: str) -> InvalidProgram:
-    """The error for a shape that does not fit the others."""
-    return InvalidProgram(f"{field} is {found}; expected {expected}", field=field, found=found, expected=expected)
-
-
-def same_dtype(field: str, *tensors: Tensor) -> None:
-    """Refuse operands of one block that differ in dtype.
-
-    Raises:
-        InvalidProgram: naming `field`.
-    """
-    if len({t.dtype for t in tensors}) > 1:
-        raise mismatch(field, " and ".join(str(t.dtype) for t in tensors), "one dtype for all tensors of a block")
+    return torch.einsum("kcb,cbf->kbf", w.unflatten(-1, (c, b)).reshape(-1, c, b), cotangents.flatten(2))

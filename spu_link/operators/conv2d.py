@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Self
+from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
+from spu_link.errors import mismatch
 from spu_link.operators.base import (
     CHUNK_ELEMENTS,
     ArrayLike,
     BlockFactor,
-    Role,
+    Geometry,
     Shapes,
-    WireBlock,
-    as_operand,
-    mismatch,
-    same_dtype,
 )
 from spu_link.operators.gram import add_products
 from spu_link.operators.patches import patches_of
-from tngd.spu.v1 import spu_pb2 as pb
 
 Pair = tuple[int, int]
 
@@ -47,6 +43,8 @@ class Conv2dRows(BlockFactor):
     """
 
     kind = "conv2d"
+    fields = ("kernel", "stride", "padding", "dilation", "groups", "bias")
+    dimensions: ClassVar = {"input": (4,), "cotangent": (5,)}
 
     def __init__(
         self,
@@ -60,13 +58,10 @@ class Conv2dRows(BlockFactor):
         groups: int = 1,
         bias: bool,
     ) -> None:
-        self.inputs = as_operand(inputs, field="conv2d.input", dimensions=4)
-        self.cotangents = as_operand(cotangents, field="conv2d.cotangent", dimensions=5)
         self.kernel, self.stride, self.padding, self.dilation = kernel, stride, padding, dilation
         self.groups = groups
         self.bias = bias
-        same_dtype("conv2d", self.inputs, self.cotangents)
-        self.shape  # noqa: B018 - refuses shapes that do not fit
+        self.inputs, self.cotangents = self._hold(inputs, cotangents)
 
     @property
     def _weight_shape(self) -> tuple[int, int, int, int]:
@@ -81,18 +76,19 @@ class Conv2dRows(BlockFactor):
         x = v.to(self.dtype).reshape(-1, v.shape[-1])
         k, (c, b, out), g = len(x), self.cotangents.shape[:3], self.groups
         # All right-hand sides in one convolution: output channels ordered (group, side, channel of the group).
-        weight = x[:, : self._weights()].reshape(k, g, out // g, *self._weight_shape[1:]).transpose(0, 1)
+        weight, bias = x.split([self._weights(), self.shape[1] - self._weights()], 1)
+        weight = weight.reshape(k, g, out // g, *self._weight_shape[1:]).transpose(0, 1)
         y = F.conv2d(self.inputs, weight.flatten(0, 2), None, self.stride, self.padding, self.dilation, g)
         y = y.unflatten(1, (g, k, out // g)).permute(2, 0, 1, 3, 4, 5).reshape(k, b, out, -1)
         if self.bias:
-            y = y + x[:, None, self._weights() :, None]
+            y = y + bias[:, None, :, None]
         rows = torch.einsum("cbop,kbop->kcb", self.cotangents.flatten(3), y)
         return rows.reshape(*lead, c * b).to(v.dtype)
 
     def adjoint(self, w: Tensor) -> Tensor:
         """Aᵀ w: the layer's weight gradient with the cotangents weighted by `w` and summed over c."""
         lead, (c, b, *_) = w.shape[:-1], self.cotangents.shape
-        x = w.to(self.dtype).reshape(-1, c, b)
+        x = w.to(self.dtype).unflatten(-1, (c, b)).reshape(-1, c, b)
         delta = torch.einsum("kcb,cbohw->kbohw", x, self.cotangents)
         parts = [
             torch.stack(
@@ -114,15 +110,15 @@ class Conv2dRows(BlockFactor):
             parts.append(delta.sum((1, 3, 4)))
         return torch.cat(parts, dim=1).reshape(*lead, -1).to(w.dtype)
 
-    def _row_stretches(self, most: int) -> Iterator[Tensor]:
-        """A in full by output channels, in stretches (m, channels, in / groups · kernel) of at most `most` elements."""
+    def _row_stretches(self, max_size: int) -> Iterator[Tensor]:
+        """Yield A by output channels, in stretches (m, channels, in / groups · kernel) of up to `max_size` elements."""
         (c, b, out, *_), g = self.cotangents.shape, self.groups
         patches = patches_of(
             self.inputs, kernel=self.kernel, stride=self.stride, padding=self.padding, dilation=self.dilation
         )  # (b, in · kernel, p)
         patches = patches.unflatten(1, (g, -1)).mT  # (b, g, p, in / g · kernel)
         delta = self.cotangents.flatten(3).unflatten(2, (g, out // g))  # (c, b, g, out / g, p)
-        channels = max(1, most // (c * b * patches.shape[3]))
+        channels = max(1, max_size // (c * b * patches.shape[3]))
         for group in range(g):
             for part in delta[:, :, group].split(channels, dim=2):
                 rows = part.new_empty(*part.shape[:3], patches.shape[3])
@@ -142,73 +138,26 @@ class Conv2dRows(BlockFactor):
         rows = torch.cat(list(self._row_stretches(m * n)), dim=1).flatten(1)
         return torch.cat([rows, self.cotangents.sum((3, 4)).reshape(m, -1)], dim=1) if self.bias else rows
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """The same factors after `function`."""
-        return self._like(function(self.inputs), function(self.cotangents), self.wire()[0][0])
-
-    def wire(self) -> list[WireBlock]:
-        """One conv2d block."""
-        geometry = pb.Conv2dBlock(
-            kernel=self.kernel,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=self.groups,
-            bias=self.bias,
-        )
-        return [(pb.Block(conv2d=geometry), {pb.ROLE_INPUT: self.inputs, pb.ROLE_COTANGENT: self.cotangents})]
-
-    @staticmethod
-    def shape_of(block: pb.Block, shapes: Shapes) -> tuple[int, int]:
+    @classmethod
+    def shape_of(cls, geometry: Geometry, shapes: Shapes) -> tuple[int, int]:
         """(c·b, out · in / groups · kernel (+ out))."""
-        geometry = block.conv2d
-        _check_geometry(geometry)
-        b, channels, *extent = shapes[pb.ROLE_INPUT]
-        c, samples, out, *out_extent = shapes[pb.ROLE_COTANGENT]
-        if channels % geometry.groups or out % geometry.groups:
-            raise mismatch("conv2d.groups", geometry.groups, f"a divisor of {channels} channels in and {out} out")
+        pairs = {"kernel": 1, "stride": 1, "padding": 0, "dilation": 1}
+        for name, minimum in pairs.items():
+            pair = list(geometry[name])
+            if len(pair) != 2 or min(pair) < minimum:
+                raise mismatch(f"conv2d.{name}", pair, f"two numbers, each at least {minimum}")
+        groups = geometry["groups"]
+        if groups < 1:
+            raise mismatch("conv2d.groups", groups, "at least 1")
+        b, channels, *extent = shapes["input"]
+        c, samples, out, *out_extent = shapes["cotangent"]
+        if channels % groups or out % groups:
+            raise mismatch("conv2d.groups", groups, f"a divisor of {channels} channels in and {out} out")
         expected = [
             (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
-            for size, kernel, stride, pad, dilation in zip(
-                extent, geometry.kernel, geometry.stride, geometry.padding, geometry.dilation, strict=True
-            )
+            for size, kernel, stride, pad, dilation in zip(extent, *(geometry[name] for name in pairs), strict=True)
         ]
         if samples != b or out_extent != expected:
-            raise mismatch(
-                "conv2d.cotangent", shapes[pb.ROLE_COTANGENT], f"(c, {b}, out, {expected[0]}, {expected[1]})"
-            )
-        weights = out * (channels // geometry.groups) * geometry.kernel[0] * geometry.kernel[1]
-        return c * b, weights + (out if geometry.bias else 0)
-
-    @classmethod
-    def from_wire(cls, block: pb.Block, tensors: Mapping[Role, Tensor]) -> Self:
-        """Factors behind a conv2d block."""
-        return cls._like(tensors[pb.ROLE_INPUT], tensors[pb.ROLE_COTANGENT], block)
-
-    @classmethod
-    def _like(cls, inputs: Tensor, cotangents: Tensor, block: pb.Block) -> Self:
-        geometry = block.conv2d
-        return cls(
-            inputs,
-            cotangents,
-            kernel=_pair(geometry.kernel),
-            stride=_pair(geometry.stride),
-            padding=_pair(geometry.padding),
-            dilation=_pair(geometry.dilation),
-            groups=geometry.groups,
-            bias=geometry.bias,
-        )
-
-
-def _pair(values: Sequence[int]) -> Pair:
-    height, width = values
-    return height, width
-
-
-def _check_geometry(geometry: pb.Conv2dBlock) -> None:
-    for name, least in (("kernel", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
-        pair = list(getattr(geometry, name))
-        if len(pair) != 2 or min(pair) < least:
-            raise mismatch(f"conv2d.{name}", pair, f"two numbers, each at least {least}")
-    if geometry.groups < 1:
-        raise mismatch("conv2d.groups", geometry.groups, "at least 1")
+            raise mismatch("conv2d.cotangent", shapes["cotangent"], f"(c, {b}, out, {expected[0]}, {expected[1]})")
+        weights = out * (channels // groups) * geometry["kernel"][0] * geometry["kernel"][1]
+        return c * b, weights + (out if geometry["bias"] else 0)

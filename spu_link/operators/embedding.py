@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Self
+from collections.abc import Callable
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
+from spu_link.errors import mismatch
 from spu_link.operators.base import (
     CHUNK_ELEMENTS,
     ArrayLike,
     BlockFactor,
-    Role,
+    Geometry,
     Shapes,
-    WireBlock,
-    as_indices,
-    as_operand,
-    mismatch,
-    seen_through,
-    weighted,
+    contract_cotangents,
+    weight_cotangents,
 )
-from tngd.spu.v1 import spu_pb2 as pb
 
 
 class EmbeddingRows(BlockFactor):
@@ -41,28 +37,24 @@ class EmbeddingRows(BlockFactor):
     """
 
     kind = "embedding"
+    fields = ("embeddings",)
+    dimensions: ClassVar = {"indices": (2,), "cotangent": (4,)}
 
     def __init__(self, indices: ArrayLike, cotangents: ArrayLike, *, embeddings: int) -> None:
-        self.indices = as_indices(indices, field="embedding.indices", dimensions=2)
-        self.cotangents = as_operand(cotangents, field="embedding.cotangent", dimensions=4)
-        self.embeddings = _at_least_one(embeddings)
-        self.shape  # noqa: B018 - refuses shapes that do not fit
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Element type of the cotangents."""
-        return self.cotangents.dtype
+        self.embeddings = embeddings
+        self.indices, self.cotangents = self._hold(indices, cotangents)
 
     def apply(self, v: Tensor) -> Tensor:
         """A v: the rows of `v` that each sample looks up, seen through the cotangents."""
-        x = v.reshape(-1, self.embeddings, self.cotangents.shape[3])
+        shape = self.embeddings, self.cotangents.shape[3]
+        x = v.unflatten(-1, shape).reshape(-1, *shape)
         y = x.index_select(1, self.indices.flatten()).to(self.dtype)
-        return seen_through(self.cotangents, y).reshape(*v.shape[:-1], -1).to(v.dtype)
+        return contract_cotangents(self.cotangents, y).reshape(*v.shape[:-1], -1).to(v.dtype)
 
     def adjoint(self, w: Tensor) -> Tensor:
         """Aᵀ w: the cotangents weighted by `w` and summed over c, added where they were looked up."""
         d = self.cotangents.shape[3]
-        delta = weighted(self.cotangents, w.to(self.dtype)).reshape(-1, self.indices.numel(), d).to(w.dtype)
+        delta = weight_cotangents(self.cotangents, w.to(self.dtype)).reshape(-1, self.indices.numel(), d).to(w.dtype)
         total = w.new_zeros(len(delta), self.embeddings, d).index_add_(1, self.indices.flatten(), delta)
         return total.view(*w.shape[:-1], -1)
 
@@ -101,29 +93,15 @@ class EmbeddingRows(BlockFactor):
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """The same indices, on the same device, with the cotangents after `function`."""
         cotangents = function(self.cotangents)
-        return type(self)(self.indices.to(cotangents.device), cotangents, embeddings=self.embeddings)
+        return self.like(self.indices.to(cotangents.device), cotangents)
 
-    def wire(self) -> list[WireBlock]:
-        """One embedding block."""
-        block = pb.Block(embedding=pb.EmbeddingBlock(embeddings=self.embeddings))
-        return [(block, {pb.ROLE_INDICES: self.indices, pb.ROLE_COTANGENT: self.cotangents})]
-
-    @staticmethod
-    def shape_of(block: pb.Block, shapes: Shapes) -> tuple[int, int]:
+    @classmethod
+    def shape_of(cls, geometry: Geometry, shapes: Shapes) -> tuple[int, int]:
         """(c·b, embeddings·d)."""
-        indices, cotangents = shapes[pb.ROLE_INDICES], shapes[pb.ROLE_COTANGENT]
+        indices, cotangents, embeddings = shapes["indices"], shapes["cotangent"], geometry["embeddings"]
         c, *seen, d = cotangents
         if tuple(seen) != indices:
             raise mismatch("embedding.cotangent", cotangents, f"(c, {indices[0]}, {indices[1]}, d) for these indices")
-        return c * indices[0], _at_least_one(block.embedding.embeddings) * d
-
-    @classmethod
-    def from_wire(cls, block: pb.Block, tensors: Mapping[Role, Tensor]) -> Self:
-        """Factors behind an embedding block."""
-        return cls(tensors[pb.ROLE_INDICES], tensors[pb.ROLE_COTANGENT], embeddings=block.embedding.embeddings)
-
-
-def _at_least_one(embeddings: int) -> int:
-    if embeddings < 1:
-        raise mismatch("embedding.embeddings", embeddings, "at least 1")
-    return embeddings
+        if embeddings < 1:
+            raise mismatch("embedding.embeddings", embeddings, "at least 1")
+        return c * indices[0], embeddings * d

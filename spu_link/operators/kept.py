@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NoReturn, Self
+from typing import ClassVar, NoReturn
 
 import torch
 from torch import Tensor
 
-from spu_link.errors import InvalidProgram
-from spu_link.operators.base import Operator, WireBlock, mismatch
-from tngd.spu.v1 import spu_pb2 as pb
+from spu_link.errors import InvalidProgram, mismatch
+from spu_link.operators.base import BlockOperator, Geometry, Shapes
 
 
-class Kept(Operator):
+class Kept(BlockOperator):
     """Stands for the operator of a program that the device runs, or ran under the same operator as now.
 
     Nothing of it travels, and the device keeps what it has computed of it:
@@ -34,18 +32,16 @@ class Kept(Operator):
     """
 
     kind = "kept"
+    fields = ("sequence", "parameters")
+    dimensions: ClassVar = {}
 
     def __init__(self, sequence: int, parameters: int) -> None:
         for field, value in (("kept.sequence", sequence), ("kept.parameters", parameters)):
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 1 << 63:
                 raise mismatch(field, repr(value), "a whole number, at least 1")
         self.sequence = sequence
-        self._parameters = parameters
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Shape (N, N)."""
-        return self._parameters, self._parameters
+        self._shape = parameters, parameters
+        self.tensors = {}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -56,33 +52,18 @@ class Kept(Operator):
         """F v: the device's business."""
         self._elsewhere()
 
-    def apply(self, v: Tensor) -> Tensor:
-        """F v: the device's business."""
-        self._elsewhere()
-
-    def adjoint(self, w: Tensor) -> Tensor:
-        """F w: the device's business."""
-        self._elsewhere()
-
-    def gram(self) -> Tensor:
-        """F Fᵀ: the device's business."""
-        self._elsewhere()
-
     def dense(self) -> Tensor:
         """F: held by the device alone."""
         self._elsewhere()
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """The same: there are no operands here."""
-        return self
-
-    def wire(self) -> list[WireBlock]:
-        """One kept block, without tensors."""
-        return [(pb.Block(kept=pb.KeptBlock(sequence=self.sequence, parameters=self._parameters)), {})]
+    @classmethod
+    def shape_of(cls, geometry: Geometry, shapes: Shapes) -> tuple[int, int]:
+        """Shape (N, N), from the numbers alone."""
+        return cls(**geometry).shape
 
     def __repr__(self) -> str:
         """Which program's operator, and its size."""
-        return f"Kept({self.sequence}, {self._parameters})"
+        return f"Kept({self.sequence}, {self.parameters})"
 
     def _elsewhere(self) -> NoReturn:
         raise InvalidProgram(

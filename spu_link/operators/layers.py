@@ -8,7 +8,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from spu_link.operators.base import BlockFactor, FactorOperator, WireBlock, mismatch
+from spu_link.errors import mismatch
+from spu_link.operators.base import BlockFactor, FactorOperator
 
 
 class LayerRows(FactorOperator):
@@ -73,6 +74,6 @@ class LayerRows(FactorOperator):
         """The same layers after `function`."""
         return type(self)([layer.map(function) for layer in self.layers])
 
-    def wire(self) -> list[WireBlock]:
-        """The layers' blocks."""
-        return [block for layer in self.layers for block in layer.wire()]
+    def to_blocks(self) -> Sequence[BlockFactor]:
+        """The layers."""
+        return self.layers

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Self
+from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from spu_link.errors import mismatch
 from spu_link.operators.base import (
     CHUNK_ELEMENTS,
     ArrayLike,
     BlockFactor,
-    Role,
+    Geometry,
     Shapes,
-    WireBlock,
-    as_operand,
-    mismatch,
-    same_dtype,
-    seen_through,
-    weighted,
+    contract_cotangents,
+    weight_cotangents,
 )
 from spu_link.operators.gram import STRIP, add_products, gram_of, mirror, product, strips
-from tngd.spu.v1 import spu_pb2 as pb
 
 
 class LinearRows(BlockFactor):
@@ -43,13 +39,12 @@ class LinearRows(BlockFactor):
     """
 
     kind = "linear"
+    fields = ("bias",)
+    dimensions: ClassVar = {"input": (2, 3), "cotangent": (3, 4)}
 
     def __init__(self, inputs: ArrayLike, cotangents: ArrayLike, *, bias: bool) -> None:
-        self.inputs = as_operand(inputs, field="linear.input", dimensions=(2, 3))
-        self.cotangents = as_operand(cotangents, field="linear.cotangent", dimensions=self.inputs.dim() + 1)
         self.bias = bias
-        same_dtype("linear", self.inputs, self.cotangents)
-        self.shape  # noqa: B018 - refuses shapes that do not fit
+        self.inputs, self.cotangents = self._hold(inputs, cotangents)
 
     def _extents(self) -> tuple[int, int, int, int, int]:
         """(c, b, p, d_in, d_out), with p = 1 where there are no positions."""
@@ -60,16 +55,16 @@ class LinearRows(BlockFactor):
         """A v: per sample, the change of y for the change `v` of the parameters, seen through the cotangents."""
         _, b, p, d_in, d_out = self._extents()
         x = v.to(self.dtype).reshape(-1, v.shape[-1])
-        weight = x[:, : d_out * d_in].unflatten(1, (d_out, d_in))
-        y = self.inputs.reshape(b * p, d_in) @ weight.mT  # (k, b·p, d_out)
+        weight, bias = x.split([d_out * d_in, self.shape[1] - d_out * d_in], 1)
+        y = self.inputs.reshape(b * p, d_in) @ weight.unflatten(1, (d_out, d_in)).mT  # (k, b·p, d_out)
         if self.bias:
-            y += x[:, None, d_out * d_in :]
-        return seen_through(self.cotangents, y).reshape(*v.shape[:-1], -1).to(v.dtype)
+            y += bias[:, None]
+        return contract_cotangents(self.cotangents, y).reshape(*v.shape[:-1], -1).to(v.dtype)
 
     def adjoint(self, w: Tensor) -> Tensor:
         """Aᵀ w: one backward pass of the layer with the cotangents weighted by `w` and summed over c."""
         _, b, p, d_in, d_out = self._extents()
-        delta = weighted(self.cotangents, w.to(self.dtype)).reshape(-1, b * p, d_out)
+        delta = weight_cotangents(self.cotangents, w.to(self.dtype)).reshape(-1, b * p, d_out)
         result = delta.new_empty(len(delta), self.shape[1])
         weight, bias = result.tensor_split([d_out * d_in], 1)
         inputs = self.inputs.reshape(b * p, d_in).expand(len(delta), -1, -1)
@@ -105,14 +100,14 @@ class LinearRows(BlockFactor):
             inner = product(delta[rows], delta[:end]).to(total)
             total[rows, :end] += inner.view(-1, b, columns.stop, b).mul_(outer).view(-1, end)
 
-    def _row_stretches(self, most: int) -> Iterator[Tensor]:
-        """The weight's columns of A by output features, in stretches (m, features·d_in) of at most `most` elements.
+    def _row_stretches(self, max_size: int) -> Iterator[Tensor]:
+        """Yield the weight's columns of A by output features, in stretches (m, features·d_in).
 
-        The rows are in the order (b, c), in which the products come.
+        The rows are in the order (b, c), in which the products come. A stretch has at most `max_size` elements.
         """
         c, b, p, d_in, _ = self._extents()
         delta = self.cotangents.permute(1, 0, 3, 2)  # (b, c, d_out, p)
-        for part in delta.split(max(1, most // (c * b * d_in)), dim=2):
+        for part in delta.split(max(1, max_size // (c * b * d_in)), dim=2):
             yield (part.reshape(b, -1, p) @ self.inputs).view(b * c, -1)
 
     def _gram_of_pairs(self) -> Tensor:
@@ -137,27 +132,13 @@ class LinearRows(BlockFactor):
         weight = torch.einsum("cbpo,bpi->cboi", delta, inputs).reshape(c * b, -1)
         return torch.cat([weight, delta.sum(2).reshape(c * b, -1)], dim=1) if self.bias else weight
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """The same factors after `function`."""
-        return type(self)(function(self.inputs), function(self.cotangents), bias=self.bias)
-
-    def wire(self) -> list[WireBlock]:
-        """One linear block."""
-        block = pb.Block(linear=pb.LinearBlock(bias=self.bias))
-        return [(block, {pb.ROLE_INPUT: self.inputs, pb.ROLE_COTANGENT: self.cotangents})]
-
-    @staticmethod
-    def shape_of(block: pb.Block, shapes: Shapes) -> tuple[int, int]:
+    @classmethod
+    def shape_of(cls, geometry: Geometry, shapes: Shapes) -> tuple[int, int]:
         """(c·b, d_out·d_in (+ d_out))."""
-        inputs, cotangents = shapes[pb.ROLE_INPUT], shapes[pb.ROLE_COTANGENT]
+        inputs, cotangents = shapes["input"], shapes["cotangent"]
         *samples, d_in = inputs
         c, *seen, d_out = cotangents
         if seen != samples:
             expected = ", ".join(str(extent) for extent in samples)
             raise mismatch("linear.cotangent", cotangents, f"(c, {expected}, d_out) for inputs {inputs}")
-        return c * samples[0], d_out * d_in + (d_out if block.linear.bias else 0)
-
-    @classmethod
-    def from_wire(cls, block: pb.Block, tensors: Mapping[Role, Tensor]) -> Self:
-        """Factors behind a linear block."""
-        return cls(tensors[pb.ROLE_INPUT], tensors[pb.ROLE_COTANGENT], bias=block.linear.bias)
+        return c * samples[0], d_out * d_in + (d_out if geometry["bias"] else 0)

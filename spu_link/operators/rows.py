@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from spu_link.operators.base import CHUNK_ELEMENTS, ArrayLike, BlockFactor, Role, Shapes, WireBlock, as_operand
+from spu_link.operators.base import CHUNK_ELEMENTS, ArrayLike, BlockFactor, Geometry, Shapes
 from spu_link.operators.gram import add_products
-from tngd.spu.v1 import spu_pb2 as pb
 
 SUM_ELEMENTS = 1 << 14
 """Maximum number of products that are added up in the operands' dtype."""
@@ -27,9 +25,10 @@ class Rows(BlockFactor):
     """
 
     kind = "rows"
+    dimensions: ClassVar = {"rows": (2,)}
 
     def __init__(self, a: ArrayLike) -> None:
-        self.a = as_operand(a, field="rows", dimensions=2)
+        (self.a,) = self._hold(a)
 
     def apply(self, v: Tensor) -> Tensor:
         """A v, over stretches of columns whose sums are added in the dtype of `v`.
@@ -53,21 +52,8 @@ class Rows(BlockFactor):
         """A."""
         return self.a
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """The same rows after `function`."""
-        return type(self)(function(self.a))
-
-    def wire(self) -> list[WireBlock]:
-        """One rows block."""
-        return [(pb.Block(rows=pb.RowsBlock()), {pb.ROLE_ROWS: self.a})]
-
-    @staticmethod
-    def shape_of(block: pb.Block, shapes: Shapes) -> tuple[int, int]:
-        """The tensor's own shape."""
-        m, n = shapes[pb.ROLE_ROWS]
-        return m, n
-
     @classmethod
-    def from_wire(cls, block: pb.Block, tensors: Mapping[Role, Tensor]) -> Self:
-        """Rows behind a rows block."""
-        return cls(tensors[pb.ROLE_ROWS])
+    def shape_of(cls, geometry: Geometry, shapes: Shapes) -> tuple[int, int]:
+        """The tensor's own shape."""
+        m, n = shapes["rows"]
+        return m, n

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spu_link.operators.base import BlockFactor, Role, mismatch
+from spu_link.errors import mismatch
+from spu_link.operators.base import BlockFactor, Role
 from spu_link.operators.layers import LayerRows
 from spu_link.operators.rows import Rows
-from spu_link.operators.zeros import ZeroRows, place_of
-from tngd.spu.v1 import spu_pb2 as pb
+from spu_link.operators.zeros import ZeroRows
 
-SAMPLES: Mapping[Role, int] = {pb.ROLE_INPUT: 0, pb.ROLE_INDICES: 0, pb.ROLE_COTANGENT: 1, pb.ROLE_ROWS: 1}
+SAMPLES: Mapping[Role, int] = {"input": 0, "indices": 0, "cotangent": 1, "rows": 1}
 """Dimension of the samples of a tensor, rows being seen as (c, b, n)."""
 
 SEQUENCE = 4
@@ -78,7 +78,7 @@ def _between(operator: LayerRows, ends: Sequence[int], start: int, end: int, col
     used = [layer for layer in parts if not isinstance(layer, ZeroRows)]
     if not used:
         samples = operator.shape[0] // columns
-        return ZeroRows(columns, samples, end - start, dtype=operator.dtype, device=place_of(parts[0]))
+        return ZeroRows(columns, samples, end - start, dtype=operator.dtype, device=parts[0].device)
     if len(parts) == 1:
         return parts[0]
     return Rows(torch.cat([layer.to_rows() for layer in parts], 1))
@@ -86,23 +86,20 @@ def _between(operator: LayerRows, ends: Sequence[int], start: int, end: int, col
 
 def _one_layer(passes: Sequence[BlockFactor], roots: Sequence[float], columns: Sequence[int]) -> BlockFactor:
     """One layer's factors of all passes as one."""
-    parts = [None if isinstance(factor, ZeroRows) else factor.wire()[0] for factor in passes]
-    used = [part for part in parts if part is not None]
+    used = [factor for factor in passes if not isinstance(factor, ZeroRows)]
     if not used:
         zeros = passes[0]
         samples = sum(factor.shape[0] // c for factor, c in zip(passes, columns, strict=True))
-        return ZeroRows(max(columns), samples, zeros.parameters, dtype=zeros.dtype, device=place_of(zeros))
-    block, tensors = used[0]
-    if any(other != block or _features(one) != _features(tensors) for other, one in used):
+        return ZeroRows(max(columns), samples, zeros.parameters, dtype=zeros.dtype, device=zeros.device)
+    first = used[0]
+    if any(_features(factor) != _features(first) for factor in used):
         rows = [factor if isinstance(factor, ZeroRows) else Rows(factor.to_rows()) for factor in passes]
         return _one_layer(rows, roots, columns)
     filled = [
-        _zeros_like(tensors, factor.shape[0], c) if part is None else part[1]
-        for part, factor, c in zip(parts, passes, columns, strict=True)
+        _zeros_like(first.tensors, factor.shape[0], c) if isinstance(factor, ZeroRows) else factor.tensors
+        for factor, c in zip(passes, columns, strict=True)
     ]
-    joined = {role: _joined(role, [one[role] for one in filled], roots, columns) for role in tensors}
-    kind = next(type(factor) for factor in passes if not isinstance(factor, ZeroRows))
-    return kind.from_wire(block, joined)
+    return first.like(*(_joined(role, [tensors[role] for tensors in filled], roots, columns) for role in first.tensors))
 
 
 def _zeros_like(tensors: Mapping[Role, Tensor], rows: int, columns: int) -> dict[Role, Tensor]:
@@ -110,7 +107,7 @@ def _zeros_like(tensors: Mapping[Role, Tensor], rows: int, columns: int) -> dict
     samples = rows // columns
     shapes = {
         role: (rows, *tensor.shape[1:])
-        if role == pb.ROLE_ROWS
+        if role == "rows"
         else (columns, samples, *tensor.shape[2:])
         if SAMPLES[role]
         else (samples, *tensor.shape[1:])
@@ -119,15 +116,17 @@ def _zeros_like(tensors: Mapping[Role, Tensor], rows: int, columns: int) -> dict
     return {role: tensor.new_zeros(shapes[role]) for role, tensor in tensors.items()}
 
 
-def _features(tensors: Mapping[Role, Tensor]) -> list[tuple[int, ...]]:
-    """Return what the passes must agree in: dimensions, and all extents but samples and positions in a sequence."""
-    sequence = pb.ROLE_COTANGENT in tensors and tensors[pb.ROLE_COTANGENT].dim() == SEQUENCE
-    return [(t.dim(), *t.shape[SAMPLES[role] + (2 if sequence else 1) :]) for role, t in tensors.items()]
+def _features(factor: BlockFactor) -> object:
+    """Return what passes must agree in: form, dimensions, and all extents but samples and positions in a sequence."""
+    tensors = factor.tensors
+    sequence = "cotangent" in tensors and tensors["cotangent"].dim() == SEQUENCE
+    extents = [(t.dim(), *t.shape[SAMPLES[role] + (2 if sequence else 1) :]) for role, t in tensors.items()]
+    return factor.kind, factor.geometry, extents
 
 
 def _joined(role: Role, tensors: Sequence[Tensor], roots: Sequence[float], columns: Sequence[int]) -> Tensor:
     """Tensors of one role, one after the other along the samples; the weights go into what is linear in the rows."""
-    if role == pb.ROLE_ROWS:
+    if role == "rows":
         tensors = [t.unflatten(0, (c, -1)) for t, c in zip(tensors, columns, strict=True)]
     samples = SAMPLES[role]
     if samples:
@@ -135,11 +134,11 @@ def _joined(role: Role, tensors: Sequence[Tensor], roots: Sequence[float], colum
     # Only sequences, in which the dimension behind the samples counts positions, may still differ there.
     longest = max((t.shape[samples + 1] for t in tensors if t.dim() > samples + 1), default=0)
     joined = torch.cat([_filled(t, samples + 1, longest) for t in tensors], samples)
-    if role in (pb.ROLE_COTANGENT, pb.ROLE_ROWS):
+    if role in ("cotangent", "rows"):
         for part, root in zip(joined.split([t.shape[samples] for t in tensors], samples), roots, strict=True):
             if root != 1.0:
                 part.mul_(root)
-    return joined.flatten(0, 1) if role == pb.ROLE_ROWS else joined
+    return joined.flatten(0, 1) if role == "rows" else joined
 
 
 def _filled(tensor: Tensor, dimension: int, extent: int) -> Tensor:

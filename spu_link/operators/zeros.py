@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from itertools import accumulate
 
 import torch
@@ -36,10 +36,9 @@ class ZeroRows(EmbeddingRows):
             embeddings=parameters,
         )
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> EmbeddingRows:  # type: ignore[override]
-        """The block on the wire, with the zeros after `function`."""
-        cotangents = function(self.cotangents)
-        return EmbeddingRows(self.indices.to(cotangents.device), cotangents, embeddings=self.embeddings)
+    def like(self, *tensors: Tensor) -> EmbeddingRows:  # type: ignore[override]
+        """Return the block on the wire with other tensors."""
+        return EmbeddingRows(*tensors, **self.geometry)
 
 
 def without(operator: LayerRows, columns: int, sizes: Sequence[int], dropped: Collection[int]) -> LayerRows:
@@ -61,7 +60,7 @@ def without(operator: LayerRows, columns: int, sizes: Sequence[int], dropped: Co
         gone = sum(len(r) for r in inside)
         if gone == layer.parameters:
             samples = operator.shape[0] // columns
-            layers.append(ZeroRows(columns, samples, gone, dtype=layer.dtype, device=place_of(layer)))
+            layers.append(ZeroRows(columns, samples, gone, dtype=layer.dtype, device=layer.device))
         elif gone:
             rows = layer.to_rows().clone()
             for r in inside:
@@ -70,8 +69,3 @@ def without(operator: LayerRows, columns: int, sizes: Sequence[int], dropped: Co
         else:
             layers.append(layer)
     return LayerRows(layers)
-
-
-def place_of(layer: BlockFactor) -> torch.device:
-    """Return where the operands of a block are."""
-    return next(iter(layer.wire()[0][1].values())).device

@@ -5,10 +5,11 @@ and a CRC-32C over all of them. A header may describe the operator alone; what t
 `layout` checks a header from its numbers alone, before a byte of memory is reserved.
 """
 
-from spu_link.wire.checks import Layout, check_features, layout
+from spu_link.wire.checks import Layout, Limits, check_features, layout
 from spu_link.wire.chunking import CHUNK_BYTES, MAX_CHUNK_BYTES, Assembler, chunks, numbered, writer
-from spu_link.wire.headers import complete, header_of, kept_of, late_header, operator_header
-from spu_link.wire.programs import operator_of, program_from, program_of
+from spu_link.wire.headers import complete, header_of, kept_of, late_header, operator_header, parse_header
+from spu_link.wire.programs import program_from, program_of
+from spu_link.wire.saved import restore_operator, restore_program, save_operator, save_program
 from spu_link.wire.tables import DTYPES, WIDEST
 from spu_link.wire.tensors import byte_views, nbytes_of, tensor_from, tensor_spec
 
@@ -19,6 +20,7 @@ __all__ = [
     "WIDEST",
     "Assembler",
     "Layout",
+    "Limits",
     "byte_views",
     "check_features",
     "chunks",
@@ -30,9 +32,13 @@ __all__ = [
     "nbytes_of",
     "numbered",
     "operator_header",
-    "operator_of",
+    "parse_header",
     "program_from",
     "program_of",
+    "restore_operator",
+    "restore_program",
+    "save_operator",
+    "save_program",
     "tensor_from",
     "tensor_spec",
     "writer",

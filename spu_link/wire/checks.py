@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
+import torch
 
-from spu_link.errors import CapacityExceeded, UnknownRole, UnsupportedBlock
-from spu_link.operators import Dense, Kept
-from spu_link.operators.base import Role, Shapes, either, mismatch
+from spu_link.errors import CapacityExceeded, UnknownRole, UnsupportedBlock, either, mismatch
+from spu_link.operators.base import BlockFactor, Shapes
 from spu_link.precision import NARROW
 from spu_link.program import non_negative
+from spu_link.wire.headers import kept_of
 from spu_link.wire.tables import (
+    BLOCKS,
     DIMENSIONS,
     DTYPES,
     FACTOR_DTYPES,
-    FACTORS,
+    OPERAND_ROLES,
     PROGRAM_ROLES,
     ROLE_DTYPES,
-    WHOLE,
     WIDEST,
+    WireRole,
     dtype_name,
+    geometry_of,
     role_name,
 )
 from spu_link.wire.tensors import nbytes_of
@@ -36,29 +40,52 @@ class Layout:
     """Contents that a header announces.
 
     Attributes:
+        header: the header for the device's driver, without session and places, serialized.
         cells: N.
-        rows: m, or N for a dense operator.
-        nbytes: bytes of all tensors; for an open header those of the operator, and the most that may follow.
-        open: whether the header describes the operator alone.
+        nbytes: bytes of all tensors; for an open header those of the operator, and the max that may follow.
+        open: whether the header describes the operator alone; then what follows means nothing.
+        damping, noise: λ and κ₀.
+        start: start policy, or ``"tensor"``.
+        dtype: element type of the drive, and of readings.
+        kept: number of the program whose operator it keeps; None where it has its own.
+        reads: time after the commit and length of the average of each reading, in τ, in the order of times.
+        not_before: earliest device time, in τ.
     """
 
+    header: bytes
     cells: int
-    rows: int
     nbytes: int
     open: bool
+    damping: float
+    noise: float
+    start: str
+    dtype: torch.dtype
+    kept: int | None
+    reads: tuple[tuple[float, float], ...]
+    not_before: float
 
 
-def layout(header: pb.ProgramHeader, *, cells: int, max_bytes: int) -> Layout:
+class Limits(TypedDict):
+    """The arguments of `layout` that a device gives."""
+
+    cells: int
+    max_bytes: int
+    features: Collection[str]
+
+
+def layout(header: pb.ProgramHeader, *, cells: int, max_bytes: int, features: Collection[str] | None = None) -> Layout:
     """Check a header from its numbers alone, and say how much memory its tensors take.
 
     Args:
         header: what the client sent.
         cells: cells that the device has.
         max_bytes: largest number of bytes it takes.
+        features: what it can do, see `check_features`; None for everything.
 
     Raises:
         InvalidProgram: for any number, role, dtype or shape that is not what it must be.
         CapacityExceeded: when the program is larger than the device.
+        UnsupportedBlock: for a kind of block that the device does not take.
     """
     is_open = header.start == pb.START_UNSPECIFIED and not any(t.role in PROGRAM_ROLES for t in header.tensors)
     non_negative("damping", header.damping)
@@ -71,7 +98,7 @@ def layout(header: pb.ProgramHeader, *, cells: int, max_bytes: int) -> Layout:
     if not header.blocks:
         raise mismatch("blocks", "empty", "one dense or kept block, or blocks of factors")
     shapes, own = _tensor_shapes(header)
-    m, n = _shape(header, shapes)
+    n = _cells(header, shapes)
     for role, shape in own.items():
         if shape != (n,):
             raise mismatch(role_name(role), f"of shape {shape}", f"shape ({n},), one value a parameter")
@@ -87,25 +114,40 @@ def layout(header: pb.ProgramHeader, *, cells: int, max_bytes: int) -> Layout:
             found=nbytes,
             expected=f"at most {max_bytes} bytes",
         )
-    return Layout(cells=n, rows=m, nbytes=nbytes + 2 * n * WIDEST if is_open else nbytes, open=is_open)
+    if features is not None:
+        check_features(header, features)
+    alone = pb.ProgramHeader()
+    alone.CopyFrom(header)
+    for field in ("session", "upload", "readings"):
+        alone.ClearField(field)
+    kept = kept_of(header)
+    return Layout(
+        header=alone.SerializeToString(),
+        cells=n,
+        nbytes=nbytes + 2 * n * WIDEST if is_open else nbytes,
+        open=is_open,
+        damping=header.damping,
+        noise=header.noise,
+        start=pb.Start.Name(header.start).removeprefix("START_").lower(),
+        dtype=next((DTYPES[spec.dtype] for spec in header.tensors if spec.role == pb.ROLE_DRIVE), torch.float32),
+        kept=None if kept is None else kept.sequence,
+        reads=tuple((read.after, read.window) for read in sorted(header.reads, key=lambda read: read.after)),
+        not_before=header.not_before,
+    )
 
 
-def _shape(header: pb.ProgramHeader, shapes: Sequence[Shapes]) -> tuple[int, int]:
-    """(m, N) of the blocks side by side, or of the one that is an operator alone."""
+def _cells(header: pb.ProgramHeader, shapes: Sequence[Shapes]) -> int:
+    """N of the blocks side by side, or of the one that is an operator alone."""
     m, n = 0, 0
     for index, block in enumerate(header.blocks):
         kind = block.WhichOneof("kind") or ""
-        if kind in WHOLE and len(header.blocks) > 1:
+        if not issubclass(BLOCKS[kind], BlockFactor) and len(header.blocks) > 1:
             raise mismatch("blocks", f"{kind} block {index} among others", f"a {kind} block on its own")
-        if kind == Kept.kind:
-            return Kept(block.kept.sequence, block.kept.parameters).shape
-        if kind == Dense.kind:
-            return Dense.shape_of(shapes[index][pb.ROLE_MATRIX])
-        rows, columns = FACTORS[kind].shape_of(block, shapes[index])
+        rows, columns = BLOCKS[kind].shape_of(geometry_of(block), shapes[index])
         if index and rows != m:
             raise mismatch(f"blocks[{index}]", f"of {rows} rows", f"{m} rows like the blocks before it")
         m, n = rows, n + columns
-    return m, n
+    return n
 
 
 def _check_reads(reads: Sequence[pb.ScheduledRead]) -> None:
@@ -118,10 +160,10 @@ def _check_reads(reads: Sequence[pb.ScheduledRead]) -> None:
             raise mismatch(f"reads[{index}].window", window, f"at most {after}, the time under this program")
 
 
-def _tensor_shapes(header: pb.ProgramHeader) -> tuple[list[Shapes], Shapes]:
+def _tensor_shapes(header: pb.ProgramHeader) -> tuple[list[Shapes], dict[WireRole, tuple[int, ...]]]:
     """Shapes by role of each block's tensors, and of the program's own, all of them known, in place and complete."""
-    blocks: list[dict[Role, tuple[int, ...]]] = [{} for _ in header.blocks]
-    own: dict[Role, tuple[int, ...]] = {}
+    blocks: list[dict[WireRole, tuple[int, ...]]] = [{} for _ in header.blocks]
+    own: dict[WireRole, tuple[int, ...]] = {}
     kinds = []
     for index, block in enumerate(header.blocks):
         kind = block.WhichOneof("kind") or "none"
@@ -133,7 +175,7 @@ def _tensor_shapes(header: pb.ProgramHeader) -> tuple[list[Shapes], Shapes]:
         dtypes = ROLE_DTYPES.get(spec.role, FACTOR_DTYPES)
         if spec.dtype not in dtypes:
             raise mismatch(f"{field}.dtype", dtype_name(spec.dtype), either(dtype_name(d) for d in dtypes))
-        expected: Mapping[Role, tuple[int, ...]]
+        expected: Mapping[WireRole, tuple[int, ...]]
         if spec.role in PROGRAM_ROLES:
             place, expected = own, {spec.role: (1,)}
         elif spec.block < len(blocks):
@@ -156,7 +198,7 @@ def _tensor_shapes(header: pb.ProgramHeader) -> tuple[list[Shapes], Shapes]:
         _check_complete("program", own, wanted)
     for index, (place, kind) in enumerate(zip(blocks, kinds, strict=True)):
         _check_complete(f"blocks[{index}]", place, set(DIMENSIONS[kind]))
-    return list(blocks), own
+    return [{OPERAND_ROLES[role]: shape for role, shape in place.items()} for place in blocks], own
 
 
 def _check_scales(field: str, spec: pb.TensorSpec) -> None:
@@ -201,7 +243,7 @@ def _unsupported(index: int, kind: str, known: Iterable[str]) -> UnsupportedBloc
     )
 
 
-def _check_complete(name: str, found: Iterable[Role], wanted: set[Role]) -> None:
+def _check_complete(name: str, found: Iterable[WireRole], wanted: set[WireRole]) -> None:
     if set(found) != wanted:
         names = " and ".join(sorted(role_name(role) for role in wanted))
         raise mismatch(f"{name} tensors", sorted(role_name(role) for role in found) or "none", names)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
-from spu_link.errors import OperatorGone
-from spu_link.operators import Dense, LayerRows, Operator
-from spu_link.operators.base import Role, mismatch
+from spu_link.errors import OperatorGone, mismatch
+from spu_link.operators import LayerRows, Operator
+from spu_link.operators.base import BlockFactor, Role
 from spu_link.precision import NARROW, decode
 from spu_link.program import Program
 from spu_link.wire.headers import kept_of
-from spu_link.wire.tables import DTYPES, FACTORS, PROGRAM_ROLES
+from spu_link.wire.tables import BLOCKS, DTYPES, OPERAND_ROLES, PROGRAM_ROLES, WireRole, geometry_of
 from spu_link.wire.tensors import nbytes_of, tensor_from
 from tngd.spu.v1 import spu_pb2 as pb
 
@@ -41,10 +41,12 @@ def program_from(header: pb.ProgramHeader, buffer: memoryview, running: Program 
 def program_of(header: pb.ProgramHeader, tensors: Sequence[Tensor], running: Program | None = None) -> Program:
     """The program behind a header and its decoded tensors, which are not copied; otherwise as `program_from`."""
     blocks: list[dict[Role, Tensor]] = [{} for _ in header.blocks]
-    own: dict[Role, Tensor] = {}
+    own: dict[WireRole, Tensor] = {}
     for spec, tensor in zip(header.tensors, tensors, strict=True):
-        place = own if spec.role in PROGRAM_ROLES else blocks[spec.block]
-        place[spec.role] = tensor
+        if spec.role in PROGRAM_ROLES:
+            own[spec.role] = tensor
+        else:
+            blocks[spec.block][OPERAND_ROLES[spec.role]] = tensor
     narrow = (NARROW.get(DTYPES[spec.dtype]) for spec in header.tensors)
     precision = next((name for name in narrow if name is not None), None)
     if kept := kept_of(header):
@@ -62,13 +64,13 @@ def program_of(header: pb.ProgramHeader, tensors: Sequence[Tensor], running: Pro
 
 
 def operator_of(blocks: Sequence[pb.Block], tensors: Sequence[Mapping[Role, Tensor]]) -> Operator:
-    """The operator behind its blocks, none of them kept, and the tensors of each by role.
+    """The operator behind its blocks, and the tensors of each by role.
 
     Raises:
         InvalidProgram: when they do not fit together.
     """
-    kinds = [block.WhichOneof("kind") or "" for block in blocks]
-    if kinds[0] == Dense.kind:
-        return Dense(tensors[0][pb.ROLE_MATRIX])
-    factors = [FACTORS[kind].from_wire(block, own) for kind, block, own in zip(kinds, blocks, tensors, strict=True)]
-    return factors[0] if len(factors) == 1 else LayerRows(factors)
+    made = []
+    for block, operands in zip(blocks, tensors, strict=True):
+        cls = BLOCKS[block.WhichOneof("kind") or ""]
+        made.append(cls(*(operands[role] for role in cls.dimensions), **geometry_of(block)))
+    return made[0] if len(made) == 1 else LayerRows(cast("list[BlockFactor]", made))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeAlias, get_args
+
 import torch
 
-from spu_link.operators import Conv2dRows, EmbeddingRows, LinearRows, Rows
-from spu_link.operators.base import BlockFactor, Role
+from spu_link.errors import either, mismatch
+from spu_link.operators import Conv2dRows, Dense, EmbeddingRows, Kept, LinearRows, Rows
+from spu_link.operators.base import BlockOperator, Role
 from tngd.spu.v1 import spu_pb2 as pb
 
 DTYPES: dict[pb.DType.ValueType, torch.dtype] = {
@@ -25,26 +28,47 @@ WIRE_DTYPES = {dtype: wire for wire, dtype in DTYPES.items()}
 WIDEST = 8
 """Bytes of the widest element."""
 
-FACTORS: dict[str, type[BlockFactor]] = {cls.kind: cls for cls in (Rows, LinearRows, Conv2dRows, EmbeddingRows)}
-DIMENSIONS: dict[str, dict[Role, tuple[int, ...]]] = {
-    "dense": {pb.ROLE_MATRIX: (2,)},
-    "kept": {},
-    "rows": {pb.ROLE_ROWS: (2,)},
-    "linear": {pb.ROLE_INPUT: (2, 3), pb.ROLE_COTANGENT: (3, 4)},
-    "conv2d": {pb.ROLE_INPUT: (4,), pb.ROLE_COTANGENT: (5,)},
-    "embedding": {pb.ROLE_INDICES: (2,), pb.ROLE_COTANGENT: (4,)},
+WireRole: TypeAlias = "pb.Role.ValueType"
+"""Role of a tensor: a value of the protocol's enum."""
+
+ROLES: dict[Role, WireRole] = {role: pb.Role.Value(f"ROLE_{role.upper()}") for role in get_args(Role)}
+OPERAND_ROLES = {wire: role for role, wire in ROLES.items()}
+
+BLOCKS: dict[str, type[BlockOperator]] = {
+    cls.kind: cls for cls in (Dense, Kept, Rows, LinearRows, Conv2dRows, EmbeddingRows)
+}
+"""Operators that travel. The message Block has a field for each kind, of a message with the `fields` of the class."""
+
+DIMENSIONS = {
+    kind: {ROLES[role]: dimensions for role, dimensions in cls.dimensions.items()} for kind, cls in BLOCKS.items()
 }
 """Tensors that each kind of block has, by role, and the numbers of dimensions they may have."""
-
-WHOLE = ("dense", "kept")
-"""Kinds of block that make up an operator alone."""
 
 PROGRAM_ROLES = (pb.ROLE_DRIVE, pb.ROLE_START)
 ROLE_DTYPES = {pb.ROLE_DRIVE: VECTOR_DTYPES, pb.ROLE_START: VECTOR_DTYPES, pb.ROLE_INDICES: INDEX_DTYPES}
 """Element types of tensors whose role says more than that they belong to an operator."""
 
 
-def role_name(role: Role) -> str:
+def block_of(operator: BlockOperator) -> pb.Block:
+    """Message of a block, without its tensors.
+
+    Raises:
+        InvalidProgram: when the wire knows no such operator.
+    """
+    if not isinstance(operator, BLOCKS.get(operator.kind, ())):
+        raise mismatch("operator", f"a {type(operator).__name__} of kind {operator.kind!r}", f"one of {either(BLOCKS)}")
+    message: dict[str, Any] = {operator.kind: operator.geometry}
+    return pb.Block(**message)
+
+
+def geometry_of(block: pb.Block) -> dict[str, Any]:
+    """Return the numbers of a block by name."""
+    kind = block.WhichOneof("kind") or ""
+    numbers = {name: getattr(getattr(block, kind), name) for name in BLOCKS[kind].fields}
+    return {name: value if isinstance(value, int) else tuple(value) for name, value in numbers.items()}
+
+
+def role_name(role: WireRole) -> str:
     """Name of a role for people, also of one that is unknown."""
     return pb.Role.Name(role) if role in pb.Role.values() else f"role {role}"
 

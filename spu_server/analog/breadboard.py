@@ -11,7 +11,7 @@ from spu_server.dynamics.functions import Vector
 
 
 @dataclass(frozen=True)
-class Network:
+class ResistorNetwork:
     """Two nodes: R1 and R2 join each to its source, R3 joins the nodes, R4 takes node 2 to ground.
 
     C dv = −G v dt + noise current, G = [[1/R1 + 1/R3, −1/R3], [−1/R3, 1/R2 + 1/R3 + 1/R4]], C = diag(C1, C2), both
@@ -48,29 +48,7 @@ class Network:
         return self.tau * self.rates
 
     @property
-    def time_constants(self) -> Vector:
-        """Of the two modes, s, the slow one first."""
-        slow_first: Vector = np.sort(1.0 / np.linalg.eigvals(self.rates).real)[::-1]
-        return slow_first
-
-    @property
     def noise(self) -> float:
         """κ₀ in V²: the stationary covariance solves F Σ + Σ Fᵀ = 2κ 1, and Σ₁₁ = rms²."""
         unit = scipy.linalg.solve_continuous_lyapunov(self.matrix, 2.0 * np.eye(2))
         return float(self.rms**2 / unit[0, 0])
-
-    def error_of_variance(self, seconds: float) -> float:
-        """Relative statistical error of Σ₁₁ from a time average of v₁² over `seconds`.
-
-        For a Gaussian process with the autocovariance c(s), the variance of the average is
-        (4/T²) ∫₀ᵀ (T − s) c(s)² ds; here c is a sum of two exponentials, so the integral is a sum of three terms.
-        """
-        sigma = scipy.linalg.solve_continuous_lyapunov(self.rates, np.eye(2))
-        values, vectors = np.linalg.eig(self.rates)
-        weights = (vectors[0] * (np.linalg.inv(vectors) @ sigma[:, 0])).real  # c(s) = Σ_k w_k e^{−values_k s}
-        total = 0.0
-        for w, f in zip(weights, values.real, strict=True):
-            for v, g in zip(weights, values.real, strict=True):
-                rate = f + g
-                total += w * v * (seconds / rate - -np.expm1(-rate * seconds) / rate**2)
-        return float(np.sqrt(4.0 * total / seconds**2) / sigma[0, 0])

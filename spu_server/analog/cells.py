@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from spu_server.analog.checks import positive
+from spu_server.checks import positive
 
 BOLTZMANN = 1.380649e-23
 """k in J/K, exact since the SI of 2019."""

@@ -11,13 +11,13 @@ import math
 import torch
 from torch import Tensor
 
-from spu_server.analog.board import Board
+from spu_server.analog.hardware import AnalogBoard
 from spu_server.dynamics.functions import at, diffusion
 
 BLOCK = 1 << 16
 """Channels whose errors are drawn at a time."""
 
-MOST_VOLTS = 1.0
+MAX_VOLTS = 1.0
 """Largest voltage that a calibration takes for the range of a board without rails, V."""
 
 SETTLE = 40.0
@@ -37,7 +37,7 @@ class Channels:
         clipped: values that have been clipped so far, by where.
     """
 
-    def __init__(self, board: Board, seed: int, generator: torch.Generator) -> None:
+    def __init__(self, board: AnalogBoard, seed: int, generator: torch.Generator) -> None:
         self._board = board
         self._seed = seed
         self._generator = generator
@@ -59,15 +59,15 @@ class Channels:
         if self._calibrating and seconds - self._calibrated_at >= self._board.calibration.every:
             self.calibrate()
 
-    def driven(self, volts: Tensor, threshold: Tensor | float) -> Tensor:
-        """The drive that the converters make of one asked for; what calibration knows of the offset is taken off."""
-        converted, clipped = self._board.dac.converted(volts - self._known_in[: len(volts)], threshold)
+    def convert_drive(self, volts: Tensor, threshold: Tensor | float) -> Tensor:
+        """Return the drive that the converters make of one asked for, less the offset that calibration knows."""
+        converted, clipped = self._board.dac.convert(volts - self._known_in[: len(volts)], threshold)
         self.clipped["dac"] += clipped
         return converted
 
-    def started(self, volts: Tensor, threshold: Tensor | float) -> Tensor:
-        """Start voltages that the converters make of those asked for."""
-        converted, clipped = self._board.dac.converted(volts, threshold)
+    def convert_start(self, volts: Tensor, threshold: Tensor | float) -> Tensor:
+        """Return the start voltages that the converters make of those asked for."""
+        converted, clipped = self._board.dac.convert(volts, threshold)
         self.clipped["dac"] += clipped
         return converted
 
@@ -85,7 +85,7 @@ class Channels:
             self.clipped["rail"] += beyond
             volts = volts.clamp(-self._board.rails.volts, self._board.rails.volts)
         seen = (1.0 + self._gain[:n]) * volts + self._offset_out[:n]
-        converted, clipped = self._board.adc.converted(seen, self._generator)
+        converted, clipped = self._board.adc.convert(seen, self._generator)
         self.clipped["adc"] += clipped
         return (converted - self._known_out[:n]) / (1.0 + self._known_gain[:n])
 
@@ -106,16 +106,16 @@ class Channels:
         for known in (self._known_in, self._known_out, self._known_gain):
             known.zero_()
         zero = torch.zeros(n, dtype=torch.float64)
-        level = self._board.adc.exact(0.4 * min(self._board.rails.volts, self._board.adc.range, MOST_VOLTS))
+        level = self._board.adc.exact(0.4 * min(self._board.rails.volts, self._board.adc.range, MAX_VOLTS))
         out = sum((self.read(zero, self._seconds) for _ in range(readings)), zero) / readings
-        plus, minus, none = (self._settled(drive, readings) for drive in (level, -level, 0.0))
+        plus, minus, none = (self._read_settled(drive, readings) for drive in (level, -level, 0.0))
         self._known_out = out
         self._known_gain = (plus - minus) / (2.0 * level) - 1.0
         self._known_in = (none - out) / (1.0 + self._known_gain)
         self._calibrated_at = self._seconds
 
-    def most_seconds(self, cells: int, *, calibrate: bool = False) -> float:
-        """Longest that so many channels may take a computer, s: about ten times what they do.
+    def max_seconds(self, cells: int, *, calibrate: bool = False) -> float:
+        """Return the max time that so many channels may take a computer, in seconds: about ten times what they do.
 
         Args:
             cells: how many.
@@ -126,11 +126,11 @@ class Channels:
     def _grow(self, cells: int) -> None:
         offsets, adc = self._board.offsets, self._board.adc
         new = cells - self.cells
-        self._offset_in = offsets.input * self._fixed(0, cells)
-        self._offset_out = offsets.output * self._fixed(1, cells)
+        self._offset_in = offsets.input * self._draw_fixed(0, cells)
+        self._offset_out = offsets.output * self._draw_fixed(1, cells)
         # What has drifted stays; channels not used before start from their own mismatch.
-        self._gain = torch.cat([self._gain, adc.mismatch * self._fixed(2, cells)[self.cells :]])
-        self._flicker = torch.cat([self._flicker, offsets.flicker * self._drawn(len(self._flicker), new)], 1)
+        self._gain = torch.cat([self._gain, adc.mismatch * self._draw_fixed(2, cells)[self.cells :]])
+        self._flicker = torch.cat([self._flicker, offsets.flicker * self._draw(len(self._flicker), new)], 1)
         zeros = torch.zeros(new, dtype=torch.float64)
         self._known_in, self._known_out, self._known_gain = (
             torch.cat([known, zeros]) for known in (self._known_in, self._known_out, self._known_gain)
@@ -139,7 +139,7 @@ class Channels:
         self._calibrated_at = -math.inf
 
     def _pass(self, seconds: float) -> None:
-        """Let drifts go on to the time `seconds`."""
+        """Continue drifts to the time `seconds`."""
         passed = seconds - self._seconds
         if passed <= 0.0:
             return
@@ -149,30 +149,30 @@ class Channels:
             for state, correlation in zip(self._flicker, offsets.correlation_times, strict=True):
                 kept = math.exp(-passed / correlation)
                 spread = offsets.flicker * math.sqrt(-math.expm1(-2.0 * passed / correlation))
-                state.mul_(kept).add_(self._drawn(self.cells), alpha=spread)
+                state.mul_(kept).add_(self._draw(self.cells), alpha=spread)
         if drift.rate and self.cells:
-            self._gain.add_(self._drawn(self.cells), alpha=drift.rate * math.sqrt(passed))
+            self._gain.add_(self._draw(self.cells), alpha=drift.rate * math.sqrt(passed))
 
-    def _settled(self, level: float, readings: int) -> Tensor:
-        """Mean reading of cells that have settled at the drive `level` with λ = 1 alone."""
+    def _read_settled(self, level: float, readings: int) -> Tensor:
+        """Return the mean reading of cells that have settled at the drive `level` with λ = 1 alone."""
         n = self.cells
         damping = 1.0 + self._board.amplifier.leak
         spread = math.sqrt(self._board.thermal.variance) * at(diffusion, damping, SETTLE)
-        drive = self.driven(torch.full((n,), level, dtype=torch.float64), 0.5)
+        drive = self.convert_drive(torch.full((n,), level, dtype=torch.float64), 0.5)
         total = torch.zeros(n, dtype=torch.float64)
         for _ in range(readings):
             state = (drive + self.offset(n, self._seconds)) / damping
             if spread:
-                state = state + spread * self._drawn(n)
+                state = state + spread * self._draw(n)
             total += self.read(state, self._seconds)
         return total / readings
 
-    def _fixed(self, kind: int, cells: int) -> Tensor:
+    def _draw_fixed(self, kind: int, cells: int) -> Tensor:
         blocks = []
         for block in range(-(-cells // BLOCK)):
             generator = torch.Generator().manual_seed((self._seed * 7_919 + kind * 104_729 + block * 1_299_709) % 2**63)
             blocks.append(torch.randn(BLOCK, generator=generator, dtype=torch.float64))
         return torch.cat(blocks)[:cells]
 
-    def _drawn(self, *shape: int) -> Tensor:
+    def _draw(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self._generator, dtype=torch.float64)

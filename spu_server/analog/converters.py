@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spu_server.analog.checks import positive, resolvable
-from spu_server.analog.rounding import rounded
+from spu_server.analog.rounding import codes, round_to_codes
+from spu_server.checks import positive
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class DigitalToAnalog:
         positive(self, "range")
         resolvable(self, self.bits, self.range, self.ranging)
 
-    def converted(self, volts: Tensor, threshold: Tensor | float = 0.5) -> tuple[Tensor, int]:
+    def convert(self, volts: Tensor, threshold: Tensor | float = 0.5) -> tuple[Tensor, int]:
         """Voltages as they come out, and how many were clipped.
 
         Args:
@@ -45,7 +45,7 @@ class DigitalToAnalog:
             threshold: where a code rounds up, 0 to 1; see `rounding`.
         """
         largest = float(volts.abs().max()) if self.ranging else self.range
-        return _converted(volts, largest, self.bits, threshold)
+        return _convert(volts, largest, self.bits, threshold)
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class AnalogToDigital:
     """A programmable-gain amplifier before the converter halves its range as long as the sampled vector fits."""
 
     gains: int = 16
-    """Most halvings of the range by that amplifier: a gain of up to 2^gains."""
+    """Max number of halvings of the range by that amplifier: a gain of up to 2^gains."""
 
     mismatch: float = 0.0
     """Relative gain error of the channels, rms, fixed for each cell. Calibration measures it."""
@@ -79,18 +79,18 @@ class AnalogToDigital:
         positive(self, "range")
         resolvable(self, self.bits, self.range, self.ranging)
 
-    def converted(self, volts: Tensor, generator: torch.Generator) -> tuple[Tensor, int]:
+    def convert(self, volts: Tensor, generator: torch.Generator) -> tuple[Tensor, int]:
         """Voltages as they are read, and how many were clipped."""
         if self.noise:
             volts = volts + self.noise * torch.randn(volts.shape, dtype=volts.dtype, generator=generator)
-        return _converted(volts, self._range_for(float(volts.abs().max())), self.bits, 0.5)
+        return _convert(volts, self._range_for(float(volts.abs().max())), self.bits, 0.5)
 
     def exact(self, volts: float) -> float:
         """The voltage nearest to this one that is read without rounding."""
         if self.bits is None:
             return volts
         largest = self._range_for(volts)
-        return float(rounded(torch.tensor(volts, dtype=torch.float64), largest, self.bits))
+        return float(round_to_codes(torch.tensor(volts, dtype=torch.float64), largest, self.bits))
 
     def _range_for(self, largest: float) -> float:
         if not self.ranging or largest <= 0.0 or largest >= self.range:
@@ -100,10 +100,23 @@ class AnalogToDigital:
         return self.range * 0.5 ** min(self.gains, math.floor(math.log2(self.range / largest)))
 
 
-def _converted(volts: Tensor, largest: float, bits: int | None, threshold: Tensor | float) -> tuple[Tensor, int]:
+def _convert(volts: Tensor, largest: float, bits: int | None, threshold: Tensor | float) -> tuple[Tensor, int]:
     clipped = int((volts.abs() > largest).sum())
     if clipped:
         volts = volts.clamp(-largest, largest)
     if bits is None or largest == 0.0:
         return volts, clipped
-    return rounded(volts, largest, bits, threshold), clipped
+    return round_to_codes(volts, largest, bits, threshold), clipped
+
+
+def resolvable(part: object, bits: int | None, largest: float, ranging: bool) -> None:
+    """Refuse bits that leave no code, or that have no finite range to divide.
+
+    Raises:
+        ValueError: saying which.
+    """
+    if bits is None:
+        return
+    codes(bits)
+    if largest == float("inf") and not ranging:
+        raise ValueError(f"{type(part).__name__} has {bits} bits, but neither a finite range for them nor ranging")

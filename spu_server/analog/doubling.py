@@ -147,17 +147,17 @@ class FactorLaw:
             """k(C) of the decay over s: e^{−λs} Σ_j (−s)^{j+1} C^j/(j+1)!."""
             return _combination(powers, lambda j: math.exp(-damping * s) * (-s) ** (j + 1) / math.factorial(j + 1))
 
-        def averaged(end: float, weight: Callable[[Vector], Vector] = np.ones_like) -> Tensor:
+        def average(end: float, weight: Callable[[Vector], Vector] = np.ones_like) -> Tensor:
             """∫₀^end weight(s) k(C)(s) ds."""
             points, share = nodes(end)
             share = share * np.exp(-damping * points) * weight(points)
             return _combination(powers, lambda j: float(share @ (-points) ** (j + 1)) / math.factorial(j + 1))
 
-        decayed, responded = slope(short), averaged(short)
-        integrated = averaged(short, lambda s: short - s) if integral else None
+        decayed, responded = slope(short), average(short)
+        integrated = average(short, lambda s: short - s) if integral else None
         noise = None
         if gram is not None:
-            kernel = (lambda s: torch.cat([slope(s), averaged(s)])) if integral else slope
+            kernel = (lambda s: torch.cat([slope(s), average(s)])) if integral else slope
             noise = FactorNoise(gram, kernel, _Scalars(damping, short, integral))
         for level in range(halvings):
             scalar = _Scalars(damping, short * 2**level, integral)
@@ -210,16 +210,16 @@ class FactorNoise:
         if scalar.integral:
             onward = _blocks([[whole, None], [responses, torch.eye(len(whole), dtype=torch.float64)]])
             pushed = _blocks([[decayed, None], [responded, None]])
-        own_part = _mixed(pushed, scalar.lower @ scalar.lower.T)  # V (L Lᵀ ⊗ 1)
+        own_part = _mix(pushed, scalar.lower @ scalar.lower.T)  # V (L Lᵀ ⊗ 1)
         moved = onward @ self.joint
         mixed = self._times_gram(moved) @ pushed.T
         self.covariance = self.covariance + onward @ self.covariance @ onward.T
         self.covariance += mixed + mixed.T + self._times_gram(own_part) @ pushed.T
-        self.joint = self.joint + _mixed(moved + own_part, scalar.onward.T)
+        self.joint = self.joint + _mix(moved + own_part, scalar.onward.T)
 
     def finish(self, scalar: _Scalars) -> None:
         """Split y's noise into what follows u's and what is left."""
-        self.follows = _mixed(self.joint, np.asarray(np.linalg.inv(scalar.lower).T, dtype=np.float64))
+        self.follows = _mix(self.joint, np.asarray(np.linalg.inv(scalar.lower).T, dtype=np.float64))
         self.root = root_of(self.covariance - self._times_gram(self.follows) @ self.follows.T)
 
     def _times_gram(self, matrix: Tensor) -> Tensor:
@@ -261,7 +261,7 @@ def _blocks(rows: list[list[Tensor | None]]) -> Tensor:
     return torch.cat([torch.cat([zero if block is None else block for block in row], 1) for row in rows])
 
 
-def _mixed(matrix: Tensor, small: Vector) -> Tensor:
+def _mix(matrix: Tensor, small: Vector) -> Tensor:
     """M (small ⊗ 1) for a matrix M: its blocks of columns, combined."""
     blocks = torch.stack(matrix.chunk(len(small), 1))
     return torch.cat(torch.einsum("iab,ij->jab", blocks, torch.from_numpy(small.copy())).unbind(), 1)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 
-from spu_server.analog.board import Board, Calibration, Rails
-from spu_server.analog.breadboard import Network
+from spu_server.analog.breadboard import ResistorNetwork
 from spu_server.analog.cells import Thermal
 from spu_server.analog.converters import AnalogToDigital, DigitalToAnalog
+from spu_server.analog.hardware import AnalogBoard, Calibration, Rails
 from spu_server.analog.programming import Programming
-from spu_server.analog.timing import Timing
+from spu_server.timing import Timing
 
 
-def _of_bits(bits: int, source: str) -> Board:
+def _of_bits(bits: int, source: str) -> AnalogBoard:
     """The paper's device with converters and resistors of so many bits, at room temperature."""
-    return Board(
+    return AnalogBoard(
         source=source,
         tau=1e-6,
         dac=DigitalToAnalog(bits=bits, range=1.0),
@@ -28,19 +28,19 @@ def _of_bits(bits: int, source: str) -> Board:
 
 PAPER = "Donatella et al., arXiv 2405.13817: 16 bits, 50 Gb/s, R = 1 kΩ, C = 1 nF; range 1 V and 300 K are ours"
 
-TWO_NODES = Network(
+TWO_NODES = ResistorNetwork(
     resistors=(4690.0, 4680.0, 6830.0, 9900.0),
     capacitors=(23.50e-9, 23.51e-9),
     rms=0.7097e-3,
     tau=1e-4,
 )
 
-PRESETS: dict[str, Board] = {
-    "ideal": Board(),
+PRESETS: dict[str, AnalogBoard] = {
+    "ideal": AnalogBoard(),
     "paper-16-bit": _of_bits(16, PAPER),
     "8-bit": _of_bits(8, f"{PAPER}; 8 bits in place of 16"),
     "4-bit": _of_bits(4, f"{PAPER}; 4 bits in place of 16"),
-    "eight-cell": Board(
+    "eight-cell": AnalogBoard(
         source=(
             "Melanson et al., Nature Communications (2025), arXiv 2312.04836: 8 cells, all-to-all coupled, noise from "
             "an FPGA, sampled at 12 MHz. Its cells are RLC circuits; here they are first order. Bits and mismatch are "
@@ -55,7 +55,7 @@ PRESETS: dict[str, Board] = {
         calibration=Calibration(readings=16),
         timing=Timing(bits=8, sample=1.0 / 12e6),
     ),
-    "two-node": Board(
+    "two-node": AnalogBoard(
         source=(
             "colinc86/thermodynamic-solver: R1 to R4 4.690, 4.680, 6.830, 9.900 kΩ, C1 and C2 23.50 and 23.51 nF, all "
             "measured. The noise is fitted to the published 0.7097 mV rms of node 1, which no relative error depends on"
@@ -67,7 +67,7 @@ PRESETS: dict[str, Board] = {
 }
 
 
-def preset(name: str) -> Board:
+def preset(name: str) -> AnalogBoard:
     """A board by name.
 
     Raises:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from spu_link.operators import Dense, FactorOperator, Operator, Rows
-from spu_server.analog.rounding import Dither, codes, rounded
+from spu_server.analog.rounding import Dither, codes, round_to_codes
 
 
 @dataclass(frozen=True)
@@ -100,13 +100,13 @@ class _Array:
         if programming.bits is not None:
             threshold = self._dither.threshold(tensor.shape, self._number, place)
             if self._whole and isinstance(threshold, Tensor):
-                threshold = _mirrored(threshold)
-            tensor = rounded(tensor, self._largest(tensor), programming.bits, threshold).to(tensor.dtype)
+                threshold = _mirror(threshold)
+            tensor = round_to_codes(tensor, self._largest(tensor), programming.bits, threshold).to(tensor.dtype)
         if programming.mismatch:
-            generator = torch.Generator().manual_seed(_mixed(self._seed, self._array, place))
+            generator = torch.Generator().manual_seed(_mix_seeds(self._seed, self._array, place))
             error = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
             if self._whole and not programming.separate:
-                error = _mirrored(error)
+                error = _mirror(error)
             tensor = tensor * (1.0 + programming.mismatch * error)
         return tensor
 
@@ -116,11 +116,11 @@ class _Array:
         return tensor.abs().flatten(1).amax(1).reshape(-1, *[1] * (tensor.dim() - 1))
 
 
-def _mirrored(matrix: Tensor) -> Tensor:
-    """A symmetric matrix with the lower triangle of a given one."""
+def _mirror(matrix: Tensor) -> Tensor:
+    """Return the symmetric matrix with the lower triangle of a given one."""
     return matrix.tril() + matrix.tril(-1).T
 
 
-def _mixed(*numbers: int) -> int:
-    """One seed from several."""
+def _mix_seeds(*numbers: int) -> int:
+    """Return one seed from several."""
     return math.prod(n + p for n, p in zip(numbers, (1_000_003, 7_919, 104_729), strict=True)) % 2**63

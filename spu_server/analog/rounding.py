@@ -24,8 +24,8 @@ def codes(bits: int) -> int:
     return (1 << (bits - 1)) - 1
 
 
-def rounded(values: Tensor, largest: Tensor | float, bits: int, threshold: Tensor | float = 0.5) -> Tensor:
-    """Values as the nearest code times `largest`/2^(bits−1).
+def round_to_codes(values: Tensor, largest: Tensor | float, bits: int, threshold: Tensor | float = 0.5) -> Tensor:
+    """Round values to the nearest code times `largest`/2^(bits−1).
 
     Args:
         values: between −largest and largest.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 
 import google_crc32c
+from cobs import cobs
 
 MAX_BODY = 1100
 """Maximum number of bytes of a body: a message's header and a block of `messages.MAX_DATA` bytes."""
@@ -17,51 +18,12 @@ MAX_BODY = 1100
 MAX_FRAME = MAX_BODY + 4 + (MAX_BODY + 4) // 254 + 1
 """Maximum number of bytes of a frame on the wire, without the zero."""
 
-_RUN = 254
-"""Maximum number of bytes between two codes of COBS."""
 
-
-def stuffed(data: bytes) -> bytes:
-    """Return `data` without zero bytes: the length + 1 of each run up to a zero replaces the zero."""
-    out = bytearray()
-    runs = data.split(b"\0")
-    for number, run in enumerate(runs):
-        rest = run
-        while len(rest) >= _RUN:
-            out.append(_RUN + 1)
-            out += rest[:_RUN]
-            rest = rest[_RUN:]
-        if rest or not run or number < len(runs) - 1:  # a full run at the very end needs no more
-            out.append(len(rest) + 1)
-            out += rest
-    return bytes(out)
-
-
-def unstuffed(data: bytes) -> bytes:
-    """Return the data that `stuffed` got.
-
-    Raises:
-        ValueError: when `data` cannot come from it.
-    """
-    out = bytearray()
-    at = 0
-    while at < len(data):
-        code = data[at]
-        run = data[at + 1 : at + code]
-        if code == 0 or len(run) != code - 1 or 0 in run:
-            raise ValueError(f"byte {at} announces {code - 1} bytes that are not there")
-        out += run
-        at += code
-        if code <= _RUN and at < len(data):
-            out.append(0)
-    return bytes(out)
-
-
-def framed(body: bytes) -> bytes:
-    """The frame that carries `body`, with the zero at its end."""
+def make_frame(body: bytes) -> bytes:
+    """Return the frame that carries `body`, with the zero at its end."""
     if len(body) > MAX_BODY:
         raise ValueError(f"the body has {len(body)} bytes; a frame carries at most {MAX_BODY}")
-    return stuffed(body + struct.pack("<I", google_crc32c.value(body))) + b"\0"
+    return bytes(cobs.encode(body + struct.pack("<I", google_crc32c.value(body)))) + b"\0"
 
 
 class Deframer:
@@ -83,7 +45,7 @@ class Deframer:
         for end in ends:
             self._add(end)
             if self._begun or self._too_long:
-                body = None if self._too_long else _checked(bytes(self._begun))
+                body = None if self._too_long else _check(bytes(self._begun))
                 if body is None:
                     self.damaged += 1
                 else:
@@ -102,10 +64,10 @@ class Deframer:
             self._begun += part
 
 
-def _checked(frame: bytes) -> bytes | None:
+def _check(frame: bytes) -> bytes | None:
     try:
-        content = unstuffed(frame)
-    except ValueError:
+        content: bytes = cobs.decode(frame)
+    except cobs.DecodeError:
         return None
     body, check = content[:-4], content[-4:]
     return body if len(check) == 4 and google_crc32c.value(body) == struct.unpack("<I", check)[0] else None

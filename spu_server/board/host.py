@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass, field
 
-from spu_server.board.framing import Deframer, framed
+from spu_server.board.framing import Deframer, make_frame
 from spu_server.board.messages import Answer, Kind, Request
 
 
@@ -97,4 +97,4 @@ class Host:
         self._due = now + min(self.timeout * 2**self._sent, self.max_timeout)
         self._sent += 1
         # A zero first: whatever noise arrived before the frame is not part of it.
-        return b"\0" + framed(self._open.encode())
+        return b"\0" + make_frame(self._open.encode())

@@ -12,7 +12,7 @@ from spu_server.board.registers import Register, span, unpack
 from spu_server.board.transports import Transport
 
 ANNOUNCE_SECONDS = 0.25
-"""Least time between two announcements."""
+"""Min time between two announcements, in seconds."""
 
 
 class RegisterLink:
@@ -61,7 +61,7 @@ class RegisterLink:
         self.write(register.address, register.pack(value))
 
     def close(self) -> None:
-        """Let go of the line."""
+        """Release the line."""
         self._transport.close()
 
     def _request(self, kind: Kind, *, address: int = 0, data: bytes = b"", length: int = 0) -> Answer:

@@ -84,12 +84,12 @@ def bank_of(program: Program, cells: int, held: float | None) -> Bank:
         )
     couplings = np.eye(cells)
     couplings[:n, :n] = program.operator.dense().to(torch.float64).numpy() + program.damping * np.eye(n)
-    coupling_code, coupling_codes = _coded(couplings)
-    least = float(np.linalg.eigvalsh(coupling_codes * coupling_code)[0])
-    if least <= coupling_code:
+    coupling_code, coupling_codes = _encode(couplings)
+    smallest = float(np.linalg.eigvalsh(coupling_codes * coupling_code)[0])
+    if smallest <= coupling_code:
         raise InvalidProgram(
-            f"in codes of {coupling_code:.3g} / τ the least eigenvalue of F + λI is {least:.3g} / τ: the cells would "
-            "not settle; raise the damping",
+            f"in codes of {coupling_code:.3g} / τ the smallest eigenvalue of F + λI is {smallest:.3g} / τ: the cells "
+            "would not settle; raise the damping",
             field="damping",
             found=program.damping,
             expected="F + λI definite beyond one code",
@@ -101,7 +101,7 @@ def bank_of(program: Program, cells: int, held: float | None) -> Bank:
         start[:n] = program.start.to(torch.float64).numpy()
     elif program.start == "drive":
         start = drive
-    rest = float(np.linalg.norm(drive)) / least + SIGMAS * math.sqrt(program.noise / least)
+    rest = float(np.linalg.norm(drive)) / smallest + SIGMAS * math.sqrt(program.noise / smallest)
     keeps = isinstance(program.start, str) and program.start == "keep"
     if keeps and held is not None:
         if rest > held:
@@ -116,7 +116,7 @@ def bank_of(program: Program, cells: int, held: float | None) -> Bank:
     else:
         scale = HEADROOM * rest if keeps else TIGHT * (rest + float(np.linalg.norm(start)))
         scale = scale or 1.0  # nothing drives the cells
-    drive_code, drive_codes = _coded(drive / scale)
+    drive_code, drive_codes = _encode(drive / scale)
     header = BANK_HEADER.pack(
         Start.KEEP if keeps else Start.CODES, 0, coupling_code, drive_code, program.noise / scale**2
     )
@@ -125,7 +125,7 @@ def bank_of(program: Program, cells: int, held: float | None) -> Bank:
     return Bank(header + codes.tobytes(), scale, n, program.drive.dtype)
 
 
-def _coded(values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-    """The value of one code, which float32 holds exactly, and the codes."""
+def _encode(values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    """Return the value of one code, which float32 holds exactly, and the codes."""
     code = float(np.nextafter(np.float32(np.abs(values).max() / FULL_SCALE), np.float32(np.inf)))
     return code, np.round(values / code)

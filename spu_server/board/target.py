@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from spu_server.board.framing import Deframer, framed
+from spu_server.board.framing import Deframer, make_frame
 from spu_server.board.messages import MAX_DATA, VERSION, Kind, Request, Status
 
 
@@ -32,7 +32,7 @@ class Memory(ABC):
         """Take bytes in and act on them; raises `RefusedAccess`, and has then done nothing."""
 
 
-class Target:
+class BoardEndpoint:
     """Bytes in, bytes out.
 
     A greeting with a new `link` begins a connection. After that each request must be the next one, or the last one once
@@ -58,15 +58,15 @@ class Target:
         if request is None:
             return b""
         if request.version != VERSION:
-            return framed(request.answer(Status.BAD_VERSION))
+            return make_frame(request.answer(Status.BAD_VERSION))
         if request.kind == Kind.GREET and request.link != self._link and request.number == 0:
             self._link, self._number = request.link, -1
         if request.link == self._link and request.number == self._number:
             return self._last
         if request.link != self._link or request.number != self._number + 1:
-            return framed(request.answer(Status.OUT_OF_ORDER))
+            return make_frame(request.answer(Status.OUT_OF_ORDER))
         self._number = request.number
-        self._last = framed(self._carry_out(request))
+        self._last = make_frame(self._carry_out(request))
         return self._last
 
     def _carry_out(self, request: Request) -> bytes:

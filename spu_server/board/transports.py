@@ -10,7 +10,7 @@ import serial
 from serial.tools.list_ports import comports
 
 CONNECT_SECONDS = 5.0
-"""Longest that a connection may take to come about."""
+"""Timeout of making a connection, in seconds."""
 
 BAUD = 115200
 """Speed of a serial line, where the address names none."""
@@ -29,7 +29,7 @@ class Transport(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of the line."""
+        """Release the line."""
 
 
 class Tcp(Transport):

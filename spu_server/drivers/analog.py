@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from spu_link.errors import NoProgram
+from spu_link.errors import NoProgram, mismatch
 from spu_link.operators import Dense, FactorOperator, Operator
-from spu_link.operators.base import mismatch
 from spu_link.program import Program
-from spu_server.analog.board import Board
-from spu_server.analog.breadboard import Network
+from spu_server.analog.breadboard import ResistorNetwork
 from spu_server.analog.channels import Channels
-from spu_server.analog.dynamics import DenseDrift, drift_of
+from spu_server.analog.hardware import AnalogBoard
+from spu_server.analog.nonsymmetric import DenseDrift, drift_of
 from spu_server.analog.presets import PRESETS, preset
 from spu_server.analog.rounding import Dither
-from spu_server.analog.timing import Ledger
 from spu_server.drivers.base import Capabilities, Driver, DriverOptions
 from spu_server.drivers.emulator import FEATURES, Emulator
 from spu_server.dynamics import Motion, motion_of
-from spu_server.dynamics.effort import most_seconds
+from spu_server.dynamics.effort import max_seconds
+from spu_server.timing import Ledger
 
 PRESET = "preset"
 """Name of the setting that chooses the board; all others are fields of it."""
@@ -64,7 +63,7 @@ class Analog(Driver):
 
     def __init__(self, options: DriverOptions) -> None:
         settings = dict(options.settings)
-        self.board: Board = preset(settings.pop(PRESET, "ideal")).with_settings(settings)
+        self.board: AnalogBoard = preset(settings.pop(PRESET, "ideal")).with_settings(settings)
         if self.board.timing.hold and options.clock == "stepped":
             raise ValueError("timing.hold holds uploads back in wall time; a stepped clock does not run meanwhile")
         self._options = options
@@ -72,7 +71,8 @@ class Analog(Driver):
         self._compute = torch.device(options.compute)
         roundings = self.board.averaging.roundings
         self._cells = [
-            Emulator(replace(options, seed=(options.seed + j) % 2**63, settings={})) for j in range(roundings)
+            Emulator(options.model_copy(update={"seed": (options.seed + j) % 2**63, "settings": {}}))
+            for j in range(roundings)
         ]
         for cells in self._cells:
             cells.announce = self._announce
@@ -93,8 +93,8 @@ class Analog(Driver):
     def capabilities(self) -> Capabilities:
         """The emulator's, with the board's number of cells."""
         cells = self._options.cells if self.board.cells is None else min(self.board.cells, self._options.cells)
-        features = tuple(name for name in FEATURES if name != "state")  # a board's voltages cannot be set to the bit
-        return Capabilities("analog", cells, self._options.max_bytes, features, tau=self.board.tau)
+        # Without "state": a board's voltages cannot be set to the bit.
+        return Capabilities("analog", cells, self._options.max_bytes, FEATURES, tau=self.board.tau)
 
     def stage(self, program: Program) -> None:
         """Take a program in as the arrays hold it; with `timing.hold`, not before its modelled time has gone by.
@@ -109,8 +109,8 @@ class Analog(Driver):
             self._staged = _Loaded(program, _Arrays(()), (), 1.0)
             self._cells[0].stage(program)
         else:
-            seconds = len(self._cells) * most_seconds(program.operator, self._compute.type)
-            self.announce(seconds + self._channels.most_seconds(program.cells, calibrate=True))
+            seconds = len(self._cells) * max_seconds(program.operator, self._compute.type)
+            self.announce(seconds + self._channels.max_seconds(program.cells, calibrate=True))
             self._staged = self._load(program, running if kept else None)
         seconds = self._ledger.upload(program, kept=kept)
         if self.board.timing.hold:
@@ -182,14 +182,14 @@ class Analog(Driver):
         self._staged = self._running = None
 
     def close(self) -> None:
-        """Let go of every tensor."""
+        """Release every tensor."""
         for cells in self._cells:
             cells.close()
         self._staged = self._running = None
 
     def calibrate(self) -> None:
         """Measure offsets and gains now; programs that follow are corrected by what is found."""
-        self.announce(self._channels.most_seconds(self._channels.cells, calibrate=True))
+        self.announce(self._channels.max_seconds(self._channels.cells, calibrate=True))
         self._channels.calibrate()
 
     def report(self) -> dict[str, float]:
@@ -210,7 +210,7 @@ class Analog(Driver):
         channels, board = self._channels, self.board
         channels.use(program.cells, self._time * self._tau)
         scale = self._scale_for(program)
-        arrays = running.arrays if running is not None else self._programmed(program.operator)
+        arrays = running.arrays if running is not None else self._program_arrays(program.operator)
         damping = program.damping + board.amplifier.leak
         noise = program.noise + board.thermal.variance / scale**2
         if board.network is not None:
@@ -218,11 +218,11 @@ class Analog(Driver):
         drive, start = program.drive.to(torch.float64), program.start
         motions = []
         for number, (cells, (forward, backward)) in enumerate(zip(self._cells, arrays.pairs, strict=True)):
-            converted = channels.driven(drive * scale, self._threshold(drive, number, DRIVE)) / scale
+            converted = channels.convert_drive(drive * scale, self._threshold(drive, number, DRIVE)) / scale
             begun: Literal["keep"] | Tensor = "keep"
             if start != "keep":
                 volts = scale * (drive if isinstance(start, str) else start.to(torch.float64))
-                begun = channels.started(volts, self._threshold(drive, number, START)) / scale
+                begun = channels.convert_start(volts, self._threshold(drive, number, START)) / scale
             held = Program(forward, converted, damping=damping, noise=noise, start=begun)
             former = running.motions[number] if running is not None else None
             motion = self._motion(held, backward, former)
@@ -240,10 +240,10 @@ class Analog(Driver):
             return drift_of(operator, backward, program.drive, **law, compute=self._compute)
         return DenseDrift(operator.dense(), program.drive.clone(), **law)  # rounded, it need not be semi-definite
 
-    def _programmed(self, operator: Operator) -> _Arrays:
-        """The operator as each copy's arrays hold it."""
+    def _program_arrays(self, operator: Operator) -> _Arrays:
+        """Return the operator as each copy's arrays hold it."""
         if self.board.network is not None:
-            soldered = _soldered(self.board.network, operator)
+            soldered = _soldered_matrix(self.board.network, operator)
             return _Arrays(((soldered, soldered),) * len(self._cells))
         programming, seed = self.board.programming, self._options.seed
         return _Arrays(tuple(programming.arrays(operator, seed, self._dither, j) for j in range(len(self._cells))))
@@ -261,13 +261,13 @@ class Analog(Driver):
 
     def _pass(self, at: float) -> float:
         """Account for the time up to `at`; the same in seconds."""
-        self.announce(self._channels.most_seconds(self._channels.cells))
+        self.announce(self._channels.max_seconds(self._channels.cells))
         self._time = max(self._time, at)
         return self._time * self._tau
 
 
-def _soldered(network: Network, operator: Operator) -> Dense:
-    """The network's own matrix, if it is what the operator asks for."""
+def _soldered_matrix(network: ResistorNetwork, operator: Operator) -> Dense:
+    """Return the network's own matrix, if it is what the operator asks for."""
     matrix = torch.from_numpy(network.matrix)
     asked = operator.curvature(torch.eye(operator.parameters, dtype=torch.float64))
     if asked.shape != matrix.shape or (asked - matrix).norm() > network.tolerance * matrix.norm():

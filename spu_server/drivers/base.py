@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:  # settings are checked, and drivers found, before torch is loaded
     from torch import Tensor
@@ -21,29 +23,60 @@ INTERFACE = 1
 """Version of this interface. It grows when a driver written for the old one would no longer do."""
 
 
-@dataclass(frozen=True)
-class DriverOptions:
+class GeneralOptions(BaseModel):
+    """Options that every driver is opened with; their descriptions are the help of ``spu-server serve``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    clock: Literal["free", "stepped"] = Field(
+        default="free",
+        description="free: device time runs with this machine's clock. stepped: it moves only by the client's advance.",
+    )
+    rate: float | None = Field(
+        default=None,
+        gt=0,
+        le=1e15,
+        allow_inf_nan=False,
+        description="Speed of a free clock, in τ per second of wall time.",
+        json_schema_extra={"show_default": "real time, 1 / tau"},
+    )
+    tau: float = Field(
+        default=1e-6,
+        ge=1e-15,
+        le=1e15,
+        allow_inf_nan=False,
+        description="Time constant τ of the device, in seconds.",
+        json_schema_extra={"show_default": "1e-6"},
+    )
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the device's noise, 0 to 2^63 − 1.")
+    cells: int = Field(
+        default=200_000_000, ge=1, lt=2**63, description="Max number of cells (parameters) of a program."
+    )
+    max_bytes: int = Field(
+        default=8 << 30,
+        ge=1,
+        lt=2**63,
+        description="Max number of bytes of tensors in one program.",
+        json_schema_extra={"show_default": "8 GiB"},
+    )
+    compute: str = Field(
+        default="cpu",
+        pattern=r"^[a-z]+(:\d+)?$",
+        description="Where the emulator computes: cpu, cuda, or cuda:INDEX.",
+    )
+
+
+class DriverOptions(GeneralOptions):
     """Options that the daemon opens a driver with.
 
+    A board takes the smaller of `cells` and `max_bytes` and what it has, ignores `compute`, runs by itself and so
+    refuses a stepped `clock`; `rate` is None where nobody asked for one.
+
     Attributes:
-        seed: seed of every random number the driver draws.
-        tau: time constant in seconds.
-        cells: max number of cells a program may use; a board takes the smaller of this and what it has.
-        max_bytes: max number of bytes of one program's tensors; likewise.
-        compute: where an emulator computes: ``"cpu"``, or ``"cuda"`` with or without an index; boards ignore it.
-        clock: what moves device time: this machine's clock, or the client. A board runs by itself and refuses that.
-        rate: τ per second of wall time that is asked for; None where nobody asked.
-        settings: what ``--driver-option NAME=VALUE`` said: a driver's own options.
+        settings: the driver's own options, given with ``--driver-option NAME=VALUE``.
     """
 
-    seed: int = 0
-    tau: float = 1e-6
-    cells: int = 200_000_000
-    max_bytes: int = 8 << 30
-    compute: str = "cpu"
-    clock: Literal["free", "stepped"] = "free"
-    rate: float | None = None
-    settings: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,7 +91,7 @@ class Capabilities:
             and of optional abilities: ``"window"``, ``"state"``.
         tau: time constant in seconds of a device that has one of its own; None: the one it was opened with.
         clock_tolerance: how far the rate of the device's own clock may lie from this machine's, relative.
-        halt_seconds: longest that a halt may take, also while another call is under way, before the driver is killed.
+        halt_seconds: timeout of a halt, also while another call is under way, after which the driver is killed.
     """
 
     name: str
@@ -149,8 +182,8 @@ class Driver(ABC):
     def schedule(self, readings: Sequence[tuple[float, float]]) -> None:  # noqa: B027 - an optional ability
         """Learn which readings will be asked for under the staged program; called after `stage`.
 
-        A device that runs by itself arms them now, because `read` comes when their time has passed. One that can tell
-        its state at any time need not listen.
+        A device that runs by itself arms them now, because `read` comes when their time has passed. One whose
+        state can be computed at any time need not listen.
 
         Args:
             readings: time after the commit and length of the average (0: the state itself) of each, in τ.
@@ -221,7 +254,7 @@ class Driver(ABC):
     def restore(self, saved: Saved) -> None:
         """Stage a saved state while a program runs, replacing what was staged; optional, with `save`.
 
-        `commit` applies it instead of a program: the cells then are at its `at` what they were when it was
+        `commit` applies it instead of a program: the cells then have, at its `at`, the values they had when it was
         saved, open windows are void, and all its device times are later by the difference of the two. Its program has
         been checked; tensors and facts are as good as who sent them.
 

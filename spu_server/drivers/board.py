@@ -31,10 +31,10 @@ from spu_server.board.transports import connect, serial_addresses
 from spu_server.drivers.base import Capabilities, Driver, DriverOptions, Measured
 
 SLACK_SECONDS = 1.0
-"""Longest that a measurement may come later than the counter predicts, before the counter counts as failed."""
+"""Max lateness of a measurement, compared with the counter's prediction, before the counter counts as failed."""
 
 HALT_SECONDS = 0.08
-"""Longest that a halt may take on a line without delay."""
+"""Timeout of a halt on a line without delay, in seconds."""
 
 ANCHORS = 256
 """Programs whose anchors are remembered: readings scheduled before the last so many are lost."""
@@ -128,9 +128,9 @@ class Board(Driver):
         self._staged = None
         self._disarm_waiting()
         self._link.write(reg.BANK_BASE, bank.data)
-        found = int(self._status()[reg.BANK_CHECK])
-        if found != bank.check:
-            raise BoardError(f"the shadow bank's check is {found:#010x} after a program with {bank.check:#010x}")
+        check = int(self._status()[reg.BANK_CHECK])
+        if check != bank.check:
+            raise BoardError(f"the shadow bank's check is {check:#010x} after a program with {bank.check:#010x}")
         self._staged = bank
 
     def schedule(self, readings: Sequence[tuple[float, float]]) -> None:
@@ -192,7 +192,7 @@ class Board(Driver):
         if asked is None:
             slot = self._free()[0]
             asked = _Asked(slot, self._ask(slot, Mode.NOW, 0), None)
-        return self._measured(asked)
+        return self._fetch(asked)
 
     def open_window(self, window: int, start: float) -> None:
         """No averages."""
@@ -269,7 +269,7 @@ class Board(Driver):
             self._ask(armed.slot, Mode.OFF, 0)
         self._waiting = {}
 
-    def _measured(self, asked: _Asked) -> Measured:
+    def _fetch(self, asked: _Asked) -> Measured:
         """Fetch a slot's result, waiting for it if it is not there yet."""
         address = reg.slot_address(asked.slot) + reg.SLOT_REQUEST.size
         length = reg.SLOT_RESULT.size + 2 * self._board_cells

@@ -20,7 +20,7 @@ OLDEST_INTERFACE = 1
 """Oldest version of the interface whose drivers still do."""
 
 LOAD_SECONDS = 60.0
-"""Longest that loading a driver may take where drivers are listed."""
+"""Timeout of loading a driver where drivers are listed, in seconds."""
 
 
 class DriverUnusable(Exception):
@@ -31,7 +31,7 @@ class DriverUnusable(Exception):
     )
 
 
-def installed() -> list[EntryPoint]:
+def installed_drivers() -> list[EntryPoint]:
     """Entry points of all drivers on this system, in the order of their names; none of them is loaded."""
     return sorted(entry_points(group=GROUP), key=lambda entry: entry.name)
 
@@ -48,15 +48,15 @@ def find_driver(name: str) -> EntryPoint:
         LookupError: when no such driver is installed; the message lists those that are.
         DriverUnusable: when there are two of the name.
     """
-    entries = installed()
-    found = [entry for entry in entries if entry.name == name]
-    if not found:
+    entries = installed_drivers()
+    matching = [entry for entry in entries if entry.name == name]
+    if not matching:
         names = ", ".join(dict.fromkeys(entry.name for entry in entries))
         raise LookupError(f"no driver named {name!r}; installed: {names or 'none'}")
-    if len(found) > 1:
-        both = " and ".join(map(distribution_of, found))
-        raise DriverUnusable(f"there are {len(found)} drivers named {name!r}, of {both}; uninstall all but one")
-    return found[0]
+    if len(matching) > 1:
+        both = " and ".join(map(distribution_of, matching))
+        raise DriverUnusable(f"there are {len(matching)} drivers named {name!r}, of {both}; uninstall all but one")
+    return matching[0]
 
 
 def load_driver(name: str) -> type[Driver]:

@@ -12,17 +12,14 @@ from spu_link import wire
 from spu_link.errors import BY_REASON, NotInLog
 from spu_link.program import Program
 from spu_server.drivers.base import Capabilities, Driver, DriverOptions, Measured
-from spu_server.event_log import Blob, Event, Log
-from tngd.spu.v1 import spu_pb2 as pb
+from spu_server.drivers.event_log import Blob, Log, LoggedCall
 
 PLAYED = ("stage", "commit", "read", "halt")
 """Calls that must come in the order of the log. Windows open and close as their readings come and go."""
 
-STARTS = {pb.START_KEEP: "keep", pb.START_DRIVE: "drive", pb.START_TENSOR: "tensor"}
-
 
 class Replay(Driver):
-    """Answers the calls of a run that is made again as its log has them, without the device that it was recorded on.
+    """Answers the calls of a run as its log has them, without the device that it was recorded on.
 
     The calls must be those of the log: programs of the same size, damping, noise and start in the same order, with the
     readings between them; on a stepped clock at the same device times too. What the programs' tensors hold is not
@@ -70,26 +67,19 @@ class Replay(Driver):
             NotInLog: when it is not.
         """
         number, event = self._next("stage")
-        header = pb.ProgramHeader.FromString(bytes(self._bytes(event.arguments[0])))
-        drive = next(spec for spec in header.tensors if spec.role == pb.ROLE_DRIVE)
-        logged = {
-            "cells": drive.shape[0],
-            "dtype": wire.DTYPES[drive.dtype],
-            "damping": header.damping,
-            "noise": header.noise,
-            "start": STARTS[header.start],
-        }
-        found = {
-            "cells": program.cells,
-            "dtype": program.drive.dtype,
-            "damping": program.damping,
-            "noise": program.noise,
-            "start": "tensor" if isinstance(program.start, Tensor) else program.start,
-        }
-        for field, value in found.items():
-            if value != logged[field]:
-                raise _misfit(number, f"program.{field}", value, logged[field])
-        self._done()
+        header = wire.parse_header(bytes(self._bytes(event.arguments[0])))
+        layout = wire.layout(header, cells=self._capabilities.cells, max_bytes=self._capabilities.max_bytes)
+        start = "tensor" if isinstance(program.start, Tensor) else program.start
+        for field, actual, logged in (
+            ("cells", program.cells, layout.cells),
+            ("dtype", program.drive.dtype, layout.dtype),
+            ("damping", program.damping, layout.damping),
+            ("noise", program.noise, layout.noise),
+            ("start", start, layout.start),
+        ):
+            if actual != logged:
+                raise _misfit(number, f"program.{field}", actual, logged)
+        self._advance()
 
     def commit(self, at: float) -> None:
         """Go on if a program takes effect here in the log.
@@ -99,7 +89,7 @@ class Replay(Driver):
         """
         number, event = self._next("commit")
         self._check_time(number, event, at)
-        self._answered(event)
+        self._answer(event)
 
     def open_window(self, window: int, start: float) -> None:
         """Nothing to do: the average is in the log."""
@@ -120,7 +110,7 @@ class Replay(Driver):
         asked, logged = averaged[window is not None], averaged[event.arguments[1] is not None]
         if asked != logged:
             raise _misfit(number, "window", asked, logged)
-        self._answered(event)
+        self._answer(event)
         assert event.value is not None
         value = torch.frombuffer(self._bytes(event.value), dtype=getattr(torch, event.dtype))
         if event.taken is None:
@@ -132,12 +122,12 @@ class Replay(Driver):
     def halt(self, at: float) -> None:
         """Stop; whatever comes next in the log, a halt is never refused."""
         if self._events and self._events[0][1].call == "halt":
-            self._done()
+            self._advance()
 
     def close(self) -> None:
         """Nothing to release."""
 
-    def _next(self, call: str) -> tuple[int, Event]:
+    def _next(self, call: str) -> tuple[int, LoggedCall]:
         if not self._events:
             raise NotInLog(f"the log has ended; {call} comes after it", field="call", found=call, expected="no call")
         number, event = self._events[0]
@@ -145,18 +135,18 @@ class Replay(Driver):
             raise _misfit(number, "call", call, event.call)
         return number, event
 
-    def _done(self) -> None:
+    def _advance(self) -> None:
         self._events.popleft()
 
-    def _answered(self, event: Event) -> None:
-        """The call fits; what became of it then becomes of it now."""
-        self._done()
+    def _answer(self, event: LoggedCall) -> None:
+        """Remove an event whose call fits; fail as the recorded call did, if it did."""
+        self._advance()
         if event.fault:
             raise RuntimeError(f"the log has a fault here: {event.fault}")
         if event.refused:
             raise BY_REASON[event.refused]("the recorded device refused this call", field=event.call)
 
-    def _check_time(self, number: int, event: Event, at: float) -> None:
+    def _check_time(self, number: int, event: LoggedCall, at: float) -> None:
         if self._timed and at != event.arguments[0]:
             raise _misfit(number, "at", f"{at!r} τ", f"{event.arguments[0]!r} τ")
 

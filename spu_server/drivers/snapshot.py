@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from spu_link.operators.base import mismatch
+from spu_link.errors import mismatch
+from spu_link.packing import validated
 from spu_link.values import check_finite
 from spu_server.drivers.base import Saved
 from spu_server.dynamics import Transition, transition_of
@@ -71,7 +69,7 @@ class Snapshot:
 
     def __init__(self, saved: Saved, compute: torch.device) -> None:
         self.saved = saved
-        self.facts = facts = _facts(saved.facts)
+        self.facts = facts = validated(Facts, dict(saved.facts))
         tensors = dict(saved.tensors)
         if facts.compute != compute.type:
             raise mismatch("state.compute", facts.compute, f"{compute.type}, where this emulator draws its noise")
@@ -104,15 +102,6 @@ class Snapshot:
             self.transition.resume(self.state, Progress(facts.steps, facts.decomposed, image))
         except ValueError as error:
             raise mismatch("state.image", str(error), "what the factor makes of the state") from None
-
-
-def _facts(facts: Mapping[str, Any]) -> Facts:
-    try:
-        return Facts.model_validate(dict(facts))
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(["state", *map(str, first["loc"])])
-        raise mismatch(field, repr(first["input"]), first["msg"]) from None
 
 
 def _check(field: str, vector: Tensor, length: int) -> None:

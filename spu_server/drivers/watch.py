@@ -43,12 +43,14 @@ class ClockWatch:
         earlier = [*([self._first] if self._first else []), *self._latest]
         self._first = self._first or sample
         self._latest.append(sample)
-        for one in earlier:
-            gone = device - one.device
-            least, most = max(0.0, before - one.after), after - one.before
-            if not least * (1 - self.tolerance) <= gone <= most * (1 + self.tolerance):  # also a clock that says NaN
+        for other in earlier:
+            gone = device - other.device
+            shortest, longest = max(0.0, before - other.after), after - other.before
+            if (
+                not shortest * (1 - self.tolerance) <= gone <= longest * (1 + self.tolerance)
+            ):  # also a clock that says NaN
                 return (
-                    f"the device's clock went on by {gone:.6g} s while between {least:.6g} and {most:.6g} s passed "
-                    f"here; at most {self.tolerance:.1g} of that may be missing or too much"
+                    f"the device's clock went on by {gone:.6g} s while between {shortest:.6g} and {longest:.6g} s "
+                    f"passed here; at most {self.tolerance:.1g} of that may be missing or too much"
                 )
         return ""

@@ -13,7 +13,7 @@ from torch import Tensor
 from spu_link.operators import Operator
 from spu_server.dynamics.eigen import Table
 from spu_server.dynamics.functions import ScalarFunction, Vector, at, response
-from spu_server.dynamics.lanczos import Target, euclidean
+from spu_server.dynamics.lanczos import FunctionOutput, euclidean
 from spu_server.dynamics.routes import Routes
 from spu_server.dynamics.transition import Progress, Transition
 
@@ -44,7 +44,7 @@ class DenseTransition(Transition):
     def fork(self) -> Self:
         """With routes of its own."""
         other = copy(self)
-        other._routes = copy(self._routes)
+        other._routes = copy(self._routes)  # noqa: SLF001 - of the same class
         return other
 
     def adopt(self, other: Self) -> None:
@@ -78,7 +78,7 @@ class DenseTransition(Transition):
             everything.append((noise, [table[i][j] for i in drawn], outputs[drawn[0] :]))
         for start, functions, parts in everything:
             targets = [
-                Target(self._shifted(h, duration), float(part @ part), part)
+                FunctionOutput(self._shift(h, duration), float(part @ part), part)
                 for h, part in zip(functions, parts, strict=True)
             ]
             products = self._routes.process(start, targets)
@@ -87,5 +87,5 @@ class DenseTransition(Transition):
             parts += products
         return outputs
 
-    def _shifted(self, function: ScalarFunction, duration: float) -> Callable[[Vector], Vector]:
+    def _shift(self, function: ScalarFunction, duration: float) -> Callable[[Vector], Vector]:
         return lambda s: function(self.damping + s, duration)

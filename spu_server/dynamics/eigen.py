@@ -17,8 +17,8 @@ Table = Sequence[Sequence[ScalarFunction]]
 class Eigenbasis:
     """G = Q S Qᵀ, decomposed once.
 
-    Everything of size m² is left to torch, here and in the products: numpy's threads would have to wake beside torch's,
-    which still spin after A was applied, and on a few cores that costs more than the work.
+    Everything of size m² is left to torch, here and in the products: numpy's threads would have to wake in addition to
+    torch's, which still spin after A was applied, and on a few cores that costs more than the work.
 
     Args:
         matrix: G, shape (m, m), symmetric positive semi-definite, float64.

@@ -20,13 +20,13 @@ from spu_link.cached import cached_property
 from spu_link.operators import FactorOperator
 from spu_server.dynamics.eigen import Table
 from spu_server.dynamics.functions import ScalarFunction, Vector, at, response, slope
-from spu_server.dynamics.lanczos import Target, energy
+from spu_server.dynamics.lanczos import FunctionOutput, energy
 from spu_server.dynamics.routes import Routes
 from spu_server.dynamics.transition import Progress, Transition
 
 
 @dataclass
-class Held:
+class HeldResults:
     """Results for A that hold under any drive.
 
     Attributes:
@@ -44,10 +44,10 @@ class FactorTransition(Transition):
     operator: FactorOperator
 
     def __init__(
-        self, operator: FactorOperator, drive: Tensor, *, damping: float, noise: float, held: Held | None = None
+        self, operator: FactorOperator, drive: Tensor, *, damping: float, noise: float, held: HeldResults | None = None
     ) -> None:
         super().__init__(operator, drive, damping=damping, noise=noise)
-        self._held = held or Held(Routes(operator.gram, energy))
+        self._held = held or HeldResults(Routes(operator.gram, energy))
 
     def under(self, drive: Tensor, *, damping: float, noise: float) -> FactorTransition:
         """The motion with the same A under another drive."""
@@ -70,7 +70,7 @@ class FactorTransition(Transition):
     def fork(self) -> Self:
         """With routes and an image of its own."""
         other = copy(self)
-        other._held = Held(copy(self._routes), self._held.last)
+        other._held = HeldResults(copy(self._routes), self._held.last)  # noqa: SLF001 - of the same class
         return other
 
     def adopt(self, other: Self) -> None:
@@ -120,18 +120,18 @@ class FactorTransition(Transition):
         images = torch.zeros(len(inputs), self.operator.shape[0], dtype=torch.float64)
         new: dict[int, Tensor] = {}
         for j, v in enumerate(inputs):
-            known = self._known(v)
+            known = self._known_image(v)
             if known is not None:
                 images[j] = known
             elif v is not None:
                 new[j] = v
         if new:
             vectors = list(new.values())
-            made = self.operator.apply(torch.stack(vectors) if len(vectors) > 1 else vectors[0][None])
-            images[list(new)] = made.to(images)
+            products = self.operator.apply(torch.stack(vectors) if len(vectors) > 1 else vectors[0][None])
+            images[list(new)] = products.to(images)
         return images
 
-    def _known(self, v: Tensor | None) -> Tensor | None:
+    def _known_image(self, v: Tensor | None) -> Tensor | None:
         if v is self.drive:
             return self._drive_image
         last = self._held.last
@@ -157,7 +157,7 @@ class FactorTransition(Transition):
             weight[:] = -g * x
             image = h_x * x + g * b
             square = _square((h_x, inputs[0]), (g, inputs[1])) - 2.0 * g * (x @ image) + g * g * (x @ pulled)
-            targets.append(Target(self._slope(row[1], duration), square, image - g * pulled))
+            targets.append(FunctionOutput(self._slope(row[1], duration), square, image - g * pulled))
         if not self._add(weights, residual, targets):
             return None
         for j, noise in enumerate(noises, 2):
@@ -165,7 +165,7 @@ class FactorTransition(Transition):
             targets = []
             for i in drawn:
                 h = at(table[i][j], self.damping, duration)
-                targets.append(Target(self._slope(table[i][j], duration), _square((h, inputs[j])), h * noise))
+                targets.append(FunctionOutput(self._slope(table[i][j], duration), _square((h, inputs[j])), h * noise))
             if not self._add(weights[drawn[0] :], noise, targets):
                 return None
         return weights
@@ -173,7 +173,7 @@ class FactorTransition(Transition):
     def _slope(self, function: ScalarFunction, duration: float) -> Callable[[Vector], Vector]:
         return lambda s: slope(function, self.damping, s, duration)
 
-    def _add(self, weights: Vector, start: Vector, targets: Sequence[Target]) -> bool:
+    def _add(self, weights: Vector, start: Vector, targets: Sequence[FunctionOutput]) -> bool:
         """Add the products for `targets` to the rows of `weights`; False if the process does not converge."""
         products = self._routes.process(start, targets)
         if products is None:

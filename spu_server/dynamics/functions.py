@@ -1,19 +1,20 @@
 """Scalar functions of one eigenvalue that make up the exact law of an Ornstein–Uhlenbeck process over a duration.
 
-For dx = −(f x − b) ds + √(2κ) dW over Δ, with independent standard normal z₁ and z₂,
+For dx = −(f x − b) ds + √(2κ₀) dW over Δ, with independent standard normal z₁ and z₂,
 
-    x'     = decay·x    + response·b            + √κ·diffusion·z₁,
-    ∫ x ds = response·x + integrated_response·b + √κ·(shared·z₁ + own·z₂).
+    x'     = decay·x    + response·b            + √κ₀·diffusion·z₁,
+    ∫ x ds = response·x + integrated_response·b + √κ₀·(shared·z₁ + own·z₂).
 
-Textbook forms such as var ∫x = (2κ/f²)[Δ − 2(1−e^{−y})/f + (1−e^{−2y})/(2f)], y = fΔ, cancel completely as y → 0. With
+Textbook forms such as var ∫x = (2κ₀/f²)[Δ − 2(1−e^{−y})/f + (1−e^{−2y})/(2f)], y = fΔ, cancel completely as y → 0. With
 u = y/2, T = tanh u, τ = T/u and γ = (1 − τ)/u² every one of them is a sum, product or quotient of positive numbers, so
 all keep full relative accuracy for every f ≥ 0 and Δ ≥ 0, both limits included:
 
-    φ₁ = (1−e^{−y})/f        = Δ τ / (1 + T)                a² / κ = (1−e^{−2y})/f          = 2 Δ τ / (1 + T)²
-    φ₂ = (Δ − φ₁)/f          = Δ² (u γ + τ) / (2 (1 + T))   c² / κ = cov²/a², cov = κ φ₁²   = Δ³ τ³ / (2 (1 + T)²)
-                                                            d² / κ = (var ∫x − c²)/κ        = Δ³ γ / 2
+    φ₁ = (1−e^{−y})/f        = Δ τ / (1 + T)                a² / κ₀ = (1−e^{−2y})/f          = 2 Δ τ / (1 + T)²
+    φ₂ = (Δ − φ₁)/f          = Δ² (u γ + τ) / (2 (1 + T))   c² / κ₀ = cov²/a², cov = κ₀ φ₁²  = Δ³ τ³ / (2 (1 + T)²)
+                                                            d² / κ₀ = (var ∫x − c²)/κ₀       = Δ³ γ / 2
 
-Eigenvalues are arrays, at least 0, in 1/τ; durations are in τ. Everything is float64.
+Eigenvalues are arrays, at least 0, in 1/τ; durations are in τ. Everything is float64. Source of the law: Gillespie,
+Phys. Rev. E 54 (1996) 2084.
 """
 
 from __future__ import annotations
@@ -49,19 +50,19 @@ def integrated_response(f: Vector, duration: float) -> Vector:
 
 
 def diffusion(f: Vector, duration: float) -> Vector:
-    """Standard deviation of the state, a/√κ; in √τ. Limit √(2Δ)."""
+    """Standard deviation of the state, a/√κ₀; in √τ. Limit √(2Δ)."""
     T, tau, _ = _hyperbolic(f, duration)
     return np.sqrt(2.0 * duration * tau) / (1.0 + T)
 
 
 def shared(f: Vector, duration: float) -> Vector:
-    """Part of the integral's deviation that goes with the state's, c/√κ; in τ^{3/2}. Limit √(Δ³/2)."""
+    """Part of the integral's deviation that goes with the state's, c/√κ₀; in τ^{3/2}. Limit √(Δ³/2)."""
     T, tau, _ = _hyperbolic(f, duration)
     return np.sqrt(0.5 * (duration * tau) ** 3) / (1.0 + T)
 
 
 def own(f: Vector, duration: float) -> Vector:
-    """Part of the integral's deviation that is independent of the state, d/√κ; in τ^{3/2}. Limit √(Δ³/6)."""
+    """Part of the integral's deviation that is independent of the state, d/√κ₀; in τ^{3/2}. Limit √(Δ³/6)."""
     _, _, gamma = _hyperbolic(f, duration)
     return np.sqrt(0.5 * duration**3 * gamma)
 

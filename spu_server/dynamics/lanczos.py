@@ -20,7 +20,7 @@ Tridiagonal: TypeAlias = tuple[Vector, Vector]
 """Diagonal and off-diagonal of T = Vᵀ G V."""
 
 Measure: TypeAlias = Callable[[Tridiagonal, Vector], float]
-"""‖L V c‖² for a vector c of coefficients; see `Target` for L."""
+"""‖L V c‖² for a vector c of coefficients; see `FunctionOutput` for L."""
 
 
 def euclidean(matrix: Tridiagonal, c: Vector) -> float:
@@ -35,7 +35,7 @@ def energy(matrix: Tridiagonal, c: Vector) -> float:
 
 
 @dataclass(frozen=True)
-class Target:
+class FunctionOutput:
     """An output u + L k(G) p: what k(G) p is wanted for, and so how exactly. L is I, or Aᵀ where G = AAᵀ.
 
     Attributes:
@@ -65,7 +65,7 @@ class Krylov:
 def krylov(
     matrix: Vector,
     start: Vector,
-    targets: Sequence[Target],
+    targets: Sequence[FunctionOutput],
     *,
     tolerance: float,
     max_steps: int,
@@ -111,7 +111,7 @@ def krylov(
             values, vectors, _ = dstevd(diagonal[:step], off_diagonal[: max(step - 1, 1)])
             ritz = np.maximum(clean(values, m), 0.0)
             coefficients = [vectors @ (length * target.function(ritz) * vectors[0]) for target in targets]
-            if exhausted or _settled(previous, coefficients, tridiagonal, measure, targets, spanned, tolerance):
+            if exhausted or _has_settled(previous, coefficients, tridiagonal, measure, targets, spanned, tolerance):
                 return Krylov(np.stack(coefficients) @ spanned, step)
             previous = coefficients
         if step < max_steps:
@@ -120,12 +120,12 @@ def krylov(
     return Krylov(None, max_steps)
 
 
-def _settled(
+def _has_settled(
     previous: list[Vector] | None,
     coefficients: list[Vector],
     tridiagonal: Tridiagonal,
     measure: Measure,
-    targets: Sequence[Target],
+    targets: Sequence[FunctionOutput],
     spanned: Vector,
     tolerance: float,
 ) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 from spu_link.cached import cached_property
 from spu_server.dynamics.eigen import Eigenbasis
 from spu_server.dynamics.functions import Vector
-from spu_server.dynamics.lanczos import Measure, Target, krylov
+from spu_server.dynamics.lanczos import FunctionOutput, Measure, krylov
 
 SMALL = 256
 """Maximum number of rows that are decomposed at once: below, this costs less than one Lanczos process."""
@@ -69,18 +69,18 @@ class Routes:
             return False
         return float(self.matrix.trace()) * response <= STIFFEST
 
-    def process(self, start: Vector, targets: Sequence[Target]) -> Vector | None:
+    def process(self, start: Vector, targets: Sequence[FunctionOutput]) -> Vector | None:
         """k(G) p for every target, shape (targets, m), or None if the process does not converge.
 
         Args:
             start: p, shape (m,).
             targets: what is wanted.
         """
-        found = krylov(
+        result = krylov(
             self.matrix.numpy(), start, targets, tolerance=TOLERANCE, max_steps=len(start) // 4, measure=self._measure
         )
-        self.steps += found.steps
-        return found.products
+        self.steps += result.steps
+        return result.products
 
     def decompose(self) -> Eigenbasis:
         """The eigenvectors of G, computed once."""

@@ -1,8 +1,8 @@
 """The motion of the cells under one program: exact, over any duration.
 
-dx = −((F + λI) x − b) ds + √(2κ) dW is linear, so after any duration Δ the state and its integral are sums of scalar
-functions of F + λI (see `functions`) times the start, the drive and two vectors of standard normal numbers. Nothing is
-stepped: cost and accuracy do not depend on Δ.
+dx = −((F + λI) x − b) ds + √(2κ₀) dW is linear, so after any duration Δ the state and its integral are sums of scalar
+functions of F + λI (see `functions`) times the start, the drive and two vectors of standard normal numbers. There are
+no time steps: cost and accuracy do not depend on Δ.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, Self, TypeAlias
+from typing import NamedTuple, Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class Progress:
     Attributes:
         steps: Lanczos steps taken.
         decomposed: whether there are eigenvectors.
-        image: what the operator's factor makes of the cells' state, shape (m,), float64; None where that is not known.
+        image: A times the cells' state, for a factor A of the operator; shape (m,), float64; None where not known.
     """
 
     steps: int
@@ -50,8 +50,8 @@ class Progress:
     image: Tensor | None = None
 
 
-class Motion(Protocol):
-    """A law of motion under one program, exact or otherwise; see `Transition` for what the methods mean.
+class Motion(ABC):
+    """A law of motion under one program.
 
     Attributes:
         drive: b, shape (N,), float64.
@@ -59,18 +59,31 @@ class Motion(Protocol):
 
     drive: Tensor
 
+    @abstractmethod
     def under(self, drive: Tensor, *, damping: float, noise: float) -> Motion:
-        """The motion with the same operator under another drive, damping and noise."""
+        """Return the motion with the same operator under another drive, damping and noise.
 
+        What is computed of the operator, by either of the two, serves both.
+        """
+
+    @abstractmethod
     def prepare(self) -> None:
         """Do now what the first step would do once for all steps."""
 
+    @abstractmethod
     def step(self, state: Tensor | None, duration: float, normal: NoiseSource, *, integral: bool = False) -> Step:
-        """Move over `duration`."""
+        """Move over `duration`.
+
+        Args:
+            state: x before the step, shape (N,), float64; None for all cells discharged.
+            duration: Δ ≥ 0, in τ.
+            normal: source of the noise.
+            integral: whether ∫ x ds is wanted as well.
+        """
 
 
-class Transition(ABC):
-    """The law of motion under one program.
+class Transition(Motion):
+    """The law of motion under F + λI, symmetric. Its steps can be taken ahead of time, and its progress can be saved.
 
     Args:
         operator: F over N cells.
@@ -86,19 +99,12 @@ class Transition(ABC):
         self.noise = noise
 
     @abstractmethod
-    def under(self, drive: Tensor, *, damping: float, noise: float) -> Transition:
-        """The motion with the same operator under another drive, damping and noise.
-
-        What is computed of the operator, by either of the two, serves both.
-        """
-
-    @abstractmethod
     def progress(self, state: Tensor | None) -> Progress:
-        """Return what the bits of later steps from `state` depend on in addition to the program and the state."""
+        """Return what later steps from `state` depend on, to the bit, in addition to the program and the state."""
 
     @abstractmethod
     def resume(self, state: Tensor | None, progress: Progress) -> None:
-        """Go on from `state` as where the progress was made.
+        """Continue from `state` with the progress of another transition under the same program.
 
         Raises:
             ValueError: when it cannot have been made under this program.
@@ -106,25 +112,17 @@ class Transition(ABC):
 
     @abstractmethod
     def fork(self) -> Self:
-        """A copy that steps may be taken with ahead of time: no bit of this one changes until it adopts the copy."""
+        """Return a copy for steps ahead of time: no bit of this transition changes until it adopts the copy."""
 
     @abstractmethod
     def adopt(self, other: Self) -> None:
-        """Be as far as a fork: its steps have been taken."""
-
-    @abstractmethod
-    def prepare(self) -> None:
-        """Do now what the first step would do once for all steps."""
+        """Take over the progress of a fork, as if its steps had been taken with this transition."""
 
     def step(self, state: Tensor | None, duration: float, normal: NoiseSource, *, integral: bool = False) -> Step:
         """Move over `duration`.
 
-        Args:
-            state: x before the step, shape (N,), float64; None for all cells discharged. A start at the drive costs
-                less if `state` is the very tensor `drive`.
-            duration: Δ ≥ 0, in τ.
-            normal: source of the noise; called once, or twice with `integral`, if and only if κ₀ > 0 and Δ > 0.
-            integral: whether ∫ x ds is wanted as well.
+        `normal` is called once, or twice with `integral`, if and only if κ₀ > 0 and Δ > 0. A start at the drive costs
+        less if `state` is the very tensor `drive`.
         """
         if duration == 0.0:
             zeros = torch.zeros_like(self.drive)
@@ -137,7 +135,7 @@ class Transition(ABC):
 
     @abstractmethod
     def _outputs(self, table: Table, inputs: Sequence[Tensor | None], duration: float) -> Sequence[Tensor]:
-        """Sums Σ_j h_ij(F + λI) v_j, each of shape (N,), for functions h of the table and the vectors `inputs`.
+        """Return the sums Σ_j h_ij(F + λI) v_j, each of shape (N,), for the functions h of the table.
 
-        The inputs are x (None for zeros), b and, with noise, √κ₀ z₁ and √κ₀ z₂; those not given count for nothing.
+        The inputs v are x (None for zeros), b and, with noise, √κ₀ z₁ and √κ₀ z₂; those that are missing are zero.
         """

@@ -16,7 +16,8 @@ from google.protobuf.message import DecodeError
 from spu_link.errors import ProtocolError, SpuError
 from spu_link.status import to_status
 from spu_server.regions import Regions
-from spu_server.sessions import Sessions
+from spu_server.services.incoming import key_of
+from spu_server.sessions import SessionKey, Sessions
 from spu_server.socket_files import SocketFile, as_address_error, keep
 from tngd.spu.v1 import spu_pb2 as pb
 
@@ -35,7 +36,7 @@ MAX_CONNECTIONS = 64
 """Maximum number of clients at a time."""
 
 
-def supported() -> bool:
+def is_supported() -> bool:
     """Return whether this system has what is needed: sealed memory files, and packets on Unix sockets."""
     return hasattr(os, "memfd_create") and hasattr(socket, "SOCK_SEQPACKET") and hasattr(socket, "MSG_CMSG_CLOEXEC")
 
@@ -116,12 +117,12 @@ class MemoryService:
     async def _talk(self, connection: socket.socket) -> None:
         """Serve one client until it leaves, its session ends, or it breaks the rules."""
         connection.setblocking(False)
-        registered: dict[int, pb.SessionRef] = {}
+        registered: dict[int, SessionKey] = {}
         begin = asyncio.get_running_loop().time()
         try:
             while True:
                 while not await _readable(connection, WATCH_SECONDS):
-                    if registered and not any(self._sessions.lives(ref) for ref in registered.values()):
+                    if registered and not any(self._sessions.lives(key) for key in registered.values()):
                         return
                     if not registered and asyncio.get_running_loop().time() - begin > SILENCE_SECONDS:
                         log.info("a client of the memory socket said nothing", seconds=SILENCE_SECONDS)
@@ -141,10 +142,11 @@ class MemoryService:
                 self._regions.unregister(number)
 
     def _answer(
-        self, request: pb.MemoryRequest, descriptors: list[int], registered: dict[int, pb.SessionRef]
+        self, request: pb.MemoryRequest, descriptors: list[int], registered: dict[int, SessionKey]
     ) -> pb.MemoryResponse:
         try:
-            self._sessions.check(request.session)
+            key = key_of(request.session)
+            self._sessions.check(key)
             if request.WhichOneof("action") == "unregister":
                 number = request.unregister.region
                 if registered.pop(number, None):
@@ -157,9 +159,9 @@ class MemoryService:
                     found=len(descriptors),
                     expected="one memfd",
                 )
-            region = self._regions.register(request.session.fencing, descriptors[0])
+            region = self._regions.register(key.fencing, descriptors[0])
             descriptors.clear()
-            registered[region.number] = request.session
+            registered[region.number] = key
             log.debug("region registered", region=region.number, nbytes=region.nbytes)
             return pb.MemoryResponse(region=region.number)
         except ProtocolError:

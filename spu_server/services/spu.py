@@ -19,10 +19,9 @@ from spu_link.program import Reading
 from spu_link.status import to_status
 from spu_server.clock import ClockKind
 from spu_server.device import Device
-from spu_server.memory import Payload, SharedBytes, Stretch
+from spu_server.memory import Payload, SharedBytes, Stretch, pieces
 from spu_server.regions import Regions
-from spu_server.services.incoming import ADMITTED, Incoming
-from spu_server.services.upload import Upload, taken
+from spu_server.services.incoming import ADMITTED, Incoming, IncomingUpload, key_of, take_place
 from spu_server.stalls import Stalls
 from spu_server.version import VERSION
 from tngd.spu.v1 import spu_pb2 as pb
@@ -33,6 +32,8 @@ log = structlog.get_logger(__name__)
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 CLOCKS: dict[ClockKind, pb.ClockKind.ValueType] = {"free": pb.CLOCK_KIND_FREE, "stepped": pb.CLOCK_KIND_STEPPED}
+
+SERVICE = pb.DESCRIPTOR.services_by_name["SpuService"].full_name
 
 CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -52,6 +53,10 @@ class SpuService(spu_pb2_grpc.SpuServiceServicer):
         self._stalls = stalls
         self._regions = regions
         self._memory_address = memory_address
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Let a server offer it."""
+        spu_pb2_grpc.add_SpuServiceServicer_to_server(self, server)
 
     async def GetInfo(self, request: pb.GetInfoRequest, context: Context) -> pb.GetInfoResponse:
         """Return the properties and the status of the device."""
@@ -78,19 +83,20 @@ class SpuService(spu_pb2_grpc.SpuServiceServicer):
     async def OpenSession(self, request: pb.OpenSessionRequest, context: Context) -> pb.OpenSessionResponse:
         """Take the device."""
         async with _errors(context):
-            session = self._device.open_session(request.holder, request.ttl)
-            log.info("session opened", holder=request.holder, ttl=request.ttl, fencing=session.fencing)
+            key = self._device.open_session(request.holder, request.ttl)
+            log.info("session opened", holder=request.holder, ttl=request.ttl, fencing=key.fencing)
+            session = pb.SessionRef(id=key.id, epoch=key.epoch, fencing=key.fencing)
             return pb.OpenSessionResponse(session=session, ttl=request.ttl)
 
     async def RenewSession(self, request: pb.RenewSessionRequest, context: Context) -> pb.RenewSessionResponse:
         """Heartbeat."""
         async with _errors(context):
-            self._device.sessions.check(request.session)
+            self._device.sessions.check(key_of(request.session))
             return pb.RenewSessionResponse(time=self._device.clock.now())
 
     async def CloseSession(self, request: pb.CloseSessionRequest, context: Context) -> pb.CloseSessionResponse:
         """Give the device back."""
-        self._device.close_session(request.session)
+        self._device.close_session(key_of(request.session))
         log.info("session closed", fencing=request.session.fencing)
         return pb.CloseSessionResponse()
 
@@ -99,14 +105,14 @@ class SpuService(spu_pb2_grpc.SpuServiceServicer):
     ) -> AsyncIterator[pb.ProgramResponse]:
         """Assemble and verify a program while the former one runs, apply it, and send the readings asked for."""
         async with _errors(context):
-            upload = Upload(request_iterator, self._device, self._regions)
-            async with upload.received(context) as (header, payload, places):
-                programmed = await self._device.program(header.session, header, payload)
+            upload = IncomingUpload(request_iterator, self._device, self._regions)
+            async with upload.receive(context) as (key, program, payload, places):
+                programmed = await self._device.program(key, program, payload)
                 applied = programmed.applied
                 try:
                     yield pb.ProgramResponse(applied=pb.Applied(sequence=applied.sequence, time=applied.time))
                     for pending, place in zip(programmed.readings, places, strict=True):
-                        reading, chunk, chunks = await _delivered(await pending, place)
+                        reading, chunk, chunks = await _deliver(await pending, place)
                         yield pb.ProgramResponse(reading=reading, chunk=chunk)
                         for chunk in chunks:
                             yield pb.ProgramResponse(chunk=chunk)
@@ -117,21 +123,21 @@ class SpuService(spu_pb2_grpc.SpuServiceServicer):
     async def Advance(self, request: pb.AdvanceRequest, context: Context) -> pb.AdvanceResponse:
         """Move a stepped clock."""
         async with _errors(context):
-            return pb.AdvanceResponse(time=await self._device.advance(request.session, request.duration))
+            time = await self._device.advance(key_of(request.session), request.duration)
+            return pb.AdvanceResponse(time=time)
 
     async def Read(self, request: pb.ReadRequest, context: Context) -> AsyncIterator[pb.ReadResponse]:
         """Take one reading."""
         async with _errors(context):
             at = request.at if request.HasField("at") else None
-            self._device.sessions.check(request.session)
+            key = key_of(request.session)
+            self._device.sessions.check(key)
             with ExitStack() as uses:
-                into = (
-                    taken(self._regions, request.session, request.into, "into", uses)
-                    if request.HasField("into")
-                    else None
-                )
-                value = await self._device.read(request.session, at, request.window)
-                reading, chunk, chunks = await _delivered(value, into)
+                into = None
+                if request.HasField("into"):
+                    into = take_place(self._regions, key, request.into, "into", uses)
+                value = await self._device.read(key, at, request.window)
+                reading, chunk, chunks = await _deliver(value, into)
                 yield pb.ReadResponse(reading=reading, chunk=chunk)
                 for chunk in chunks:
                     yield pb.ReadResponse(chunk=chunk)
@@ -139,12 +145,12 @@ class SpuService(spu_pb2_grpc.SpuServiceServicer):
     async def SaveState(self, request: pb.SaveStateRequest, context: Context) -> AsyncIterator[pb.SaveStateResponse]:
         """Send the device's whole state."""
         async with _errors(context):
-            file = await self._device.save(request.session)
+            file = await self._device.save(key_of(request.session))
             assert isinstance(file, SharedBytes)
             with closing(file):
                 yield pb.SaveStateResponse(header=pb.StateHeader(nbytes=file.nbytes))
                 crc = 0
-                for chunk in wire.numbered(file.pieces(wire.CHUNK_BYTES)):
+                for chunk in wire.numbered(pieces(file, wire.CHUNK_BYTES)):
                     crc = google_crc32c.extend(crc, chunk.data)
                     yield pb.SaveStateResponse(chunk=chunk)
                 yield pb.SaveStateResponse(trailer=pb.StateTrailer(crc32c=crc))
@@ -156,17 +162,18 @@ class SpuService(spu_pb2_grpc.SpuServiceServicer):
         async with _errors(context):
             incoming = Incoming(request_iterator, self._device.sessions)
             header = (await incoming.next("header"))[1].header
-            self._device.check_restore(header.session, header.nbytes)
+            key = key_of(header.session)
+            self._device.check_restore(key, header.nbytes)
             if not incoming.parts:
                 await context.send_initial_metadata(ADMITTED)
             with closing(SharedBytes(header.nbytes, "spu-state")) as file:
                 try:
-                    assembler, last = await incoming.chunks(header.session, file)
+                    assembler, last = await incoming.chunks(key, file)
                     assembler.finish(last.trailer.crc32c)
                 except SpuError:
                     await incoming.drain(header.nbytes)
                     raise
-                restored = await self._device.restore(header.session, file)
+                restored = await self._device.restore(key, file)
             log.info("state restored", device_time=restored.time, shift=restored.shift, sequence=restored.sequence)
             return pb.RestoreStateResponse(
                 time=restored.time, shift=restored.shift, sequence=restored.sequence, epoch=restored.epoch
@@ -194,7 +201,7 @@ def describe(device: Device[Any]) -> pb.GetInfoResponse:
         time=device.clock.now(),
         epoch=device.epoch,
         sequence=device.sequence,
-        state=device.state.value,
+        state=pb.DeviceState.Value(f"DEVICE_STATE_{device.state.name}"),
         fault=device.fault,
         restarts=device.restarts,
         session_held=holder is not None,
@@ -204,10 +211,10 @@ def describe(device: Device[Any]) -> pb.GetInfoResponse:
     )
 
 
-async def _delivered(
+async def _deliver(
     reading: Reading, place: Stretch | None
 ) -> tuple[pb.ReadingHeader, pb.Chunk | None, Iterator[pb.Chunk]]:
-    """A reading's value written where the client wants it, if it fits there; else its first chunk, and the others."""
+    """Write a reading's value where the client wants it, if it fits; else return its first chunk, and the others."""
     value = wire.byte_views([reading.value])[0]
     header = pb.ReadingHeader(
         time=reading.time,

@@ -59,10 +59,10 @@ class Bench:
 
     Args:
         name: entry point of the driver.
-        options: what it is opened with.
+        options: those that it is opened with.
         tolerance: largest error of a value that counts as right, as a fraction of the largest value in play; and
             relative, of a rate or a variance.
-        deadline: longest that a call may take, in seconds, beyond what the driver announces.
+        deadline: timeout of a call, in seconds, beyond what the driver announces.
 
     Attributes:
         capabilities: as the driver states them.
@@ -129,8 +129,7 @@ class Bench:
         header, tensors = wire.header_of(program)
         for after, window in readings:
             header.reads.add(after=after, window=window)
-        layout = b"".join(wire.byte_views(tensors))
-        await self.port.stage(header, layout)
+        await self.port.stage(header.SerializeToString(), b"".join(wire.byte_views(tensors)))
 
     async def run(self, program: Program, ages: Sequence[float]) -> list[Measured]:
         """Stage a program, apply it, and take readings that were scheduled with it at ages in τ.
@@ -141,8 +140,8 @@ class Bench:
         at = self.later(1.0)
         await self.port.commit(at)
         taken = [await self.port.read(at + age, None) for age in ages]
-        self._now = max([at, *(at + age for age in ages), *(one.time for one in taken)])
-        return [Measured(one.value, one.time - at) for one in taken]
+        self._now = max([at, *(at + age for age in ages), *(reading.time for reading in taken)])
+        return [Measured(reading.value, reading.time - at) for reading in taken]
 
     def assert_close(self, found: Tensor, expected: Tensor, what: str) -> None:
         """Values agree within the tolerance.

@@ -20,6 +20,7 @@ from spu_link.errors import DeviceFault, NoProgram, SpuError
 from spu_link.operators import Conv2dRows, Dense, EmbeddingRows, LinearRows, Operator, Rows
 from spu_link.precision import NARROW
 from spu_link.program import Program
+from spu_server.drivers.port import CheckedDriver
 from spu_server.drivers.watch import ClockWatch
 from spu_server.testing.bench import Bench
 from spu_server.testing.statistics import FALSE_ALARM, assert_standard_normal
@@ -65,7 +66,7 @@ def check(function: Check) -> Check:
     return function
 
 
-async def _refused(call: Awaitable[object], what: str, error: type[SpuError] = SpuError) -> None:
+async def _assert_refused(call: Awaitable[object], what: str, error: type[SpuError] = SpuError) -> None:
     """Require that the call is refused with an error that shows a client what is wrong, which is no fault."""
     try:
         await call
@@ -95,12 +96,12 @@ async def states_its_capabilities(bench: Bench) -> None:
 @check
 async def refuses_to_read_or_commit_without_a_program(bench: Bench) -> None:
     """Before the first program there is nothing to read and nothing that could take effect."""
-    await _refused(bench.port.read(bench.later(1.0), None), "a reading before the first program", NoProgram)
-    await _refused(bench.port.commit(bench.later(1.0)), "a commit with nothing staged", NoProgram)
+    await _assert_refused(bench.port.read(bench.later(1.0), None), "a reading before the first program", NoProgram)
+    await _assert_refused(bench.port.commit(bench.later(1.0)), "a commit with nothing staged", NoProgram)
 
 
 @check
-async def starts_where_it_is_told(bench: Bench) -> None:
+async def starts_where_it_should(bench: Bench) -> None:
     """A start tensor, the drive, and what the cells hold."""
     law = bench.law()
     (one,) = await bench.run(law.program(), [0.0])
@@ -117,8 +118,8 @@ async def starts_where_it_is_told(bench: Bench) -> None:
 async def follows_the_law_in_time(bench: Bench) -> None:
     """Readings scheduled with a program lie on exponentials with the rates of the program: the unit of time is τ."""
     law = bench.law()
-    for one in await bench.run(law.program(), [0.0, 0.1, 0.5, 1.0, 3.0]):
-        bench.assert_close(one.value, law.mean(one.time), f"the state at age {one.time:g} τ")
+    for reading in await bench.run(law.program(), [0.0, 0.1, 0.5, 1.0, 3.0]):
+        bench.assert_close(reading.value, law.mean(reading.time), f"the state at age {reading.time:g} τ")
 
 
 @check
@@ -129,7 +130,7 @@ async def reads_at_the_times_it_says(bench: Bench) -> None:
     for age, one in zip(ages, taken, strict=True):
         allowed = bench.tolerance * max(1.0, age) + 1e-9 * bench.later(0.0)
         assert abs(one.time - age) <= allowed, f"asked for age {age:g} τ, it read at {one.time:g} τ"
-    times = [one.time for one in taken]
+    times = [reading.time for reading in taken]
     assert times == sorted(times), f"readings one after the other were taken at {times}"
 
 
@@ -167,9 +168,9 @@ async def refuses_the_operators_it_does_not_state(bench: Bench) -> None:
     for kind in sorted(set(OPERATORS) - set(bench.capabilities.features)):
         operator = OPERATORS[kind]()
         drive = torch.ones(operator.parameters, dtype=torch.float64)
-        await _refused(bench.stage(Program(operator, drive, damping=1.0)), f"a {kind} operator")
-    one = await bench.port.read(bench.later(1.0), None)
-    bench.assert_close(one.value, law.drive / law.rates, "the state after refusals")
+        await _assert_refused(bench.stage(Program(operator, drive, damping=1.0)), f"a {kind} operator")
+    reading = await bench.port.read(bench.later(1.0), None)
+    bench.assert_close(reading.value, law.drive / law.rates, "the state after refusals")
 
 
 @check
@@ -179,16 +180,16 @@ async def goes_on_under_the_old_program_until_the_commit(bench: Bench) -> None:
     await bench.run(law.program(), [REST])
     for factor in (7.0, 2.0):
         await bench.stage(Program(Dense(torch.diag(law.rates)), factor * law.drive, start=factor * law.drive))
-        one = await bench.port.read(bench.later(1.0), None)
-        bench.assert_close(one.value, law.drive / law.rates, "the state while another program is staged")
+        reading = await bench.port.read(bench.later(1.0), None)
+        bench.assert_close(reading.value, law.drive / law.rates, "the state while another program is staged")
     at = bench.later(1.0)
     await bench.port.commit(at)
-    one = await bench.port.read(at, None)
-    bench.later(max(0.0, one.time - at))
+    reading = await bench.port.read(at, None)
+    bench.later(max(0.0, reading.time - at))
     expected = 2.0 * (
-        law.drive / law.rates + (law.drive - law.drive / law.rates) * torch.exp(-law.rates * (one.time - at))
+        law.drive / law.rates + (law.drive - law.drive / law.rates) * torch.exp(-law.rates * (reading.time - at))
     )
-    bench.assert_close(one.value, expected, "the state under the program staged last")
+    bench.assert_close(reading.value, expected, "the state under the program staged last")
 
 
 @check
@@ -197,21 +198,23 @@ async def averages_over_windows(bench: Bench) -> None:
     law = bench.law()
     if "window" not in bench.capabilities.features:
         await bench.run(law.program(), [0.5])
-        await _refused(bench.port.open_window(1, bench.later(1.0)), "a window, which it does not state,")
+        await _assert_refused(
+            bench.port.call(CheckedDriver.open_window, 1, bench.later(1.0)), "a window, which it does not state,"
+        )
         raise Skipped("it takes no averages, and says so")
     await bench.stage(law.program())
     at = bench.later(1.0)
     await bench.port.commit(at)
-    await bench.port.open_window(1, at + 0.5)
-    await bench.port.open_window(2, at + 1.0)
-    await bench.port.open_window(3, at + 1.0)
+    await bench.port.call(CheckedDriver.open_window, 1, at + 0.5)
+    await bench.port.call(CheckedDriver.open_window, 2, at + 1.0)
+    await bench.port.call(CheckedDriver.open_window, 3, at + 1.0)
     for number, begin, end in ((1, 0.5, 1.5), (2, 1.0, 3.0)):
-        one = await bench.port.read(at + end, number)
-        bench.assert_close(one.value, law.average(begin, end), f"the average from {begin:g} to {end:g} τ")
-    await bench.port.close_window(3)
-    await bench.port.close_window(3)
+        average = await bench.port.read(at + end, number)
+        bench.assert_close(average.value, law.average(begin, end), f"the average from {begin:g} to {end:g} τ")
+    await bench.port.call(CheckedDriver.close_window, 3)
+    await bench.port.call(CheckedDriver.close_window, 3)
     bench.later(3.0)
-    await _refused(bench.port.read(bench.later(1.0), 1), "a second reading of a window")
+    await _assert_refused(bench.port.read(bench.later(1.0), 1), "a second reading of a window")
 
 
 @check
@@ -227,8 +230,8 @@ async def halts_at_once_and_discharges_the_cells(bench: Bench) -> None:
         took = time.monotonic() - begin
         allowed = bench.capabilities.halt_seconds
         assert took <= allowed, f"a halt took {took:.3f} s; {allowed:.3f} s is stated"
-        await _refused(bench.port.read(bench.later(1.0), None), "a reading after a halt", NoProgram)
-        await _refused(bench.port.commit(bench.later(1.0)), "a commit after a halt", NoProgram)
+        await _assert_refused(bench.port.read(bench.later(1.0), None), "a reading after a halt", NoProgram)
+        await _assert_refused(bench.port.commit(bench.later(1.0)), "a commit after a halt", NoProgram)
     (one,) = await bench.run(law.program(start="keep"), [0.0])
     bench.assert_close(one.value, torch.zeros_like(law.drive), "the state after a halt")
     await bench.port.halt(bench.later(1.0))
@@ -241,7 +244,7 @@ async def has_a_clock_that_can_be_believed(bench: Bench) -> None:
     watch = ClockWatch(bench.capabilities.clock_tolerance)
     for _ in range(6):
         before = time.monotonic()
-        shown = await bench.port.call("clock")
+        shown = await bench.port.call(CheckedDriver.clock)
         if shown is None:
             raise Skipped("it has no clock of its own")
         wrong = watch.compare(before, shown, time.monotonic())
@@ -252,10 +255,10 @@ async def has_a_clock_that_can_be_believed(bench: Bench) -> None:
 @check
 async def finds_nothing_wrong_with_itself(bench: Bench) -> None:
     """Self-test and calibration of an idle device."""
-    found = await bench.port.call("self_test")
-    assert isinstance(found, str), f"its self-test returns {found!r} instead of words"
-    assert not found, f"its self-test found: {found}"
-    await bench.port.call("calibrate")
+    problem = await bench.port.call(CheckedDriver.self_test)
+    assert isinstance(problem, str), f"its self-test returns {problem!r} instead of words"
+    assert not problem, f"its self-test found: {problem}"
+    await bench.port.call(CheckedDriver.calibrate)
 
 
 @check
@@ -265,7 +268,7 @@ async def is_at_rest_where_and_as_widely_as_it_should_be(bench: Bench) -> None:
     samples = []
     for _ in range(15):
         ages = [REST / 2 + 10.0 * k for k in range(10)]
-        samples += [one.value.numpy() for one in await bench.run(law.program(), ages)]
+        samples += [reading.value.numpy() for reading in await bench.run(law.program(), ages)]
     mean, deviation = law.drive / law.rates, (law.noise / law.rates).sqrt()
     assert_standard_normal(((np.stack(samples) - mean.numpy()) / deviation.numpy()), FALSE_ALARM)
 
@@ -277,10 +280,12 @@ async def relaxes_with_the_time_constant_it_should_have(bench: Bench) -> None:
     z = []
     for _ in range(25):
         before, age = law.start, 0.0
-        for one in await bench.run(law.program(), [0.1 * (k + 1) for k in range(10)]):
+        for reading in await bench.run(law.program(), [0.1 * (k + 1) for k in range(10)]):
             step = replace(law, start=before)
-            z.append(((one.value - step.mean(one.time - age)) / step.variance(one.time - age).sqrt()).numpy())
-            before, age = one.value, one.time
+            z.append(
+                ((reading.value - step.mean(reading.time - age)) / step.variance(reading.time - age).sqrt()).numpy()
+            )
+            before, age = reading.value, reading.time
     assert_standard_normal(np.stack(z), FALSE_ALARM)
 
 

@@ -16,10 +16,10 @@ FALSE_ALARM = 1e-6
 """Chance that one assertion fails on a correct device."""
 
 
-def whitened(
+def whiten(
     samples: NDArray[np.float64], mean: NDArray[np.float64], covariance: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Samples (n, d) as they would be standard normal if mean (d,) and covariance (d, d) are right."""
+    """Return samples (n, d) whitened: standard normal if mean (d,) and covariance (d, d) are right."""
     return np.linalg.solve(np.linalg.cholesky(covariance), (samples - mean).T).T
 
 

@@ -1,4 +1,4 @@
-"""What happens where the model, or the emulator, lies on an accelerator. Run by ``test_accelerator.py``."""
+"""Tests with the model, or the emulator, on an accelerator. Run by ``test_accelerator.py``."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from host_client import Session, connect, make_optimizer
 from host_client.curvature import Capture
 from host_client.curvature.errors import Diverged
 from host_client.loop import NoOlderThan
-from spu_link.landing import landed
 from spu_link.operators import Rows
+from spu_link.wire.tensors import copy_to_host
 from tests.accelerator.simulated import ToHost, copies_to_host, register, streams
 from tests.cases import CASES, Case, Problem
 from tests.daemon import Daemon
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.filterwarnings(
 def test_tensors_come_together_in_one_copy_and_the_host_waits_for_it() -> None:
     here = [torch.randn(3, 5), torch.arange(7), torch.randn(2, 3, dtype=torch.float64).T, torch.ones(3).bfloat16()]
     with copies_to_host() as copies:
-        arrived = landed([here[0].to(ACCELERATOR), here[1], *(tensor.to(ACCELERATOR) for tensor in here[2:])])
+        arrived = copy_to_host([here[0].to(ACCELERATOR), here[1], *(tensor.to(ACCELERATOR) for tensor in here[2:])])
     assert len(copies) == 1
     assert copies[0].pinned
     for tensor, expected in zip(arrived, here, strict=True):
@@ -87,7 +87,7 @@ def test_an_input_that_is_not_finite_is_named_there_too_and_the_next_pass_is_rig
 
 
 def _leaves_out(problem: Problem) -> bool:
-    """Whether targets of several positions a sample may be ignored: how many are not is asked for."""
+    """Return whether targets of several positions a sample may be ignored: how many are not is asked for."""
     classes = isinstance(problem.criterion, nn.CrossEntropyLoss) and not problem.targets.is_floating_point()
     return classes and problem.targets.numel() > len(problem.inputs)
 
@@ -120,14 +120,14 @@ class Training:
     def steps(self, first: int = 0, end: int = 4) -> list[list[ToHost]]:
         """Train; what came to the host in each step."""
         torch.manual_seed(first)
-        told = []
+        gathered = []
         for x, y in zip(self.inputs[first:end].to(self.place), self.targets[first:end].to(self.place), strict=True):
             with copies_to_host() as copies:
                 self.optimizer.zero_grad()
                 self.criterion(self.model(x), y).backward()
                 self.optimizer.step()
-                told.append(list(copies))
-        return told
+                gathered.append(list(copies))
+        return gathered
 
     def parameters(self) -> Tensor:
         """All of them, on the CPU."""
@@ -177,9 +177,9 @@ def test_a_step_brings_operator_and_gradient_in_one_asynchronous_copy_each(
     options = {"session": session, "damping": 1.0, "analog_time": 5.0, **options}
     here, there = (Training(place, "tngd", options) for place in (CPU, ACCELERATOR))
     assert here.steps() == [[]] * 4
-    told = there.steps()
+    gathered = there.steps()
     assert torch.equal(there.parameters(), here.parameters())
-    for copies in told[1:]:  # in the first step F is verified
+    for copies in gathered[1:]:  # in the first step F is verified
         assert [copy.pinned for copy in copies].count(True) == 2
         (factor,) = [copy for copy in copies if not copy.pinned]  # of the loss: one number
         assert factor.nbytes == 4
@@ -210,7 +210,6 @@ def test_digital_methods_train_there_as_here(name: str, options: dict[str, Any])
         ("ngd-woodbury", {"momentum": 0.9}),
         ("ngd-woodbury", {"betas": (0.5, 0.9)}),
         ("ngd-woodbury", {"spring": 0.9}),
-        ("ngd-cg", {"warm_start": True}),
     ],
     ids=str,
 )

@@ -4,7 +4,7 @@ torch lets one backend be written in Python, its PrivateUse1 device. Here a tens
 the CPU that does the arithmetic, so results are the CPU's to the bit, while the rules of an accelerator hold:
 operations that mix devices fail, and what is copied asynchronously is not there before the host has waited for it.
 
-`register` changes torch for the rest of the process, so tests that use it run in processes of their own.
+`register` changes torch for the rest of the process, so tests that use it run in separate processes.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Held(Tensor):
 
     @staticmethod
     def __new__(cls, held: Tensor) -> Held:
-        made: Held = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: Held = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]  # noqa: SLF001
             cls,
             held.shape,
             strides=held.stride(),

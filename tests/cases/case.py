@@ -1,4 +1,4 @@
-"""What a case is: a small network, its loss, and a batch."""
+"""Definition of a case: a small network, its loss, and a batch."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Problem:
     call: Callable[[nn.Module, Tensor], Tensor] | None = None
 
     def outputs(self) -> Tensor:
-        """What the criterion is given, by a forward pass."""
+        """Return the criterion's arguments, by a forward pass."""
         outputs: Tensor = self.model(self.inputs) if self.call is None else self.call(self.model, self.inputs)
         return outputs
 
@@ -90,6 +90,11 @@ class Problem:
     def trained(self) -> list[nn.Parameter]:
         """The trained parameters, each once."""
         return [p for p in self.model.parameters() if p.requires_grad]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Numbers of entries of the trained parameters."""
+        return [p.numel() for p in self.trained]
 
     def part(self, samples: slice) -> Problem:
         """The same network and loss on some of the samples."""

@@ -1,4 +1,4 @@
-"""What the cases of several groups are built with."""
+"""Parts of the cases of several groups."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Device time is known from the host's clock to within the error that is told."""
+"""Device time is known from the host's clock to within the error that is reported."""
 
 import asyncio
 import math
@@ -6,6 +6,7 @@ import select
 import socket
 import threading
 import time
+from collections import Counter
 from fractions import Fraction
 
 import pytest
@@ -78,7 +79,6 @@ def test_the_true_device_time_lies_within_the_error(host, uptime, rate, drift, e
     found = agreement.host_time(device)
     slack = 2.0 * math.ulp(device) / rate + math.ulp(asked)  # the asked device time is itself rounded
     assert abs(found - asked) <= agreement.error_at(found) + slack
-    assert len(agreement._exchanges) <= HISTORY
 
 
 def agreement_of(*ways: tuple[float, float], gap: float = 1.0) -> ClockAgreement:
@@ -101,6 +101,12 @@ def test_an_old_exchange_gives_way_to_a_longer_one_that_is_new():
     assert agreement.error == pytest.approx(0.002, rel=1e-2)
 
 
+def test_an_exchange_is_forgotten_after_so_many_newer_ones():
+    short, long = (0.001, 0.001), (0.5, 0.5)
+    assert agreement_of(short, *[long] * (HISTORY - 1)).error == pytest.approx(0.001 + DRIFT * HISTORY, rel=1e-2)
+    assert agreement_of(short, *[long] * HISTORY).error == pytest.approx(0.5, rel=1e-2)
+
+
 def test_clocks_that_jumped_against_each_other_begin_anew():
     agreement = agreement_of((0.001, 0.001), (0.001, 0.001))
     world = World(-100.0, 1000.0, 0.0)  # the host slept for 100 s
@@ -120,7 +126,7 @@ def test_exchanges_of_another_epoch_are_refused():
 
 def test_of_a_stepped_clock_the_newest_time_is_known():
     agreement = ClockAgreement(Exchange(1.0, 1.1, 5.0, 5.0, epoch=3, rate=0.0))
-    agreement.tell(DeviceTime(9.0, 3))
+    agreement.advance_to(DeviceTime(9.0, 3))
     agreement.add(Exchange(2.0, 2.1, 7.0, 7.0, epoch=3, rate=0.0))
     assert agreement.device_time() == agreement.device_time(100.0) == DeviceTime(9.0, 3)
     assert (agreement.rate, agreement.error) == (0.0, 0.0)
@@ -130,7 +136,7 @@ def test_of_a_stepped_clock_the_newest_time_is_known():
 
 def test_of_a_device_in_this_process_the_truth_is_known():
     with connect("inproc:", clock="free", rate=1e6) as spu, spu.session() as session:
-        device = session._aio._link.device
+        device = session.aio.lease.link.device
         for _ in range(200):
             host = time.monotonic()
             truth = device.clock.now()
@@ -143,7 +149,7 @@ def test_of_a_device_in_this_process_the_truth_is_known():
         assert session.clock.rate == 1e6
 
 
-def test_a_stepped_device_tells_its_time_with_every_answer(stepped):
+def test_a_stepped_device_sends_its_time_with_every_answer(stepped):
     with connect(stepped.address) as spu, spu.session() as session:
         session.program(Rows(torch.ones(1, 2)), torch.ones(2))
         session.advance(3.5)
@@ -220,10 +226,10 @@ def test_a_way_that_is_longer_in_one_direction_stays_within_the_error(far, there
 
     async def scenario():
         async with await aio.connect(daemon.address) as near_spu, await aio.connect(f"127.0.0.1:{proxy.port}") as spu:
-            near = ClockAgreement(await near_spu._link.time(timeout=10.0))
-            await agree(near, near_spu._link, 0.005)
+            near = ClockAgreement(await near_spu.link.time(timeout=10.0))
+            await agree(near, near_spu.link, 0.005)
             async with spu.session() as session:
-                await agree(session.clock, session._link, 0.035)
+                await agree(session.clock, session.lease.link, 0.035)
                 now = time.monotonic()
                 wrong = abs(session.clock.device_time(now) - near.device_time(now)) / 1000.0
                 assert near.error < 0.01 < wrong  # the longer way is not to be seen from one end
@@ -231,7 +237,7 @@ def test_a_way_that_is_longer_in_one_direction_stays_within_the_error(far, there
                 assert 0.03 <= session.clock.error < 0.1
                 # One quick exchange is enough, and the slow ones are as good as forgotten.
                 proxy.there = proxy.back = 0.0
-                await agree(session.clock, session._link, 0.02)
+                await agree(session.clock, session.lease.link, 0.02)
                 now = time.monotonic()
                 wrong = abs(session.clock.device_time(now) - near.device_time(now)) / 1000.0
                 assert wrong <= session.clock.error + near.error
@@ -255,15 +261,18 @@ def test_readings_are_scheduled_in_device_time_from_the_host_s(far):
                 assert later.epoch == session.clock.epoch
 
 
-def await_heartbeats(clock, count, seconds):
-    first = set(clock._exchanges)
-    eventually(lambda: len(set(clock._exchanges) - first) >= count, f"{count} heartbeats have asked", seconds)
+def test_the_heartbeat_keeps_the_agreement_fresh(far, monkeypatch):
+    asked, add = Counter(), ClockAgreement.add
 
+    def count(agreement, exchange):
+        add(agreement, exchange)
+        asked[agreement] += 1
 
-def test_the_heartbeat_keeps_the_agreement_fresh(far):
+    monkeypatch.setattr(ClockAgreement, "add", count)
     for ttl, attempt in time_enough(0.4, AssertionError):
         with attempt, connect(far[0].address) as spu, spu.session(ttl=ttl) as session:
-            await_heartbeats(session.clock, 3, 4 * ttl)
+            before = asked[session.clock]
+            eventually(lambda: asked[session.clock] >= before + 3, "3 heartbeats have asked", 4 * ttl)  # noqa: B023
 
 
 def test_times_from_before_a_restart_cannot_be_used():

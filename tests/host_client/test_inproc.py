@@ -140,7 +140,7 @@ def test_windows_average_what_the_cells_do(spu):
 
 def test_a_window_over_programs_of_other_sizes_is_refused(spu):
     async def scenario():
-        session = outer._aio
+        session = outer.aio
         reading = asyncio.create_task(session.read(at=now + 4.0, window=3.0))
         await reached(spu)
         await session.advance(2.0)
@@ -158,7 +158,7 @@ def test_a_window_over_programs_of_other_sizes_is_refused(spu):
 async def reached(spu):
     """Calls made before have reached the device: these came after them on the same connection."""
     for _ in range(2):
-        await spu._aio.info()
+        await spu.aio.info()
 
 
 def run(coroutine):
@@ -187,7 +187,7 @@ def test_readings_at_one_time_come_in_the_order_they_were_asked_for(spu):
         return reading
 
     async def scenario():
-        session = outer._aio
+        session = outer.aio
         asked = [asyncio.create_task(ask(session, number, now + 1.0)) for number in range(8)]
         await reached(spu)
         await session.advance(1.0)
@@ -204,7 +204,7 @@ def test_readings_at_one_time_come_in_the_order_they_were_asked_for(spu):
 
 def test_later_readings_see_the_program_that_was_in_force(spu):
     async def scenario():
-        session = outer._aio
+        session = outer.aio
         before, after = (asyncio.create_task(session.read(at=now + t)) for t in (1.0, 3.0))
         await reached(spu)
         await session.advance(2.0)
@@ -275,12 +275,24 @@ def test_the_same_seed_and_events_give_the_same_bits_either_way(daemon):
     assert not torch.equal(here[0], other[0])
 
 
-def test_a_cancelled_reading_leaves_no_window_open():
+def test_a_cancelled_reading_leaves_no_window_open(monkeypatch):
     """Neither before the window begins, nor while it is open, nor at the moment it is being opened."""
+    windows = set()
+    open_window, close_window = Emulator.open_window, Emulator.close_window
+
+    def watched_open(emulator, window, start):
+        open_window(emulator, window, start)
+        windows.add(window)
+
+    def watched_close(emulator, window):
+        close_window(emulator, window)
+        windows.discard(window)
+
+    monkeypatch.setattr(Emulator, "open_window", watched_open)
+    monkeypatch.setattr(Emulator, "close_window", watched_close)
 
     async def scenario():
         async with await aio.connect("inproc:", clock="stepped") as spu, spu.session() as session:
-            windows = spu._link._port._driver._windows
             await session.program(Rows(A), B, damping=0.5)
             for moved in (0.0, 2.0):
                 now = (await spu.info()).time
@@ -291,7 +303,7 @@ def test_a_cancelled_reading_leaves_no_window_open():
                 reading.cancel()
                 await asyncio.gather(reading, return_exceptions=True)
                 await session.advance(10.0)
-                await forgotten(windows)
+                await forgotten()
             for pauses in range(12):
                 reading = asyncio.create_task(session.read(window=0.0, at=None))
                 await reading
@@ -303,9 +315,9 @@ def test_a_cancelled_reading_leaves_no_window_open():
                 await asyncio.gather(reading, return_exceptions=True)
                 await session.advance(1.0)
                 await session.read()
-                await forgotten(windows)
+                await forgotten()
 
-    async def forgotten(windows):
+    async def forgotten():
         async with asyncio.timeout(10.0):
             while windows:  # noqa: ASYNC110 - the driver announces nothing
                 await asyncio.sleep(0.001)
@@ -333,6 +345,31 @@ def test_a_free_device_runs_by_itself():
 def test_a_driver_that_is_not_there_is_named():
     with pytest.raises(DeviceFault, match=r"abacus.*emulator"):
         connect("inproc:", driver="abacus")
+
+
+@pytest.mark.parametrize(
+    ("option", "said", "expected"),
+    [
+        ({"rate": -1}, "rate is -1: Input should be greater than 0", "greater than 0"),
+        ({"clock": "broken"}, "clock is 'broken': Input should be 'free' or 'stepped'", "'free' or 'stepped'"),
+        ({"rate": 5.0, "clock": "stepped"}, "rate: a rate belongs to a free-running clock", "a rate belongs"),
+        ({"driver_option": {"bits": 8}}, "driver_option.bits is 8: Input should be a valid string", "a valid string"),
+        ({"speed": 3}, "speed is not a setting; there are calibrate, cells", "one of calibrate, cells"),
+        ({"driver_deadline": 3.0}, "driver_deadline is not a setting", "one of calibrate, cells"),
+    ],
+)
+def test_a_bad_option_is_named_with_what_would_be_right_and_leaves_nothing_behind(option, said, expected, tmp_path):
+    threads = []
+    for _ in range(2):  # the first connection of a process starts the client's thread
+        with pytest.raises(InvalidProgram) as caught:
+            connect("inproc:", record=tmp_path / "log", **option)
+        threads.append(threading.active_count())
+    assert str(caught.value).startswith(said)
+    assert said.startswith(caught.value.field)
+    assert caught.value.found in (str(value) for value in (*option.values(), 8))
+    assert expected in caught.value.expected
+    assert not list(tmp_path.iterdir())
+    assert threads[0] == threads[1]
 
 
 def test_options_of_a_device_are_not_for_daemons(tmp_path):
@@ -379,7 +416,7 @@ def test_a_driver_that_could_not_be_opened_leaves_no_thread_behind():
 
 @pytest.mark.parametrize("where", ["__init__", "self_test"])
 async def test_a_connection_that_is_given_up_while_the_device_is_opened_leaves_nothing(monkeypatch, where):
-    begun, go_on, closed, told = threading.Event(), threading.Event(), threading.Event(), []
+    begun, go_on, closed, errors = threading.Event(), threading.Event(), threading.Event(), []
     real, real_close = getattr(Emulator, where), Emulator.close
 
     def slow(*arguments):
@@ -393,7 +430,7 @@ async def test_a_connection_that_is_given_up_while_the_device_is_opened_leaves_n
 
     monkeypatch.setattr(Emulator, where, slow)
     monkeypatch.setattr(Emulator, "close", close)
-    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: errors.append(context))
     opening = asyncio.create_task(aio.connect("inproc:", **OPTIONS))
     await asyncio.to_thread(begun.wait, 20.0)
     opening.cancel()
@@ -402,7 +439,7 @@ async def test_a_connection_that_is_given_up_while_the_device_is_opened_leaves_n
         await opening
     del opening
     gc.collect()
-    assert not told
+    assert not errors
     assert asyncio.all_tasks() == {asyncio.current_task()}
     assert await asyncio.to_thread(closed.wait, 20.0)
     await asyncio.to_thread(eventually, lambda: "driver-" not in str(threading.enumerate()), "its thread ends")

@@ -12,9 +12,9 @@ import torch
 
 from host_client import connect
 from host_client.aio import Session
-from host_client.aio.session import LONGEST_WAIT
+from host_client.links.lease import LONGEST_WAIT
 from spu_link.errors import DeadlineExceeded, DeviceBusy, ReadInPast, SessionExpired
-from spu_link.operators import Damped, Rows
+from spu_link.operators import Rows
 from tests.pressure import time_enough
 from tests.system.device import LONG, A, B, SteadyDevice, solution
 
@@ -46,7 +46,7 @@ def test_threads_share_one_session(session):
     assert session.device_time == session.spu.info.time
 
 
-def test_programs_from_several_threads_take_hold_one_after_the_other(session):
+def test_programs_from_several_threads_take_effect_one_after_the_other(session):
     with ThreadPoolExecutor(4) as pool:
         applied = list(pool.map(lambda k: session.program(Rows(A * k), B, damping=0.5), range(1, 9)))
     first = min(one.sequence for one in applied)
@@ -122,18 +122,13 @@ def test_a_deadline_is_kept_and_the_session_lives_on(session):
     session.advance(1.0)
 
 
-def test_the_damping_of_an_operator_adds_to_the_program_s(session):
-    value = session.solve(Damped(Rows(A), 0.25), B, damping=0.25, analog_time=LONG).value
-    torch.testing.assert_close(value, solution(B, 0.5))
-
-
 def test_uploads_are_counted_in_bytes_of_tensors(session):
     session.program(Rows(A), B)
     session.program(Rows(A.float()), B.float(), start=torch.zeros(3))
     assert session.uploaded_bytes == (A.nbytes + B.nbytes) + (A.nbytes + B.nbytes) // 2 + 12
 
 
-def test_leaving_the_block_gives_the_device_back_even_after_an_error(stepped):
+def test_leaving_the_block_releases_the_device_even_after_an_error(stepped):
     with connect(stepped.address) as spu:
         with pytest.raises(RuntimeError, match="mine"), spu.session():
             raise RuntimeError("mine")
@@ -144,7 +139,7 @@ def test_leaving_the_block_gives_the_device_back_even_after_an_error(stepped):
             session.read()
 
 
-def test_the_holder_names_user_and_process_unless_told_otherwise(stepped):
+def test_the_holder_names_user_and_process_by_default(stepped):
     import os
 
     with connect(stepped.address) as spu:
@@ -159,18 +154,18 @@ def test_waits_for_device_time_are_added_to_the_deadline_within_reason(free):
     with connect(device.address, timeout=5.0) as spu, spu.session() as session:
         began = time.monotonic()
         now = session.read().time
-        inner: Session = session._aio
-        left = inner._seconds_until(now + 10_000.0)  # a heartbeat may have told a later time by now
+        inner: Session = session.aio
+        left = inner.lease.seconds_until(now + 10_000.0)  # a heartbeat may have returned a later time by now
         assert 9.9 - (time.monotonic() - began) <= left <= 10.0
-        assert inner._seconds_until(1e300) == LONGEST_WAIT
-        assert inner._seconds_until(None) == inner._seconds_until(float("nan")) == 0.0
+        assert inner.lease.seconds_until(1e300) == LONGEST_WAIT
+        assert inner.lease.seconds_until(None) == inner.lease.seconds_until(float("nan")) == 0.0
         for seconds, attempt in time_enough(0.5, ReadInPast):
             with attempt:
                 at = session.read().time + 1000.0 * seconds
                 assert session.read(at=at, timeout=None).time == at
 
 
-def test_a_free_device_is_read_at_the_asked_time_and_tells_how_stale_it_is(free):
+def test_a_free_device_is_read_at_the_asked_time_and_reports_how_stale_it_is(free):
     device = SteadyDevice(free)
     with device.session() as session:
         for seconds, attempt in time_enough(0.02, ReadInPast):

@@ -1,4 +1,4 @@
-"""A driver that breaks in the way it is told."""
+"""A driver that breaks in the way that is asked for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,7 +20,7 @@ class Broken(Emulator):
     """An emulator that breaks ``how=…``, or once in each way that is a line of ``file=…``, one after the other."""
 
     def __init__(self, options: DriverOptions) -> None:
-        super().__init__(replace(options, settings={}))
+        super().__init__(options.model_copy(update={"settings": {}}))
         self._how = options.settings.get("how", "")
         self._file = Path(options.settings.get("file", os.devnull))
         self._lies = False

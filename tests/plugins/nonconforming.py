@@ -36,11 +36,11 @@ class Nonconforming(Emulator):
 
     def stage(self, program: Program) -> None:
         if self._breaks("forgets damping") and not isinstance(program.operator, Dense):
-            program = Program(program.operator, program.drive, noise=program.noise, start=program.start)
+            program = replace(program, damping=0.0)
         if self._breaks("starts at zero") and program.start == "drive":
-            program.start = torch.zeros_like(program.drive)
+            program = replace(program, start=torch.zeros_like(program.drive))
         if self._breaks("too noisy"):
-            program.noise *= 2.0
+            program = replace(program, noise=2.0 * program.noise)
         if self._breaks("slow with noise") and program.noise:
             slower = Dense(0.5 * program.operator.dense())
             program = Program(slower, 0.5 * program.drive, noise=0.5 * program.noise, start=program.start)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -106,14 +108,13 @@ def full_of(value: float, dtype: torch.dtype = torch.float32):
 @pytest.mark.parametrize("name", OPERATORS)
 def test_what_float16_cannot_hold_is_refused_with_the_name_and_the_way_out(name):
     program = Program(OPERATORS[name](full_of(-65600.0)), torch.ones(OPERATORS[name](full_of(1.0)).parameters))
-    program.precision = "float16"
+    program = replace(program, precision="float16")
     with pytest.raises(InvalidProgram, match=r"int16 or bfloat16") as raised:
         wire.header_of(program)
     assert name in raised.value.field
     assert float(raised.value.found) == 65600.0
     for precision in ("int16", "bfloat16", "float32", None):
-        program.precision = precision
-        wire.header_of(program)
+        wire.header_of(replace(program, precision=precision))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int16"])

@@ -18,7 +18,7 @@ METADATA_BYTES = 8 << 10
 
 
 class Failed(grpc.RpcError):
-    """What grpc raises at the client for a status."""
+    """Error that grpc raises at the client for a status."""
 
     def __init__(self, code, details, metadata=()):
         self._code, self._details, self._metadata = code, details, metadata
@@ -66,7 +66,7 @@ def test_reasons_are_unique_and_readable():
 
 
 @given(seconds=st.floats(0.0, 3600.0))
-def test_a_busy_device_tells_its_time_to_the_nanosecond(seconds):
+def test_a_busy_device_reports_its_time_to_the_nanosecond(seconds):
     assert travelled(DeviceBusy("busy", retry_after=seconds)).retry_after == pytest.approx(seconds, abs=2e-9)
 
 
@@ -81,9 +81,9 @@ def test_no_error_is_too_long_to_travel(message, found, expected):
 
 
 def test_a_long_message_keeps_its_beginning_and_its_end():
-    told = travelled(InvalidProgram("begin " + "x" * 10_000 + " end")).message
-    assert told.startswith("begin x")
-    assert told.endswith("x end")
+    message = travelled(InvalidProgram("begin " + "x" * 10_000 + " end")).message
+    assert message.startswith("begin x")
+    assert message.endswith("x end")
 
 
 def test_an_invalid_argument_names_its_field_for_other_languages_too():

@@ -1,5 +1,7 @@
 """Programs and vectors come out of their bytes as they went in."""
 
+from dataclasses import replace
+
 import google_crc32c
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from spu_link.errors import CapacityExceeded, InvalidProgram, UploadCorrupt
 from spu_link.operators import Conv2dRows, Dense, EmbeddingRows, LayerRows, LinearRows, Rows
 from spu_link.precision import PRECISIONS
 from spu_link.program import Program
+from spu_link.wire.tables import BLOCKS
 from tests.profiles import examples
 from tngd.spu.v1 import spu_pb2 as pb
 
@@ -113,14 +116,28 @@ def test_a_program_comes_out_as_it_went_in(program, size):
     else:
         assert arrived.start == program.start
     assert type(arrived.operator) is type(program.operator)
-    for (block, operands), (arrived_block, arrived_operands) in zip(
-        program.operator.wire(), arrived.operator.wire(), strict=True
-    ):
-        assert block == arrived_block
-        assert list(operands) == list(arrived_operands)
-        for role in operands:
-            assert arrived_operands[role].dtype == operands[role].dtype
-            assert torch.equal(arrived_operands[role], operands[role])
+    for block, arrived_block in zip(program.operator.to_blocks(), arrived.operator.to_blocks(), strict=True):
+        assert (block.kind, block.geometry) == (arrived_block.kind, arrived_block.geometry)
+        assert list(block.tensors) == list(arrived_block.tensors)
+        for role, operand in block.tensors.items():
+            assert arrived_block.tensors[role].dtype == operand.dtype
+            assert torch.equal(arrived_block.tensors[role], operand)
+
+
+def test_every_block_has_a_message_with_its_fields():
+    messages = {
+        block.name: tuple(field.name for field in block.message_type.fields) for block in pb.Block.DESCRIPTOR.fields
+    }
+    assert messages == {kind: cls.fields for kind, cls in BLOCKS.items()}
+
+
+class Unregistered(Rows):
+    kind = "unregistered"
+
+
+def test_an_operator_without_a_form_on_the_wire_is_refused():
+    with pytest.raises(InvalidProgram, match="Unregistered of kind 'unregistered'; expected one of dense or kept or"):
+        wire.header_of(Program(Unregistered(torch.ones(1, 2)), torch.ones(2)))
 
 
 def test_float64_after_an_odd_number_of_float32_arrives_whole():
@@ -195,7 +212,7 @@ def test_a_chunk_larger_than_the_limit_is_refused():
     assert buffer.count(b"x") == wire.MAX_CHUNK_BYTES
 
 
-def test_missing_bytes_and_a_wrong_checksum_are_told_apart():
+def test_missing_bytes_and_a_wrong_checksum_are_distinguished():
     one, _ = assembler()
     one.add(pb.Chunk(offset=0, data=b"abcd"))
     with pytest.raises(UploadCorrupt, match="4 bytes"):
@@ -211,8 +228,7 @@ def test_missing_bytes_and_a_wrong_checksum_are_told_apart():
     data=st.data(),
 )
 def test_a_header_with_any_shape_and_scales_is_accepted_or_refused_and_never_more(program, data):
-    program.precision = data.draw(st.sampled_from([None, *PRECISIONS]))
-    header, _ = wire.header_of(program)
+    header, _ = wire.header_of(replace(program, precision=data.draw(st.sampled_from([None, *PRECISIONS]))))
     spec = data.draw(st.sampled_from(list(header.tensors)))
     spec.scales[:] = data.draw(st.one_of(st.just(list(spec.scales)), st.lists(st.floats(width=32), max_size=6)))
     extents = st.one_of(st.integers(0, 6), st.integers(0, 2**64 - 1))

@@ -11,7 +11,7 @@ from spu_server.agenda import Agenda
 from spu_server.clock import FreeClock, SteppedClock
 
 SECONDS = 30.0
-"""Longest that anything is waited for."""
+"""Timeout of every wait."""
 
 
 async def test_stepped_events_run_in_the_order_of_their_times_and_not_of_their_arrival():
@@ -49,17 +49,17 @@ async def test_an_event_scheduled_by_an_event_runs_before_later_ones():
     await agenda.close()
 
 
-async def test_free_events_wait_for_their_device_time_and_are_told_exactly_it():
+async def test_free_events_wait_for_their_device_time_and_get_exactly_it():
     clock = FreeClock(rate=100.0)
     agenda = Agenda(clock)
 
-    async def tell(at):
+    async def report(at):
         return at, clock.now()
 
     begin = time.monotonic()
     asked = clock.now() + 10.0
-    told, now = await asyncio.wait_for(agenda.schedule(asked, tell), SECONDS)
-    assert told == asked
+    reported, now = await asyncio.wait_for(agenda.schedule(asked, report), SECONDS)
+    assert reported == asked
     assert now >= asked
     assert time.monotonic() - begin >= 0.09
     await agenda.close()
@@ -89,10 +89,10 @@ async def test_a_failing_event_fails_its_waiter_and_no_other():
     async def fail(at):
         raise RuntimeError("broken")
 
-    async def tell(at):
+    async def report(at):
         return at
 
-    broken, sound = agenda.schedule(None, fail), agenda.schedule(None, tell)
+    broken, sound = agenda.schedule(None, fail), agenda.schedule(None, report)
     with pytest.raises(RuntimeError, match="broken"):
         await asyncio.wait_for(broken, SECONDS)
     assert await asyncio.wait_for(sound, SECONDS) == 0.0
@@ -137,12 +137,12 @@ async def test_a_driver_that_is_ended_during_an_event_does_not_end_the_agenda():
         asyncio.get_running_loop().call_soon(call.cancel)
         await asyncio.shield(call)
 
-    async def tell(at):
+    async def report(at):
         return at
 
     with pytest.raises(DeviceUnavailable, match="ended during this call"):
         await asyncio.wait_for(agenda.schedule(None, driven), SECONDS)
-    assert await asyncio.wait_for(agenda.schedule(None, tell), SECONDS) == 0.0
+    assert await asyncio.wait_for(agenda.schedule(None, report), SECONDS) == 0.0
     await agenda.close()
 
 

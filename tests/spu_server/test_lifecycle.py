@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spu_server.lifecycle import TABLE, Event, State, following, rendered
+from spu_server.lifecycle import TABLE, Event, State, following
 from spu_server.supervisor import RESTARTS, Backoff
-
-DOCS = Path(__file__).parent.parent.parent / "docs"
 
 
 @given(st.lists(st.sampled_from(Event)))
@@ -49,10 +45,6 @@ def test_every_state_can_be_reached_and_every_one_but_the_end_can_fail_and_be_le
 
 def test_a_halt_is_possible_whatever_the_device_is_doing() -> None:
     assert all(Event.HALT in row for state, row in TABLE.items() if state is not State.STARTING)
-
-
-def test_the_documents_show_the_table_as_it_is() -> None:
-    assert rendered() in (DOCS / "drivers.md").read_text()
 
 
 def test_restarts_come_slower_and_slower_and_end() -> None:

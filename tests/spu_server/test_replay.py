@@ -1,4 +1,4 @@
-"""A run made again from its log gives the same readings, bit for bit; and it is told where it does not."""
+"""A run replayed from its log gives the same readings, bit for bit; and it is reported where it does not."""
 
 import asyncio
 import json
@@ -15,11 +15,11 @@ from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
 from host_client import Session, aio, connect
-from host_client.cli import app
+from spu_lab.cli import app
 from spu_link.errors import DeviceFault, InvalidProgram, LogUnusable, ReadInPast
 from spu_link.operators import Dense, Kept, LayerRows, LinearRows, Rows
-from spu_server.event_log import DATA, EVENTS, Log
-from spu_server.log_folder import HEADER
+from spu_server.drivers.event_log import DATA, EVENTS, Log
+from spu_server.drivers.log_folder import HEADER
 from spu_server.replay import replay
 from tests.daemon import Daemon
 from tests.plugins.install import distribution
@@ -42,7 +42,7 @@ def drive(seed: int) -> torch.Tensor:
 
 
 def exercise(session: Session) -> list[torch.Tensor]:
-    """What drivers are asked for, on a stepped clock: every start, noise, windows, kept operators, sizes, a halt."""
+    """Ask a driver for all there is, on a stepped clock: every start, noise, windows, kept operators, sizes, a halt."""
     values = []
     for k, samples in enumerate((20, 150)):
         for start in ("keep", "drive", drive(k)):
@@ -163,8 +163,7 @@ def test_a_free_running_daemon_under_load_and_killed_gives_the_same_bits_again(t
         with connect(daemon.address, timeout=30.0) as near, near.session() as session, ThreadPoolExecutor(3) as pool:
             for found in pool.map(lambda number: work(session, number), range(3)):
                 values += found
-            daemon.process.kill()
-            daemon.process.wait()
+            daemon.kill()
     log = Log.load(tmp_path / "logs")
     assert log.header.clock == "free"
     assert not log.closed
@@ -213,7 +212,7 @@ def test_a_line_that_was_broken_off_is_left_out(stepped_log, tmp_path):
     assert replay(shorter).identical
 
 
-def test_another_seed_is_told_with_time_and_size_of_the_difference(stepped_log, tmp_path):
+def test_another_seed_is_reported_with_time_and_size_of_the_difference(stepped_log, tmp_path):
     folder = Log.load(copied(stepped_log[0], tmp_path)).folder
     header = json.loads((folder / HEADER).read_text())
     header["options"]["seed"] = 8
@@ -229,7 +228,7 @@ def test_another_seed_is_told_with_time_and_size_of_the_difference(stepped_log, 
     assert "recorded with torch 1.0" in ran.output
 
 
-def test_another_answer_is_told(stepped_log, tmp_path):
+def test_another_answer_is_reported(stepped_log, tmp_path):
     folder = Log.load(copied(stepped_log[0], tmp_path)).folder
     lines = (folder / EVENTS).read_text().splitlines()
     lines[1] = json.dumps(json.loads(lines[1]) | {"refused": "UPLOAD_CORRUPT"})
@@ -268,14 +267,14 @@ def test_a_folder_with_no_log_or_several_says_so(stepped_log, tmp_path):
 
 def test_a_full_disk_ends_the_log_and_not_the_device(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with connect("inproc:", record=tmp_path, clock="stepped") as spu, spu.session() as session, capture_logs() as told:
+    with connect("inproc:", record=tmp_path, clock="stepped") as spu, spu.session() as session, capture_logs() as logs:
         try:
             resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 19, before[1]))
             values = [session.solve(factors(150, k), drive(k), analog_time=1.0).value for k in range(10)]
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert len(values) == 10
-    assert ["recording has ended" in line["event"] for line in told] == [True]
+    assert ["recording has ended" in line["event"] for line in logs] == [True]
     log = Log.load(tmp_path)
     outcome = replay(log)
     assert outcome.identical

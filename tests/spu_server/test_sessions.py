@@ -1,5 +1,7 @@
 """One session at a time, with a time to live and a fencing number."""
 
+from dataclasses import replace
+
 import pytest
 
 from spu_link.errors import (
@@ -10,8 +12,7 @@ from spu_link.errors import (
     SessionRequired,
     StaleSession,
 )
-from spu_server.sessions import Sessions
-from tngd.spu.v1 import spu_pb2 as pb
+from spu_server.sessions import SessionKey, Sessions
 
 
 class Wall:
@@ -34,7 +35,7 @@ def sessions(wall):
     return Sessions(epoch=7, clock=wall)
 
 
-def test_a_second_session_is_refused_and_told_how_long_to_wait(sessions, wall):
+def test_a_second_session_is_refused_and_the_error_says_how_long_to_wait(sessions, wall):
     sessions.open("first", ttl=10.0)
     wall.seconds += 4.0
     with pytest.raises(DeviceBusy, match="'first'") as caught:
@@ -80,10 +81,9 @@ def test_a_closed_session_frees_the_device_at_once(sessions):
 
 def test_a_guessed_id_is_refused(sessions):
     ref = sessions.open("me", ttl=10.0)
-    with pytest.raises(SessionRequired):
-        sessions.check(pb.SessionRef(id="0" * 32, epoch=ref.epoch, fencing=ref.fencing))
-    with pytest.raises(SessionRequired):
-        sessions.check(pb.SessionRef())
+    for guess in (replace(ref, id="0" * 32), replace(ref, id="ä" * 32), SessionKey("", 0, 0)):
+        with pytest.raises(SessionRequired):
+            sessions.check(guess)
 
 
 def test_a_session_of_another_run_of_the_daemon_has_expired(wall):
@@ -96,7 +96,7 @@ def test_a_session_of_another_run_of_the_daemon_has_expired(wall):
         fresh.check(ref)
 
 
-def test_a_revoked_session_is_told_why(sessions):
+def test_the_error_of_a_revoked_session_says_why(sessions):
     ref = sessions.open("me", ttl=10.0)
     sessions.revoke(DeviceHalted("smoke"))
     with pytest.raises(DeviceHalted, match="smoke"):

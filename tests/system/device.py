@@ -19,7 +19,7 @@ A = torch.tensor([[1.0, 2.0, 0.0], [0.0, 1.0, -1.0]], dtype=torch.float64)
 B = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
 DAMPING = 0.5
 LONG = 60.0
-"""Device time, in τ, after which the state is the solution to 1e-12: the least eigenvalue is the damping."""
+"""Device time, in τ, after which the state is the solution to 1e-12: the smallest eigenvalue is the damping."""
 
 
 def solution(b: torch.Tensor, damping: float) -> torch.Tensor:
@@ -56,7 +56,7 @@ class SteadyDevice:
             yield raw
 
     def assert_unharmed(self) -> None:
-        """The old program is in force, its state is what it was, no upload has left memory behind, and work goes on."""
+        """The old program is in force, its state is unchanged, no upload has left memory behind, and work goes on."""
         with connect(self.address, timeout=20.0) as spu:
             eventually(lambda: spu.info.session_holder is None, "nobody holds the device")
             assert (spu.info.state, spu.info.sequence) == ("running", self.sequence)

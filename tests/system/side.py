@@ -58,7 +58,7 @@ class Side:
         return response.region
 
     def is_closed(self) -> bool:
-        """Whether the daemon has hung up; waits for what it has to say."""
+        """Return whether the daemon has hung up; waits for what it has to say."""
         return self.socket.recv(1 << 16) == b""
 
     def __enter__(self) -> Self:
@@ -82,7 +82,7 @@ def memory(data: bytes, *, seals: int = SEALS, nbytes: int | None = None) -> Ite
 
 
 @contextmanager
-def told(error: type[SpuError], match: str | None = None) -> Iterator[None]:
+def rejected(error: type[SpuError], match: str | None = None) -> Iterator[None]:
     """The memory socket answers with the reason of a class."""
     with pytest.raises(Refused, match=match) as caught:
         yield

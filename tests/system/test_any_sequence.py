@@ -7,6 +7,7 @@ import faulthandler
 import gc
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,9 +31,9 @@ from tests.daemon import Daemon
 from tests.pressure import Undisturbed
 
 LR, DAMPING, LONG = 0.1, 1.0, 60.0
-"""λ is the least eigenvalue, so after 60 τ the device is at the solution to 1e-26 of where it began."""
+"""λ is the smallest eigenvalue, so after 60 τ the device is at the solution to 1e-26 of where it began."""
 
-PATIENCE = 5.0
+TIMEOUT = 5.0
 """Deadline of a call, in seconds."""
 
 pytestmark = [
@@ -49,8 +50,7 @@ class Place:
         self.daemon = Daemon(socket, "--clock", "stepped")
 
     def restart(self) -> None:
-        self.daemon.process.kill()
-        self.daemon.process.wait()
+        self.daemon.kill()
         self.daemon.close()
         self.daemon = Daemon(self.socket, "--clock", "stepped")
 
@@ -247,8 +247,8 @@ class Training(RuleBasedStateMachine):
         self.session = self.spu = self.optimizer = None
         gc.collect()
         watch = Undisturbed()
-        while left_open() - self.before:
-            assert watch.seconds < 10.0, left_open() - self.before
+        while left := left_open() - self.before:
+            assert watch.seconds < 10.0, [*left, *(f"{name}: {ends_of(name)}" for name in left if "socket:" in name)]
             time.sleep(0.01)
             gc.collect()
 
@@ -258,7 +258,7 @@ class Training(RuleBasedStateMachine):
         watch = Undisturbed()
         while self.session is None:
             try:
-                self.spu = connect(address, timeout=PATIENCE, **options)
+                self.spu = connect(address, timeout=TIMEOUT, **options)
                 self.session = self.spu.open_session(ttl=2.0)
             except (DeviceBusy, DeviceUnavailable):  # what was dropped is being closed
                 assert watch.seconds < 10.0
@@ -276,7 +276,7 @@ class Training(RuleBasedStateMachine):
                 analog_time=LONG,
                 start=self.start,  # type: ignore[arg-type]
                 on_loss=self.policy,  # type: ignore[arg-type]
-                patience=PATIENCE,
+                timeout=TIMEOUT,
                 record=lambda event: None,
             )
         except SpuError:
@@ -323,7 +323,7 @@ def in_time() -> Iterator[None]:
     """Nothing waits past its deadline; closing may come on top of it."""
     watch = Undisturbed()
     yield
-    assert watch.seconds < 2 * PATIENCE + 5.0
+    assert watch.seconds < 2 * TIMEOUT + 5.0
 
 
 def left_open() -> set[str]:
@@ -339,6 +339,16 @@ def left_open() -> set[str]:
         if target.startswith(("socket:", "/memfd:spu-shared")):
             sockets.add(target)
     return threads | tasks | sockets
+
+
+def ends_of(name: str) -> str:
+    """Kind, address and peer of an open socket of this process, for the message of a failure."""
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            if str(descriptor.readlink()) == name:
+                with socket.socket(fileno=os.dup(int(descriptor.name))) as same:
+                    return repr(same)
+    return "closed meanwhile"
 
 
 @pytest.mark.hypothesis

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from spu_link.errors import Clipped, InvalidProgram, SpuError, UnsupportedBlock
 from spu_link.operators import Dense, Rows
 from spu_link.program import Program
 from spu_server.board import link, transports
+from spu_server.board.host import Host
 from spu_server.board.link import RegisterLink
 from spu_server.board.simulator.cells import BoardOptions
 from spu_server.board.transports import connect as connect_line
@@ -49,16 +49,18 @@ def at_age(matrix: torch.Tensor, drive: torch.Tensor, start: torch.Tensor, age: 
 
 
 def codes_error(matrix: torch.Tensor, drive: torch.Tensor, start: torch.Tensor) -> float:
-    """Most that 16-bit codes can change a component: each coupling, drive, start and reading is off by half a code.
+    """Max change of a component by 16-bit codes: each coupling, drive, start and reading is off by half a code.
 
     With δ for half a code of each, ‖Δx‖ ≤ δ_start + (δ_drive √n + δ_M n ‖x‖) / λ_min + δ_reading, at any time.
     """
     n = len(drive)
-    least = float(torch.linalg.eigvalsh(matrix)[0])
-    scale = 8.0 * (float(drive.norm()) / least + float(start.norm()))
+    smallest = float(torch.linalg.eigvalsh(matrix)[0])
+    scale = 8.0 * (float(drive.norm()) / smallest + float(start.norm()))
     code = scale / 32767
-    bound = float(start.norm()) + float(drive.norm()) / least
-    return 1.05 * math.sqrt(n) * (code + (float(drive.abs().max()) + n * float(matrix.max()) * bound) / 65534 / least)
+    bound = float(start.norm()) + float(drive.norm()) / smallest
+    return (
+        1.05 * math.sqrt(n) * (code + (float(drive.abs().max()) + n * float(matrix.max()) * bound) / 65534 / smallest)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -100,14 +102,20 @@ TCP = "tcp:127.0.0.1:0"
 )
 def test_every_reading_over_a_line_is_right_at_the_tick_it_was_armed_for(kind, line, monkeypatch):
     # On a busy machine an answer comes late, which is not to pass for one that is lost, nor five of them for the end.
-    patient = {"attempts": 30} if line else {"timeout": 30.0, "max_timeout": 30.0}
-    monkeypatch.setattr(link, "Host", partial(link.Host, **patient))
+    limits = {"attempts": 30} if line else {"timeout": 30.0, "max_timeout": 30.0}
+    hosts = []
+
+    def make_host() -> Host:
+        hosts.append(Host(**limits))
+        return hosts[-1]
+
+    monkeypatch.setattr(link, "Host", make_host)
     with BoardSimulator("--listen", kind, *line) as simulator:
         board = board_at(simulator.address)
         try:
             for step in range(1 if "--latency" in line else 3):
                 assert run(board, 100.0 * step, step, [0.0, 0.5, 3.0, 20.0]) < 1.0
-            host = board._link.host
+            (host,) = hosts
             if line:
                 assert host.repeated > 0, "the line did nothing"
                 assert host.strangers > 0, "the line did nothing"
@@ -152,7 +160,7 @@ def test_readings_outlive_the_program_they_came_with_and_a_dropped_one_frees_its
 
 def test_noise_at_rest_has_the_variance_it_should(tcp):
     """With 210 independent readings of 8 cells; a correct board fails once in 10⁶ times."""
-    from tests.statistics import assert_standard_normal, whitened
+    from tests.statistics import assert_standard_normal, whiten
 
     matrix, drive = problem(5, damping=2.0)  # the slowest cell forgets 16 e-foldings between two readings
     noise = 0.02
@@ -167,7 +175,7 @@ def test_noise_at_rest_has_the_variance_it_should(tcp):
         samples += [measured(board.read(at + after, None), 0.0).value.numpy() for after in afters]
     board.close()
     mean = torch.linalg.solve(matrix, drive).numpy()
-    assert_standard_normal(whitened(np.stack(samples), mean, noise * torch.linalg.inv(matrix).numpy()))
+    assert_standard_normal(whiten(np.stack(samples), mean, noise * torch.linalg.inv(matrix).numpy()))
 
 
 def test_what_a_board_cannot_do_is_refused_in_words_and_leaves_it_running(tcp):

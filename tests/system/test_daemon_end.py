@@ -68,9 +68,9 @@ def test_a_daemon_that_is_ended_while_it_starts_leaves_nothing_behind(tmp_path_f
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as starting:
         eventually(path.exists, "it has its address, and loads what computes")
         starting.send_signal(name)
-        _, told = starting.communicate(timeout=60.0)
+        _, stderr = starting.communicate(timeout=60.0)
     assert starting.returncode == 0
-    assert "Traceback" not in told
+    assert "Traceback" not in stderr
     assert list(path.parent.iterdir()) == []
 
 
@@ -84,11 +84,11 @@ def test_a_daemon_that_is_ended_while_its_device_does_not_answer_ends_well(tmp_p
             silent, _ = board.accept()
             watch = Undisturbed()
             starting.terminate()
-            out, told = starting.communicate(timeout=60.0)
+            out, stderr = starting.communicate(timeout=60.0)
             assert watch.seconds < STOP_SECONDS
         silent.close()
     assert (starting.returncode, out) == (0, "")
-    assert "Traceback" not in told
+    assert "Traceback" not in stderr
     assert list(path.parent.iterdir()) == []
 
 
@@ -108,8 +108,7 @@ def test_a_killed_daemon_leaves_no_driver_behind_and_its_socket_can_be_taken_ove
     with Raw(one.address) as raw:
         session = raw.open()
     children = one.children()
-    one.process.kill()
-    one.process.wait()
+    one.kill()
     _, alive = psutil.wait_procs(children, timeout=30.0)
     assert not alive
     assert one.socket.exists()

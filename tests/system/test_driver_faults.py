@@ -28,14 +28,14 @@ EVIDENCE_SECONDS = 2.0
 """Longest from the evidence of a fault to the fault. That of a hang is that an answer is overdue."""
 
 HALT_SECONDS = 0.1
-"""Longest that a halt may take."""
+"""Timeout of a halt, in seconds."""
 
 CALL_SECONDS = 0.1
-"""Longest that the way to the daemon and back may take on a busy machine."""
+"""Max time of the way to the daemon and back on a busy machine, in seconds."""
 
 
 class BreakingDevice:
-    """A daemon whose driver breaks in a way when told."""
+    """A daemon whose driver breaks on demand."""
 
     def __init__(self, folder: Path, *options: str) -> None:
         plugins = distribution(folder / "plugins", "broken-drivers", {"broken": "tests.plugins.broken:Broken"})
@@ -105,7 +105,7 @@ class Neighbour:
         return values
 
     def assert_untouched(self, values: list[torch.Tensor]) -> None:
-        """They are, bit for bit, those of a device that nothing happens beside."""
+        """They are, bit for bit, those of a device next to which nothing happens."""
         assert all(torch.equal(value, self._solve(self._twin)) for value in values)
         info = self._devices[0].info
         assert (info.state, info.fault, info.restarts) == ("running", "", 0)
@@ -144,18 +144,18 @@ WAYS = {
     "clock lies": ("the device's clock went on", 0.0),
     "exception in prepare": ("the oven is cold", 0.0),
 }
-"""How a driver fails: words of the reason, and when at the earliest there is evidence of it, in seconds."""
+"""Ways in which a driver fails: words of the reason, and when at the earliest there is evidence of it, in seconds."""
 
 
 @pytest.mark.parametrize("how", WAYS)
-def test_a_driver_that_fails_is_told_and_restarted_and_nobody_else_notices(
+def test_a_driver_that_fails_is_reported_and_restarted_and_nobody_else_notices(
     device: BreakingDevice, neighbour: Neighbour, how: str
 ) -> None:
     words, late = WAYS[how]
     restarts = device.spu.info.restarts
     enough, values = threading.Event(), list[torch.Tensor]()
-    beside = threading.Thread(target=lambda: values.extend(neighbour.use_until(enough)))
-    beside.start()
+    thread = threading.Thread(target=lambda: values.extend(neighbour.use_until(enough)))
+    thread.start()
     try:
         session = device.spu.open_session()
         device.break_once(how)
@@ -163,7 +163,7 @@ def test_a_driver_that_fails_is_told_and_restarted_and_nobody_else_notices(
         if how in ("clock lies", "exception in prepare"):  # nobody asks, and yet it is found out
             with suppress(DeviceFault):  # it may come before the answer
                 session.program(Rows(A), B, damping=DAMPING)
-            eventually(lambda: words in device.spu.info.fault, "the fault is told")
+            eventually(lambda: words in device.spu.info.fault, "the fault is reported")
         else:
             with pytest.raises(DeviceFault) as caught:
                 session.solve(Rows(A), B, damping=DAMPING, analog_time=LONG)
@@ -173,7 +173,7 @@ def test_a_driver_that_fails_is_told_and_restarted_and_nobody_else_notices(
         with pytest.raises(DeviceFault):
             session.read()
         eventually(lambda: device.spu.info.state == "halted", "the driver has been restarted")
-        with pytest.raises(DeviceFault):  # what this session had programmed is gone, and it is told so
+        with pytest.raises(DeviceFault):  # what this session had programmed is gone
             session.read()
         device.assert_recovers(words, restarts + 1)
         with pytest.raises(SpuError, match="session"):
@@ -181,7 +181,7 @@ def test_a_driver_that_fails_is_told_and_restarted_and_nobody_else_notices(
         session.close()
     finally:
         enough.set()
-        beside.join()
+        thread.join()
     neighbour.assert_untouched(values)
 
 
@@ -223,7 +223,7 @@ def test_a_halt_does_not_wait_for_a_busy_driver(device: BreakingDevice, how: str
 
 def test_a_halt_is_answered_at_once_while_the_driver_is_started_again(device: BreakingDevice) -> None:
     met = set[str]()
-    for _ in range(5):  # it is at fault for 0.1 s only, in which nobody may get round to ask
+    for _ in range(5):  # it is in the fault state for 0.1 s only, in which nobody may get round to ask
         restarts = device.spu.info.restarts
         with device.spu.session() as session:
             device.break_once("segfault")

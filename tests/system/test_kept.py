@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from host_client import connect
+from spu_link import wire
 from spu_link.errors import DeviceHalted, InvalidProgram, OperatorGone, Retryable, UnknownRole
-from spu_link.operators import Damped, Dense, Kept, LinearRows, Rows
+from spu_link.operators import Dense, Kept, LinearRows, Rows
 from spu_link.program import Program
 from spu_server.clock import SteppedClock
 from spu_server.device import Device
 from spu_server.drivers.base import DriverOptions
-from spu_server.drivers.local import LocalDriver
+from spu_server.drivers.port import LocalDriver
 from tests.daemon import Daemon
 from tests.system.device import LONG, A, B, solution
 from tests.system.raw import Raw, encoded, refused
@@ -60,9 +61,9 @@ def test_a_new_drive_is_solved_under_the_operator_that_the_device_has(session):
     assert session.uploaded_bytes - before == b.nbytes
     assert kept.sequence == reading.sequence + 1
     torch.testing.assert_close(kept.value, exactly(operator, -2 * b, 0.2), rtol=1e-6, atol=1e-6)
-    # Any program of the row may be named, so that uploads may overlap answers; λ may come with the operator.
+    # Any program of the row may be named, so that uploads may overlap answers.
     for sequence in (reading.sequence, kept.sequence, reading.sequence):
-        again = session.solve(Damped(Kept(sequence, N), 0.1), b, analog_time=300.0, start=torch.ones(N))
+        again = session.solve(Kept(sequence, N), b, damping=0.1, analog_time=300.0, start=torch.ones(N))
         torch.testing.assert_close(again.value, exactly(operator, b, 0.1), rtol=1e-6, atol=1e-6)
 
 
@@ -74,7 +75,7 @@ def test_an_upload_ahead_of_a_kept_operator_is_one_with_nothing_to_send_ahead(se
     torch.testing.assert_close(reading.value, solution(-B, 0.5))
 
 
-def test_an_operator_is_gone_once_another_one_has_taken_hold(session):
+def test_an_operator_is_gone_once_another_one_has_taken_effect(session):
     first = session.program(Rows(A), B, damping=0.5)
     second = session.program(Rows(2 * A), B, damping=0.5)
     with pytest.raises(OperatorGone, match=f"{first.sequence} is not .*of programs {second.sequence} to") as e:
@@ -89,7 +90,7 @@ def test_an_operator_is_gone_once_another_one_has_taken_hold(session):
                                torch.linalg.solve(4 * A.T @ A + torch.eye(3).double(), B))  # fmt: skip
 
 
-def test_a_halt_lets_go_of_the_operator(session):
+def test_a_halt_releases_the_operator(session):
     applied = session.program(Rows(A), B, damping=0.5)
     session.spu.halt("enough")
     with pytest.raises(DeviceHalted):
@@ -156,12 +157,16 @@ def test_headers_that_no_client_of_ours_sends_are_refused(both):
 
 
 class SlowToCommit(LocalDriver):
-    """A driver whose word that a program has taken hold comes when it may."""
+    """A driver whose report that a program has taken effect comes when it may."""
 
     def __init__(self) -> None:
         super().__init__("emulator", DriverOptions())
-        self.committing, self.may_commit = asyncio.Event(), asyncio.Event()
+        self.staged, self.committing, self.may_commit = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.may_commit.set()
+
+    async def stage(self, header, payload) -> None:
+        await super().stage(header, payload)
+        self.staged.set()
 
     async def commit(self, at: float) -> None:
         await super().commit(at)
@@ -176,10 +181,11 @@ async def test_an_operator_that_goes_between_staging_and_taking_hold_is_not_kept
 
     def programming(operator):
         header, data = encoded(Program(operator, B, damping=0.5))
-        return asyncio.create_task(device.program(session, header, memoryview(bytearray(data))))
+        layout = wire.layout(header, cells=100, max_bytes=10_000)
+        return asyncio.create_task(device.program(session, layout, memoryview(bytearray(data))))
 
     first = (await programming(Rows(A))).applied.sequence
-    # The client of another program gives up just when that takes hold …
+    # The client of another program gives up just when that takes effect …
     port.committing.clear()
     port.may_commit.clear()
     given_up = programming(Rows(2 * A))
@@ -187,8 +193,9 @@ async def test_an_operator_that_goes_between_staging_and_taking_hold_is_not_kept
     given_up.cancel()
     await asyncio.gather(given_up, return_exceptions=True)
     # … and the next one is staged before it has.
+    port.staged.clear()
     keeping = programming(Kept(first, 3))
-    await asyncio.sleep(0.05)
+    await asyncio.wait_for(port.staged.wait(), 20.0)
     assert device.sequence == first
     port.may_commit.set()
     with pytest.raises(OperatorGone, match=f"{first + 1} to {first + 1}"):

@@ -1,6 +1,6 @@
 """The daemon keeps one copy of what was uploaded, and a few vectors."""
 
-from benchmarks.memory import run
+from spu_lab.benchmarks.memory import run
 
 SLACK = 96 << 20
 """Stretches of rows in float64 on the way to the Gram matrix, and buffers of the algebra, in bytes."""

@@ -30,7 +30,7 @@ def _offline_and_seeded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def session(free: Daemon) -> Iterator[Session]:
-    """On a daemon in a process of its own."""
+    """On a daemon in a separate process."""
     with connect(free.address, timeout=30.0) as spu, spu.session() as one:
         yield one
 
@@ -75,12 +75,12 @@ def _train(
         optimizer.zero_grad()
         losses.append(loss.item())
     assert session.uploaded_bytes > 0
-    optimizer.capture.close()
+    optimizer.close()
     return losses
 
 
-def _assert_learnt(losses: list[float], share: float) -> None:
-    assert fmean(losses[-4:]) < share * fmean(losses[:2]), losses
+def _assert_learnt(losses: list[float], fraction: float) -> None:
+    assert fmean(losses[-4:]) < fraction * fmean(losses[:2]), losses
 
 
 CURVATURES = pytest.mark.parametrize(

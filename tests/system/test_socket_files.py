@@ -64,45 +64,45 @@ def test_a_path_that_no_socket_can_have_is_refused_by_the_client_too(path, reaso
     assert caught.value.field == "address"
 
 
-def test_removed_sockets_are_made_again_and_those_connected_stay(odd):
+def test_removed_sockets_are_recreated_and_those_connected_stay(odd):
     memory = Path(f"{odd.socket}.memory")
     with connect(odd.address) as before:
         odd.socket.unlink()
         memory.unlink()
         Path(f"{odd.socket}.lock").unlink()
-        eventually(lambda: odd.socket.exists() and memory.exists(), "the sockets are there again")
+        eventually(lambda: odd.socket.exists() and memory.exists(), "the sockets are back")
         with connect(shlex.split(odd.ready)[-1]) as spu:  # on another socket
             assert spu.info.clock == "stepped"
-        with Raw(channel_target(odd.address)) as raw:  # over a connection of its own
+        with Raw(channel_target(odd.address)) as raw:  # over a separate connection
             assert raw.info().clock == pb.CLOCK_KIND_STEPPED
         with before.session() as session:
             solve(session)
             assert set(session.bytes_by_path) == {"shared-memory"}
     assert odd.socket.stat().st_mode & 0o777 == memory.stat().st_mode & 0o777 == 0o600
-    assert odd.log.count("had been removed and was made again") >= 2
+    assert odd.log.count("had been removed and was recreated") >= 2
 
 
-def test_sockets_are_made_again_when_the_daemon_can_open_files_again(daemon):
+def test_sockets_are_recreated_when_the_daemon_can_open_files_again(daemon):
     one = daemon("--clock", "stepped")
     memory = Path(f"{one.socket}.memory")
     with one.without_descriptors():
         one.socket.unlink()
         memory.unlink()
         eventually(lambda: one.log.count("(Too many open files)") == 2, "the reason is logged for both")
-    eventually(lambda: one.socket.exists() and memory.exists(), "the sockets are there again")
+    eventually(lambda: one.socket.exists() and memory.exists(), "the sockets are back")
     with connect(one.address) as spu, spu.session() as session:
         solve(session)
         assert set(session.bytes_by_path) == {"shared-memory"}
 
 
-def test_a_socket_is_made_again_when_its_folder_is_there_again(daemon, tmp_path_factory):
+def test_a_socket_is_recreated_when_its_folder_is_back(daemon, tmp_path_factory):
     folder = tmp_path_factory.mktemp("f")
     address = f"unix:{folder}/s"
     one = daemon("--listen", address, "--clock", "stepped")
     shutil.rmtree(folder)
     eventually(lambda: f"there is no folder {folder}" in one.log, "the reason is logged")
     folder.mkdir()
-    eventually((folder / "s").exists, "the socket is there again")
+    eventually((folder / "s").exists, "the socket is back")
     with Raw(channel_target(address)) as raw:
         assert raw.info().clock == pb.CLOCK_KIND_STEPPED
 
@@ -141,4 +141,4 @@ def test_a_second_daemon_is_refused_with_the_number_of_the_first(odd):
     )
     assert done.returncode == 1
     assert f"{odd.address} is in use by process {odd.process.pid}" in done.stderr
-    eventually(odd.socket.exists, "the first has made its socket again")
+    eventually(odd.socket.exists, "the first has recreated its socket")

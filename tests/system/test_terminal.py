@@ -1,4 +1,4 @@
-"""What daemon and client write to a terminal: nothing of gRPC, no traceback, and on an ASCII terminal too."""
+"""Output of daemon and client on a terminal: nothing of gRPC, no traceback, and on an ASCII terminal too."""
 
 from __future__ import annotations
 

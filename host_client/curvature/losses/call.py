@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal, TypeAlias, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-Kind: TypeAlias = Literal["exact", "mc", "empirical"]
-"""The kind of curvature: the exact generalised Gauss–Newton matrix, the Monte-Carlo Fisher, or the empirical Fisher."""
+from host_client.names import Kind as Kind
 
 
 def check_kind(kind: str) -> None:

@@ -32,7 +32,7 @@ MEAN_BY_WEIGHT = frozenset({F.mse_loss, F.l1_loss})
 """Losses whose mean divides by the sum of the weights."""
 
 
-class Elementwise(TorchLoss):
+class ElementwiseLoss(TorchLoss):
     """A loss Σ_e ℓ(z_e, t_e): each output is an element, with Hessian ℓ''.
 
     The second derivative is that of the function itself, so that its options and weights are those of torch. The

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from host_client.curvature.losses.call import random_signs
-from host_client.curvature.losses.elementwise import Elementwise
+from host_client.curvature.losses.elementwise import ElementwiseLoss
 
 
-class GaussianNLL(Elementwise):
+class GaussianNLL(ElementwiseLoss):
     """`nn.GaussianNLLLoss`, ½ (log v + (z − t)² / v): each pair of mean z and variance v is an element.
 
     Its Hessian in the mean is 1/v, and with a variance that has no graph that is all. Otherwise the Hessian depends on

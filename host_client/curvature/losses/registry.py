@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from host_client.curvature.losses.arguments import Function, bind, check_reduction, check_weights, options
 from host_client.curvature.losses.call import Kind, LossCall, check_kind
 from host_client.curvature.losses.cross_entropy import CrossEntropy
-from host_client.curvature.losses.elementwise import Elementwise, check_curved
+from host_client.curvature.losses.elementwise import ElementwiseLoss, check_curved
 from host_client.curvature.losses.gaussian import GaussianNLL
 from host_client.curvature.losses.log_probabilities import NLL, KLDiv
 from host_client.curvature.losses.opaque import Opaque, refuse
@@ -23,14 +23,14 @@ LOSSES: dict[Function, tuple[type[nn.Module], type[TorchLoss]]] = {
     F.nll_loss: (nn.NLLLoss, NLL),
     F.kl_div: (nn.KLDivLoss, KLDiv),
     F.gaussian_nll_loss: (nn.GaussianNLLLoss, GaussianNLL),
-    F.mse_loss: (nn.MSELoss, Elementwise),
-    F.l1_loss: (nn.L1Loss, Elementwise),
-    F.smooth_l1_loss: (nn.SmoothL1Loss, Elementwise),
-    F.huber_loss: (nn.HuberLoss, Elementwise),
-    F.binary_cross_entropy: (nn.BCELoss, Elementwise),
-    F.binary_cross_entropy_with_logits: (nn.BCEWithLogitsLoss, Elementwise),
-    F.poisson_nll_loss: (nn.PoissonNLLLoss, Elementwise),
-    F.soft_margin_loss: (nn.SoftMarginLoss, Elementwise),
+    F.mse_loss: (nn.MSELoss, ElementwiseLoss),
+    F.l1_loss: (nn.L1Loss, ElementwiseLoss),
+    F.smooth_l1_loss: (nn.SmoothL1Loss, ElementwiseLoss),
+    F.huber_loss: (nn.HuberLoss, ElementwiseLoss),
+    F.binary_cross_entropy: (nn.BCELoss, ElementwiseLoss),
+    F.binary_cross_entropy_with_logits: (nn.BCEWithLogitsLoss, ElementwiseLoss),
+    F.poisson_nll_loss: (nn.PoissonNLLLoss, ElementwiseLoss),
+    F.soft_margin_loss: (nn.SoftMarginLoss, ElementwiseLoss),
 }
 """Each function with the module that calls it, and the class of its calls."""
 

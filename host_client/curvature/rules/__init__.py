@@ -9,7 +9,7 @@ from host_client.curvature.rules.base import Operation, Rule, ToRows
 from host_client.curvature.rules.elementwise import Elementwise, Identity, numbered
 
 RULES: dict[str, Rule] = {
-    **numbered(elementwise.NAMES, Elementwise(), most=6),
+    **numbered(elementwise.NAMES, Elementwise(), overloads=6),
     "BackwardHookFunctionBackward": Identity(),
     **shapes.RULES,
     **affine.RULES,

@@ -214,7 +214,7 @@ class LayerNorm(Norm):
         return found
 
 
-class Channels(Norm):
+class ChannelNorm(Norm):
     """A normalisation with a weight and a bias for each channel, (n, channels, …)."""
 
     def _shape(self, call: Call) -> tuple[int, ...]:
@@ -222,7 +222,7 @@ class Channels(Norm):
         return (1, shape[1], *[1] * (len(shape) - 2))
 
 
-class GroupNorm(Channels):
+class GroupNorm(ChannelNorm):
     """`torch.nn.functional.group_norm`."""
 
     def follow(self, call: Call, axes: Axes) -> Axes | None:
@@ -247,7 +247,7 @@ class GroupNorm(Channels):
         return found
 
 
-class BatchNorm(Channels):
+class BatchNorm(ChannelNorm):
     """`torch.nn.functional.batch_norm`, with statistics that are held constant.
 
     In evaluation mode they are constant. In training mode they depend on all samples, so that no sample has rows of its

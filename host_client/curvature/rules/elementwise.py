@@ -47,6 +47,6 @@ class Identity(Rule):
         return axes if len(axes) == len(call.edges) else None
 
 
-def numbered(names: Sequence[str], rule: Rule, most: int = 3) -> dict[str, Rule]:
+def numbered(names: Sequence[str], rule: Rule, overloads: int = 3) -> dict[str, Rule]:
     """Return the rule for the nodes of functions, whose overloads are numbered."""
-    return {f"{name}Backward{number}": rule for name in names for number in range(most)}
+    return {f"{name}Backward{number}": rule for name in names for number in range(overloads)}

@@ -16,7 +16,7 @@ from host_client.curvature.rules.shapes import signed
 
 
 @dataclass
-class Embedding(Operation):
+class TableLookup(Operation):
     """y = W[indices].
 
     Attributes:
@@ -34,7 +34,7 @@ class Embedding(Operation):
     table: tuple[int, int]
     spread: tuple[Broadcast, str] | None = None
 
-    def spread_by(self, operation: Broadcast, role: str) -> Embedding:
+    def spread_by(self, operation: Broadcast, role: str) -> TableLookup:
         """Return the same table where another function spreads its rows over the samples."""
         return replace(self, spread=(operation, role), shape=operation.shape)
 
@@ -86,7 +86,7 @@ class LookUp(Rule):
         shape: Any = call.argument(0)
         if call.saved("scale_grad_by_freq"):
             return None
-        return Embedding({0: "weight"}, call.outputs[0], indices, signed(padding), (shape[0], shape[1]))
+        return TableLookup({0: "weight"}, call.outputs[0], indices, signed(padding), (shape[0], shape[1]))
 
 
 RULES: dict[str, Rule] = {"EmbeddingBackward0": LookUp()}

@@ -281,7 +281,7 @@ RULES: dict[str, Rule] = {
     **numbered(("Transpose",), Moving(_transposed)),
     **numbered(("Permute",), Moving(_permuted)),
     **numbered(("Unsqueeze",), Moving(_unsqueezed)),
-    **numbered(("Squeeze",), Moving(_squeezed), most=6),
+    **numbered(("Squeeze",), Moving(_squeezed), overloads=6),
     **numbered(("Select",), Moving(_selected)),
     **numbered(("Slice",), Moving(_sliced)),
     **numbered(("Unfold",), Moving(_unfolded)),

@@ -56,9 +56,9 @@ class _Slot:
     codes: bytes = b""
 
     def pack(self, cells: int) -> bytes:
-        asked = reg.SLOT_REQUEST.pack(self.mode, self.number, self.after)
-        found = reg.SLOT_RESULT.pack(self.state, self.number, self.programs, self.clipped, self.tick)
-        return asked + found + self.codes.ljust(2 * cells, b"\0")
+        request = reg.SLOT_REQUEST.pack(self.mode, self.number, self.after)
+        result = reg.SLOT_RESULT.pack(self.state, self.number, self.programs, self.clipped, self.tick)
+        return request + result + self.codes.ljust(2 * cells, b"\0")
 
 
 class SimulatedBoard(Memory):
@@ -68,16 +68,16 @@ class SimulatedBoard(Memory):
     commit" at its own, whenever the host comes for it.
 
     Args:
-        options: what it is like.
+        options: properties of the board.
         clock: seconds, monotonic; tests pass their own.
     """
 
     def __init__(self, options: BoardOptions, clock: Callable[[], float] = time.monotonic) -> None:
         if not 1 <= options.cells <= reg.MAX_CELLS:
             raise ValueError(f"cells is {options.cells}; the register map has room for 1 to {reg.MAX_CELLS}")
-        most = (reg.BANK_BASE - reg.SLOT_BASE) // reg.SLOT_STRIDE
-        if not 1 <= options.slots <= most:
-            raise ValueError(f"slots is {options.slots}; the register map has room for 1 to {most}")
+        max_slots = (reg.BANK_BASE - reg.SLOT_BASE) // reg.SLOT_STRIDE
+        if not 1 <= options.slots <= max_slots:
+            raise ValueError(f"slots is {options.slots}; the register map has room for 1 to {max_slots}")
         self.options = options
         self._clock = clock
         self._begun = clock()

@@ -54,5 +54,5 @@ def main(
         else:
             await serve_tcp(board, faults, host, int(port), ready)
 
-    with suppress(asyncio.CancelledError):  # told to stop
+    with suppress(asyncio.CancelledError):  # by a signal
         asyncio.run(serve())

@@ -36,7 +36,7 @@ class BadLine:
         self._random = random.Random(seed)
         self._begun = b""
 
-    def passed(self, data: bytes) -> bytes:
+    def pass_through(self, data: bytes) -> bytes:
         """Return the part of `data` that arrives. The last frame is held back until its zero has come."""
         *frames, self._begun = (self._begun + data).split(b"\0")
         return b"".join(self._frame(frame + b"\0") for frame in frames)

@@ -11,13 +11,13 @@ from contextlib import suppress
 
 from spu_server.board.simulator.cells import SimulatedBoard
 from spu_server.board.simulator.faults import BadLine, LineFaults
-from spu_server.board.target import Target
+from spu_server.board.target import BoardEndpoint
 
 
 class _Line(asyncio.Protocol):
     """Both ways of one line, with its faults, and the board's end of the protocol behind it."""
 
-    def __init__(self, target: Target, faults: LineFaults, seed: int) -> None:
+    def __init__(self, target: BoardEndpoint, faults: LineFaults, seed: int) -> None:
         self._target = target
         self._latency = faults.latency
         self._to_board, self._to_host = BadLine(faults, 2 * seed), BadLine(faults, 2 * seed + 1)
@@ -28,25 +28,25 @@ class _Line(asyncio.Protocol):
         self.send = transport.write
 
     def data_received(self, data: bytes) -> None:
-        self._later(self._arrive, self._to_board.passed(data))
+        self._later(self._arrive, self._to_board.pass_through(data))
 
     def _arrive(self, data: bytes) -> None:
-        self._later(self.send, self._to_host.passed(self._target.receive(data)))
+        self._later(self.send, self._to_host.pass_through(self._target.receive(data)))
 
-    def _later(self, what: Callable[[bytes], None], data: bytes) -> None:
+    def _later(self, function: Callable[[bytes], None], data: bytes) -> None:
         if not data:
             return
         if self._latency:
-            asyncio.get_running_loop().call_later(self._latency / 2, what, data)
+            asyncio.get_running_loop().call_later(self._latency / 2, function, data)
         else:
-            what(data)
+            function(data)
 
 
 async def serve_tcp(
     board: SimulatedBoard, faults: LineFaults, host: str, port: int, ready: Callable[[str], None]
 ) -> None:
     """Serve for ever; `ready` is called with the address."""
-    target, seeds = Target(board), itertools.count()
+    target, seeds = BoardEndpoint(board), itertools.count()
     server = await asyncio.get_running_loop().create_server(lambda: _Line(target, faults, next(seeds)), host, port)
     ready(f"tcp:{host}:{server.sockets[0].getsockname()[1]}")
     async with server:
@@ -58,7 +58,7 @@ async def serve_pty(board: SimulatedBoard, faults: LineFaults, ready: Callable[[
     ours, theirs = os.openpty()  # theirs stays open, so that hosts may come and go
     tty.setraw(theirs)
     os.set_blocking(ours, False)
-    line = _Line(Target(board), faults, 0)
+    line = _Line(BoardEndpoint(board), faults, 0)
     line.send = lambda data: _write(ours, data)
     loop = asyncio.get_running_loop()
     loop.add_reader(ours, lambda: line.data_received(os.read(ours, 4096)))

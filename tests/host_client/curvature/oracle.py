@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from host_client.curvature import Capture
 from host_client.curvature.losses.softmax import softmax_root
+from spu_link.operators import FactorOperator
 from tests.cases import Problem
 
 
@@ -61,7 +63,7 @@ def sample_gradients(problem: Problem, outputs: Tensor) -> Tensor:
 
 
 def elementwise_scale(f: Tensor, sizes: Sequence[int], floor: float) -> Tensor:
-    """How large entries of F are, block by block: an error is judged against the blocks it lies in.
+    """Return the magnitude of the entries of F, block by block: an error is judged against the blocks it lies in.
 
     With s_p² the largest diagonal entry of parameter p, entries of the block (p, q) are at most s_p s_q. Parameters
     that have no influence at all (a key's bias in attention) have a scale of `floor` times the largest.
@@ -83,3 +85,16 @@ def assert_same_curvature(found: Tensor, expected: Tensor, sizes: Sequence[int],
         f"entry {divmod(worst, len(expected))} is {found.flatten()[worst]}, not {expected.flatten()[worst]}: "
         f"off by {errors.max():.1e} of its block's scale"
     )
+
+
+def assert_captured(operator: FactorOperator, problem: Problem, outputs: Tensor, tolerance: float = 1e-10) -> None:
+    """Assert that AᵀA is the curvature of a problem at the forward pass that gave these outputs."""
+    a = operator.dense()
+    assert_same_curvature(a.T @ a, curvature(problem, outputs), problem.sizes, tolerance)
+
+
+def assert_exact(capture: Capture, problem: Problem, tolerance: float = 1e-10) -> None:
+    """Assert that a training pass is captured with its curvature."""
+    outputs = problem.outputs()
+    problem.criterion(outputs, problem.targets)
+    assert_captured(capture.operator, problem, outputs, tolerance)

@@ -11,17 +11,20 @@ from torch import Tensor, nn
 from host_client.curvature import Capture
 from host_client.curvature.errors import CurvatureFallback, UnsupportedCriterion
 from tests.cases import CASES, Case, Problem, named
-from tests.host_client.curvature.oracle import assert_same_curvature, curvature, hessian, jacobian, sample_gradients
+from tests.host_client.curvature.oracle import (
+    assert_exact,
+    assert_same_curvature,
+    curvature,
+    hessian,
+    jacobian,
+    sample_gradients,
+)
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Using padding='same' with even kernel:UserWarning",
     # Said of layers without a rule; that it is said once has a test of its own.
     "ignore::host_client.curvature.errors.CurvatureFallback",
 )
-
-
-def _sizes(problem: Problem) -> list[int]:
-    return [p.numel() for p in problem.trained]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -43,24 +46,21 @@ def test_curvature_is_that_of_dense_autograd_sample_by_sample(case: Case, dtype:
         expected = j[mine].T @ h[mine, mine] @ j[mine]
         of_sample = found[:, i].T @ found[:, i]
         if expected.abs().max() > 0:
-            assert_same_curvature(of_sample, expected, _sizes(problem), tolerance)
+            assert_same_curvature(of_sample, expected, problem.sizes, tolerance)
         total += expected
     # And the Hessian of the loss couples no two samples.
-    assert_same_curvature(total, j.T @ h @ j, _sizes(problem), 1e-12)
+    assert_same_curvature(total, j.T @ h @ j, problem.sizes, 1e-12)
 
 
 @pytest.mark.parametrize("batch", [1, 5], ids=["one sample", "as many samples as tokens"])
 def test_batches_of_other_sizes_are_captured_alike(case: Case, batch: int) -> None:
     problem = case.problem(batch=batch)
     capture = Capture(problem.model, problem.criterion)
-    outputs = problem.outputs()
     if case.name.startswith("ignored") and case.reduction == "mean" and batch == 1:
         with pytest.raises(UnsupportedCriterion, match=r"none counts.*skip"):
-            problem.criterion(outputs, problem.targets)
-        return
-    problem.criterion(outputs, problem.targets)
-    a = capture.operator.dense()
-    assert_same_curvature(a.T @ a, curvature(problem, outputs), _sizes(problem), case.tolerance)
+            problem.loss()
+    else:
+        assert_exact(capture, problem, case.tolerance)
 
 
 def test_passes_of_one_column_at_a_time_give_the_same(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,10 +68,7 @@ def test_passes_of_one_column_at_a_time_give_the_same(case: Case, monkeypatch: p
     monkeypatch.setattr("host_client.curvature.walk.CHUNK_BYTES", 1)
     problem = case.problem()
     capture = Capture(problem.model, problem.criterion)
-    outputs = problem.outputs()
-    problem.criterion(outputs, problem.targets)
-    a = capture.operator.dense()
-    assert_same_curvature(a.T @ a, curvature(problem, outputs), _sizes(problem), case.tolerance)
+    assert_exact(capture, problem, case.tolerance)
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if "curvlinops" not in c.unlike], ids=lambda case: case.name)
@@ -157,7 +154,7 @@ def test_curvature_is_that_of_backpack(case: Case) -> None:
     with backpack.backpack(SqrtGGNExact()):
         other.loss().backward()
     v = torch.cat([p.sqrt_ggn_exact.flatten(2) for p in other.trained], 2).flatten(0, 1)  # type: ignore[attr-defined]
-    assert_same_curvature(found.T @ found, v.T @ v, _sizes(problem), case.tolerance)
+    assert_same_curvature(found.T @ found, v.T @ v, problem.sizes, case.tolerance)
 
 
 def test_functions_without_a_rule_are_announced_and_no_others(case: Case) -> None:
@@ -166,7 +163,7 @@ def test_functions_without_a_rule_are_announced_and_no_others(case: Case) -> Non
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         problem.loss()
-    assert capture.operator.parameters == sum(_sizes(problem))
+    assert capture.operator.parameters == sum(problem.sizes)
     assert any(one.category is CurvatureFallback for one in said) == case.fallback
 
 
@@ -187,7 +184,7 @@ def test_no_row_is_sent_that_vanishes(case: Case) -> None:
     b = len(problem.inputs)
     h = hessian(problem.criterion, outputs, problem.targets).view(b, outputs.numel() // b, b, -1)
     ranks = [int(torch.linalg.matrix_rank(h[i, :, i])) for i in range(b)]
-    assert capture.operator.shape == (max(ranks) * b, sum(_sizes(problem)))
+    assert capture.operator.shape == (max(ranks) * b, sum(problem.sizes))
 
 
 def test_empirical_curvature_is_that_of_the_samples_gradients(case: Case) -> None:
@@ -203,7 +200,7 @@ def test_empirical_curvature_is_that_of_the_samples_gradients(case: Case) -> Non
 
 
 def _divisor(problem: Problem, outputs: Tensor) -> float:
-    """What the criterion divides its sum by."""
+    """Return the divisor of the criterion's sum."""
     with torch.no_grad():
         given = problem.criterion.forward(outputs, problem.targets)
         reduction, problem.criterion.reduction = problem.criterion.reduction, "sum"
@@ -244,4 +241,4 @@ def test_dense_curvature_of_a_linear_model_is_the_hessian_of_the_loss() -> None:
     gradients = torch.autograd.grad(problem.loss(), problem.trained, create_graph=True)
     flat = torch.cat([g.flatten() for g in gradients])
     rows = [torch.cat([h.flatten() for h in torch.autograd.grad(g, problem.trained, retain_graph=True)]) for g in flat]
-    assert_same_curvature(torch.stack(rows), expected, _sizes(problem), 1e-12)
+    assert_same_curvature(torch.stack(rows), expected, problem.sizes, 1e-12)

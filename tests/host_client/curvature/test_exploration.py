@@ -5,7 +5,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,10 +13,10 @@ from hypothesis import Phase, assume, given, seed, settings
 from host_client.curvature.rules.products import Product
 from tests import profiles
 from tests.host_client.curvature.exploration import loops, losses, programs
-from tests.host_client.curvature.exploration.loops import Backward, Drop, Loop
+from tests.host_client.curvature.exploration.loops import Backward, Loop
 from tests.host_client.curvature.exploration.losses import Loss
 from tests.host_client.curvature.exploration.operations import OPERATIONS
-from tests.host_client.curvature.exploration.programs import Batch, Head, Program, Step, Watch
+from tests.host_client.curvature.exploration.programs import Batch, Head, Program, Step
 from tests.host_client.curvature.exploration.tally import Tally
 from tests.host_client.curvature.exploration.trials import Trial, trials
 
@@ -75,36 +74,10 @@ def _model(name: str, layout: tuple[str | int, ...] = ("b", 3), **choices: Any) 
 
 
 KNOWN = {
-    "graphs of one size, then of others": Trial(
-        Program(
-            ("b", 2), (*MLP.steps, Step("pool_contiguous_graphs", {"axis": 0, "groups": 2})), (replace(HEAD, after=3),)
-        ),
-        LOSS,
-        Loop(tuple((Backward((Batch(6, seed=seed, regular=seed == 0),)),) for seed in range(4))),
-    ),
-    "autograd.grad after backward": Trial(MLP, LOSS, Loop(((Backward((Batch(4),), after="loss"),),))),
-    "grad.zero_() after backward": Trial(
-        MLP, LOSS, Loop(((Backward((Batch(4),)), Drop("grad.zero_()"), Backward((Batch(4, seed=1),))),))
-    ),
-    "a factor": Trial(MLP, LOSS, Loop(((Backward((Batch(4),), factor=0.1),),))),
     "two passes with a factor above one": Trial(
         MLP, LOSS, Loop(((Backward((Batch(4),), factor=3.0), Backward((Batch(4, seed=1),))),))
     ),
-    "a force": Trial(_model("force_of_an_energy", axis=1), LOSS, ONCE),
-    "a force of a network": Trial(_model("force_of_a_network", axis=1), LOSS, ONCE),
-    "second derivatives along the features": Trial(_model("second_derivative", axis=1), LOSS, ONCE),
     "second derivatives across the samples": Trial(_model("second_derivative", axis=0), LOSS, ONCE),
-    "retained gradients": Trial(replace(MLP, watches=(Watch(0, "retain_grad"),)), LOSS, ONCE),
-    "a backward hook of a module": Trial(replace(MLP, watches=(Watch(0, "module hook"),)), LOSS, ONCE),
-    "a gain on a spectrum": Trial(_model("gain_on_a_spectrum", axis=1), LOSS, ONCE),
-    "empirical, sample by sample": Trial(_model("one_by_one", axis=0), LOSS, ONCE, kind="empirical"),
-    "empirical, with a state": Trial(replace(MLP, returns="tuple"), LOSS, ONCE, kind="empirical"),
-    "parameters used by turns": Trial(_model("parameters_by_turns"), LOSS, ONCE),
-    "mixing hidden by a gate at zero": Trial(
-        _model("gate_at_zero", axis=0), LOSS, Loop(((Backward((Batch(4),)),), (Backward((Batch(4),)),)))
-    ),
-    "batch norm": Trial(_model("batch_norm", axes=(1, 0), tracked=True), LOSS, ONCE),
-    "sequence first": Trial(_model("linear", ("t", "b", 3), axis=2, width=3, bias=True), LOSS, ONCE),
     "random numbers in a checkpoint, behind samples that mix": Trial(
         Program(
             ("b", 4, 2, 2),
@@ -118,11 +91,8 @@ KNOWN = {
         Loss("binary_cross_entropy_with_logits", width=1),
         ONCE,
     ),
-    "samples that mix": Trial(_model("softmax", axis=0), LOSS, ONCE),
-    "a function as the criterion": Trial(MLP, replace(LOSS, function=True), ONCE),
-    "the Huber loss": Trial(MLP, Loss("huber_loss", width=3), ONCE),
 }
-"""Faults that have been found, one example of each."""
+"""Faults that have been found and have no test in `kinds`."""
 
 
 @pytest.mark.parametrize("known", KNOWN)

@@ -9,11 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from host_client.capacity import Capacity, Cell
 from host_client.curvature import Capture, available, linearise, memory
 from host_client.curvature.available import available_memory, available_on
 from host_client.curvature.errors import CurvatureTooLarge
-from host_client.curvature.memory import NOT_WORTH_ASKING, SHARE, Estimate, Size, check_memory, readable
-from host_client.links.base import Capacity, Cell
+from host_client.curvature.estimate import Estimate
+from host_client.curvature.memory import FRACTION, NOT_WORTH_ASKING, Size, check_memory, readable
 from spu_link.operators import LayerRows, LinearRows, Rows
 from tests.cases import Case
 from tests.profiles import examples
@@ -108,7 +109,7 @@ WAYS = {
     (8, "parameter", 10): 'embedding="sample") and curvature="mc" with samples=1 and batches of 8 or fewer',
     (1_100_000, "row", 20_000): 'embedding="direct"); or connect(…, embedding="block"); or curvature="mc" with',
 }
-"""What would do by cells of the device, what a cell is, and columns."""
+"""Sufficient settings by cells of the device, kind of cell, and columns."""
 
 
 @pytest.mark.parametrize(("cells", "cell", "columns"), WAYS)
@@ -203,7 +204,7 @@ def test_what_it_says_would_fit_fits_and_no_more_does(
         ]
 
     def check(way: str, device: Capacity | None) -> None:
-        """What a way says is enough is, and the most that is."""
+        """A way's number is enough, and the largest that is."""
         if found := re.fullmatch(r'curvature="mc" with samples=1 and batches of ([\d,]+) or fewer', way):
             batch = int(found[1].replace(",", ""))
             assert fits(smaller(batch), 1, batch, device)
@@ -255,7 +256,7 @@ def test_small_curvatures_ask_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_part_of_the_memory_is_left_to_others() -> None:
-    limit = int(SHARE * 10 * GIB)
+    limit = int(FRACTION * 10 * GIB)
     check_memory([Size("a", limit, 0, 1)], 1, samples=1, parameters=0)
     _refusal(sizes=[Size("a", limit + 1, 0, 1)], columns=1, samples=1, parameters=0)
 

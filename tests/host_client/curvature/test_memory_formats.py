@@ -1,4 +1,4 @@
-"""How tensors lie in memory changes nothing."""
+"""The memory format of tensors changes nothing."""
 
 from __future__ import annotations
 

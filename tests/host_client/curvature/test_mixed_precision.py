@@ -8,11 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from host_client import Session
 from host_client.curvature import Capture
-from host_client.optimizers import TNGD
 from tests.cases import Case, Problem, named
-from tests.host_client.optimizers.fakes import Recorder
 
 BFLOAT16_EPSILON = 2.0**-8
 
@@ -96,68 +93,3 @@ def test_a_model_in_bfloat16_is_captured_in_float32() -> None:
     problem = Problem(problem.model.bfloat16(), problem.criterion, problem.inputs.bfloat16(), problem.targets)
     half = _curvature(problem, autocast=False)
     assert torch.linalg.matrix_norm(half - full) < 25 * BFLOAT16_EPSILON * torch.linalg.matrix_norm(full)
-
-
-def _optimizer(problem: Problem, session: Any, **options: Any) -> TNGD:
-    return TNGD(
-        problem.model, problem.criterion, session, **{"lr": 0.3, "damping": 0.1, "analog_time": 20.0, **options}
-    )
-
-
-def _flat(problem: Problem) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in problem.trained])
-
-
-def test_training_under_autocast_brings_the_loss_down(session: Session) -> None:
-    problem = named("pooling, residual, in place").problem(torch.float32)
-    optimizer = _optimizer(problem, session)
-    losses = []
-    for _ in range(15):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = problem.loss()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0] / 2
-
-
-@pytest.mark.parametrize("unscale", [False, True], ids=["", "unscaled by hand"])
-def test_a_scaler_of_gradients_changes_nothing(session: Session, unscale: bool) -> None:
-    scaled, plain = named("mlp").problem(torch.float32), named("mlp").problem(torch.float32)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    optimizer = _optimizer(scaled, session, start="drive", grad_scaler=scaler)
-    for _ in range(4):
-        scaler.scale(scaled.loss()).backward()
-        if unscale:
-            scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(scaled.trained, 1e9)
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad()
-    optimizer.capture.close()
-    optimizer = _optimizer(plain, session, start="drive")
-    for _ in range(4):
-        plain.loss().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    torch.testing.assert_close(_flat(scaled), _flat(plain), rtol=1e-4, atol=1e-5)
-
-
-def test_a_step_that_the_scaler_skips_does_not_reach_the_device() -> None:
-    problem = named("mlp").problem(torch.float32)
-    recorder = Recorder()
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    optimizer = _optimizer(problem, recorder, grad_scaler=scaler)
-    before = _flat(problem)
-    scaler.scale(problem.loss()).backward()
-    problem.trained[0].grad.fill_(torch.inf)  # type: ignore[union-attr]
-    scaler.step(optimizer)
-    scaler.update()
-    assert scaler.get_scale() == 2.0**9
-    assert recorder.asked == []
-    torch.testing.assert_close(_flat(problem), before, rtol=0, atol=0)
-    optimizer.zero_grad()
-    scaler.scale(problem.loss()).backward()
-    scaler.step(optimizer)
-    assert len(recorder.asked) == 1

@@ -123,21 +123,3 @@ def test_every_pass_draws_anew_and_the_seed_of_torch_decides() -> None:
     assert not torch.equal(first, second)
     torch.testing.assert_close(first, again, rtol=0, atol=0)
     assert first.shape[0] == 8 * len(problem.inputs)
-
-
-def test_one_sample_is_the_default() -> None:
-    problem = named("mlp").problem()
-    capture = Capture(problem.model, problem.criterion, curvature="mc")
-    problem.loss()
-    assert capture.operator.shape[0] == len(problem.inputs)
-
-
-@pytest.mark.parametrize("samples", [0, -1])
-def test_no_samples_are_refused(samples: int) -> None:
-    with pytest.raises(ValueError, match=f"{samples}"):
-        Capture(nn.Linear(2, 2), nn.CrossEntropyLoss(), curvature="mc", samples=samples)
-
-
-def test_another_curvature_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"'kfac'.*'exact'.*'mc'.*'empirical'"):
-        Capture(nn.Linear(2, 2), nn.CrossEntropyLoss(), curvature="kfac")  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from host_client import Diverged, NGDWoodbury
+from host_client import NGD, Diverged
 from host_client.curvature import Capture
 
 
@@ -54,7 +54,7 @@ def test_a_loss_of_finite_outputs_is_named_itself() -> None:
 
 def test_the_step_is_the_one_to_come() -> None:
     model, criterion = nn.Linear(2, 1), nn.MSELoss()
-    optimizer = NGDWoodbury(model, criterion, lr=0.1, damping=0.1)
+    optimizer = NGD(model, criterion, lr=0.1, damping=0.1)
     for _ in range(2):
         optimizer.zero_grad()
         criterion(model(torch.randn(2, 2)), torch.zeros(2, 1)).backward()
@@ -66,7 +66,7 @@ def test_the_step_is_the_one_to_come() -> None:
 def test_under_a_gradient_scaler_the_step_is_left_to_it() -> None:
     model, criterion = nn.Linear(2, 1), nn.MSELoss()
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
-    optimizer = NGDWoodbury(model, criterion, lr=0.1, damping=0.1, grad_scaler=scaler)
+    optimizer = NGD(model, criterion, lr=0.1, damping=0.1, grad_scaler=scaler)
     before = model.weight.detach().clone()
     scaler.scale(criterion(model(torch.full((2, 2), torch.inf)), torch.zeros(2, 1))).backward()
     scaler.step(optimizer)

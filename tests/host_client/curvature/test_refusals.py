@@ -94,7 +94,7 @@ def test_rows_that_vanish_but_for_rounding_are_no_mismatch() -> None:
     model = nn.Linear(3, 4).double()
 
     class Difference(nn.Module):
-        """What differs from the mean, averaged: nothing."""
+        """Return the mean of the differences from the mean: nothing."""
 
         def __init__(self) -> None:
             super().__init__()

@@ -66,7 +66,7 @@ def labels(shape: Sequence[int], axis: Axis) -> Tensor:
 
 
 def combinations(call: Call) -> Iterator[list[Axis | None]]:
-    """Where samples may lie in the outputs: in one of them, or in all, there or not there alike."""
+    """Return where samples may lie in the outputs: in one of them, or in all, there or not there alike."""
     for number, shape in enumerate(call.outputs):
         for axis in candidates(shape):
             yield [axis if number == other else None for other in range(len(call.outputs))]
@@ -92,7 +92,7 @@ def cotangents_of(call: Call, axes: Sequence[Axis | None], sample: int | None) -
 
 
 def followed(call: Call, axes: Sequence[Axis | None]) -> list[Axis | None]:
-    """Where the samples lie in each argument, by the rule."""
+    """Return where the samples lie in each argument, by the rule."""
     found = RULES[call.name].follow(call, axes)
     if found is None:
         return [None for _ in call.edges]
@@ -667,7 +667,6 @@ def test_samples_lie_apart_where_the_rule_says_so(function: Function) -> None:
     assert apart == function.apart
 
 
-ATTENTION_ON_A_GPU = ("Efficient", "Flash", "Cudnn")
 ELSEWHERE = {
     "NativeDropoutBackward": "made of other functions",
     **dict.fromkeys(

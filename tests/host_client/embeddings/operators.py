@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from host_client.optimizers.solvers.kronecker import Block, Kronecker
+from host_client.curvature.kronecker.operator import KroneckerFactors, LayerFactors
 from spu_link.operators import LayerRows, Rows
 
 
@@ -21,7 +21,7 @@ def moment(n: int, rank: int, generator: torch.Generator) -> Tensor:
     return a.T @ a / rank
 
 
-def factors(*shapes: tuple[int, int], seed: int = 0) -> Kronecker:
+def factors(*shapes: tuple[int, int], seed: int = 0) -> KroneckerFactors:
     """Kronecker factors of layers of shape (d, n), each with its bias as a parameter of its own in front of it."""
     generator = torch.Generator().manual_seed(seed)
     blocks, sizes = [], []
@@ -29,8 +29,8 @@ def factors(*shapes: tuple[int, int], seed: int = 0) -> Kronecker:
         first = len(sizes)
         sizes += [d, d * (n - 1)] if n > 1 else [d]
         positions = (first + 1, first) if n > 1 else (first,)
-        blocks.append(Block(positions, moment(n, max(1, n - 1), generator), moment(d, max(1, d - 1), generator)))
-    return Kronecker(blocks, sizes)
+        blocks.append(LayerFactors(positions, moment(n, max(1, n - 1), generator), moment(d, max(1, d - 1), generator)))
+    return KroneckerFactors(blocks, sizes)
 
 
 def vector(n: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:

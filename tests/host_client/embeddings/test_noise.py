@@ -1,4 +1,4 @@
-"""What a device's noise becomes in g̃, each test with a false-alarm rate of 1e-6."""
+"""A device's noise in g̃, each test with a false-alarm rate of 1e-6."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from host_client.embeddings import Kronecker, solve_exactly
 from host_client.embeddings.kronecker import balance
 from spu_link.operators import Rows
 from tests.host_client.embeddings.operators import factors, rows, vector
-from tests.statistics import assert_standard_normal, whitened
+from tests.statistics import assert_standard_normal, whiten
 
 NOISE, DAMPING, SAMPLES = 0.02, 0.4, 150
 APART = 40.0
@@ -38,7 +38,7 @@ def test_in_sample_space_noise_stays_out_of_the_null_space_and_grows_by_the_damp
     _, s, v = torch.linalg.svd(a)
     torch.testing.assert_close(off @ v[3:].T, torch.zeros(SAMPLES, 4, dtype=torch.float64), rtol=0, atol=1e-12)
     covariance = torch.diag(NOISE * s**2 / (s**2 + DAMPING) / DAMPING**2)
-    assert_standard_normal(whitened((off @ v[:3].T).numpy(), torch.zeros(3).double().numpy(), covariance.numpy()))
+    assert_standard_normal(whiten((off @ v[:3].T).numpy(), torch.zeros(3).double().numpy(), covariance.numpy()))
 
 
 def test_blocks_have_the_noise_of_a_device_for_each() -> None:
@@ -52,7 +52,7 @@ def test_blocks_have_the_noise_of_a_device_for_each() -> None:
     blocks = [layer.dense().T @ layer.dense() + DAMPING * eye(layer.parameters) for layer in operator.layers]
     curvature = torch.block_diag(*blocks)
     mean, covariance = torch.linalg.solve(curvature, drive), NOISE * torch.linalg.inv(curvature)
-    assert_standard_normal(whitened(torch.stack(samples).numpy(), mean.numpy(), covariance.numpy()))
+    assert_standard_normal(whiten(torch.stack(samples).numpy(), mean.numpy(), covariance.numpy()))
 
 
 def test_in_kronecker_factors_the_noise_of_the_first_stage_passes_through_the_second() -> None:
@@ -71,4 +71,4 @@ def test_in_kronecker_factors_the_noise_of_the_first_stage_passes_through_the_se
     covariance = NOISE * (torch.kron(b, eye(2)) + torch.kron(b @ b, a))
     (exact,) = operator.matrices(solve_exactly(Kronecker(), operator, drive, DAMPING))
     found = torch.stack([operator.matrices(one)[0].flatten() for one in samples])
-    assert_standard_normal(whitened(found.numpy(), exact.flatten().numpy(), covariance.numpy()))
+    assert_standard_normal(whiten(found.numpy(), exact.flatten().numpy(), covariance.numpy()))

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from host_client.embeddings import Block, Embedding, Kronecker, SampleSpace, Stage, embedding_of, fitting, solve_exactly
+from host_client.embeddings.fitting import check_fits
 from host_client.embeddings.kronecker import balance
 from spu_link.errors import CapacityExceeded, InvalidProgram
-from spu_link.operators import Damped, Dense, Operator, Rows
+from spu_link.operators import Dense, Operator, Rows
+from spu_link.program import Program
 from tests.host_client.embeddings.operators import factors, relaxed, rows, vector
 from tests.profiles import examples
 
@@ -95,7 +97,7 @@ def test_kronecker_gives_the_solution_with_factored_damping(
 
 def test_no_layer_takes_more_programs_than_it_has_unknowns() -> None:
     operator = factors((2, 6), (6, 2), (3, 3))
-    first = Kronecker().embed(operator).plan(vector(operator.parameters), damping=0.1, start="drive")
+    first = Kronecker().embed(operator).plan(Program(operator, vector(operator.parameters), damping=0.1, start="drive"))
     assert len(first.problems) == 2 + 2 + 3
     second = first.then([problem.drive for problem in first.problems])
     assert isinstance(second, Stage)
@@ -119,7 +121,8 @@ def test_the_cells_in_sample_space_are_the_image_of_those_in_parameter_space_at_
     a, drive = operator.dense(), vector(n, seed)
     x0 = vector(n, seed + 1) if started else drive
     direct = relaxed(a.T @ a + damping * torch.eye(n, dtype=torch.float64), drive, x0, time)
-    stage = SampleSpace().embed(operator).plan(drive, damping=damping, start=x0 if started else "drive")
+    program = Program(operator, drive, damping=damping, start=x0 if started else "drive")
+    stage = SampleSpace().embed(operator).plan(program)
     (problem,) = stage.problems
     start = problem.drive if isinstance(problem.start, str) else problem.start
     w = relaxed(dense(problem.operator) + damping * torch.eye(m, dtype=torch.float64), problem.drive, start, time)
@@ -141,7 +144,8 @@ def test_short_runs_one_after_the_other_come_closer_to_the_solution(damping: flo
     gram = a @ a.T + damping * torch.eye(3, dtype=torch.float64)
     state, off = drive, math.inf
     for _ in range(12):
-        (problem,) = (stage := SampleSpace().embed(operator).plan(drive, damping=damping, start=state)).problems
+        stage = SampleSpace().embed(operator).plan(Program(operator, drive, damping=damping, start=state))
+        (problem,) = stage.problems
         assert isinstance(problem.start, Tensor)
         found = stage.then([relaxed(gram, problem.drive, problem.start, time)])
         assert isinstance(found, Tensor)
@@ -155,7 +159,6 @@ def test_short_runs_one_after_the_other_come_closer_to_the_solution(damping: flo
     ("embedding", "operator"),
     [
         (SampleSpace(), Dense(torch.eye(3))),
-        (SampleSpace(), Damped(Dense(torch.eye(3)), 0.1)),
         (SampleSpace(), factors((2, 2))),
         (Block(), factors((2, 2))),
         (Kronecker(), rows(2, 3)),
@@ -174,7 +177,7 @@ def test_an_operator_without_a_map_is_refused(embedding: Embedding, operator: Op
 )
 def test_a_system_without_damping_is_refused(embedding: Embedding, operator: Operator) -> None:
     with pytest.raises(InvalidProgram, match="damping is 0"):
-        embedding.embed(operator).plan(vector(operator.parameters), damping=0.0, start="drive")
+        embedding.embed(operator).plan(Program(operator, vector(operator.parameters), start="drive"))
 
 
 @pytest.mark.parametrize("sizes", [(), (0, 5), (2.0, 3), (2, 2), (1, 4)])
@@ -183,16 +186,16 @@ def test_blocks_that_do_not_fit_are_refused(sizes: tuple[int, ...]) -> None:
         Block(sizes).cells(rows(2, 2, 3))
 
 
-def test_an_operator_that_is_too_large_is_told_what_would_fit() -> None:
+def test_the_error_for_an_operator_that_is_too_large_says_what_would_fit() -> None:
     operator = rows(4, 30, 20)
-    SampleSpace().check(operator, 4)
+    check_fits(SampleSpace(), operator, 4)
     message = (
         "embedding 'block' needs 30 cells .* the device has 29; what would fit: embedding=\"sample\" \\(4 cells\\)"
     )
     with pytest.raises(CapacityExceeded, match=message):
-        Block().check(operator, 29)
+        check_fits(Block(), operator, 29)
     with pytest.raises(CapacityExceeded, match="no embedding of this operator fits it"):
-        SampleSpace().check(operator, 3)
+        check_fits(SampleSpace(), operator, 3)
     assert [(one.name, n) for one, n in fitting(operator, 30)] == [("sample", 4), ("block", 30)]
 
 

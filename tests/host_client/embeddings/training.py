@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from host_client import TNGD
-from host_client.curvature import Capture, trained_parameters
+from host_client.curvature import Capture
+from host_client.curvature.base import BaseCapture
+from host_client.curvature.kronecker.capture import KroneckerCapture
 from host_client.embeddings import Embedding, solve_exactly
-from host_client.optimizers.solvers.kronecker_capture import KroneckerCapture
 
 SAMPLES, FEATURES, CLASSES = 5, 6, 3
 ROWS = SAMPLES * (CLASSES - 1)
@@ -60,9 +61,9 @@ class Training:
 def digital(embedding: Embedding, steps: int, *, every: int = 1) -> Tensor:
     """The parameters after the same steps along exact solutions under an embedding."""
     one = Training()
-    capture: Any
+    capture: BaseCapture
     if embedding.name == "kronecker":
-        capture = KroneckerCapture(one.model, one.criterion, trained_parameters(one.model), kind="exact")
+        capture = KroneckerCapture(one.model, one.criterion)
     else:
         capture = Capture(one.model, one.criterion)
     for number in range(steps):

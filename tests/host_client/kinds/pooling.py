@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
@@ -11,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from host_client.curvature import Capture
-from tests.host_client.kinds.reference import assert_same, captured, classes, double, gauss_newton
+from tests.host_client.kinds.reference import assert_curvature, classes, double
 
 Sizes = Sequence[int]
 ROUNDS: tuple[Sizes, ...] = ((4, 4, 4), (2, 4, 6), (6, 5, 1))
@@ -74,17 +72,12 @@ POOLS: dict[str, Callable[[Tensor, Sizes], Tensor]] = {
         [h[(slice(*b), slice(None))].sum(0, keepdim=True) for b in bounds(sizes)]
     ),
     "padding": lambda h, sizes: nn.utils.rnn.pad_sequence(list(h.split(list(sizes))), batch_first=True).sum(1),
-}
-"""Those that a6845ae has wrong from the second pass on."""
-
-KNOWN_RIGHT: dict[str, Callable[[Tensor, Sizes], Tensor]] = {
     "narrow": lambda h, sizes: torch.stack([h.narrow(0, a, b - a).sum(0) for a, b in bounds(sizes)]),
     "masks": lambda h, sizes: torch.stack([h[_graph(sizes) == g].mean(0) for g in range(len(sizes))]),
     "masked maximum": lambda h, sizes: torch.stack([h[_graph(sizes) == g].amax(0) for g in range(len(sizes))]),
     "running sum": _cumulative,
     "index_put": lambda h, sizes: h.new_zeros(len(sizes), h.shape[1]).index_put((_graph(sizes),), h, accumulate=True),
 }
-"""Those that it has right."""
 
 
 class Pooled(nn.Module):
@@ -101,16 +94,11 @@ class Pooled(nn.Module):
 
 
 def assert_pooled(name: str, **options: Any) -> None:
-    """Assert that F is exact for graphs of other sizes in each of three passes.
+    """Assert that F is right for graphs of other sizes in each of three passes.
 
     Args:
-        name: one of `POOLS` or `KNOWN_RIGHT`.
-        options: of the capture.
+        name: one of `POOLS`.
+        options: of `assert_curvature`.
     """
-    model = Pooled({**POOLS, **KNOWN_RIGHT}[name]).double()
-    twin, criterion = copy.deepcopy(model), nn.CrossEntropyLoss()
-    capture = Capture(model, criterion, **options)
-    for seed, sizes in enumerate(ROUNDS):
-        x, y = double(12, 3, seed=seed), classes(3)
-        expected = gauss_newton([(twin(x, sizes), lambda z, y=y: F.cross_entropy(z, y))], list(twin.parameters()))
-        assert_same(captured(capture, criterion(model(x, sizes), y)), expected, model)
+    batches = [((double(12, 3, seed=seed), sizes), classes(3)) for seed, sizes in enumerate(ROUNDS)]
+    assert_curvature(Pooled(POOLS[name]).double(), batches, lambda m, x: m(*x), **options)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from host_client.curvature import Capture
-from tests.host_client.kinds.reference import assert_same, captured, gauss_newton
+from tests.host_client.kinds.reference import assert_curvature
 
 VOCABULARY, TOKENS, SAMPLES = 5, 3, 2
 
@@ -62,16 +59,8 @@ FLATTENED: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor
 def assert_tokens_before_samples(name: str, flattened: str) -> None:
     """Three batches of other lengths, each with the F of the flattened logits."""
     of_logits, of_labels = FLATTENED[flattened]
-    model = SEQUENCES[name]().double()
-    twin, criterion = copy.deepcopy(model), nn.CrossEntropyLoss()
-    capture = Capture(model, criterion)
+    batches = []
     for samples, tokens in ((SAMPLES, TOKENS), (3, 2), (2, 2)):
         x = torch.arange(tokens * samples).view(tokens, samples) * 3 % VOCABULARY
-        y = of_labels((x + 1) % VOCABULARY)
-        z = of_logits(twin(x))
-        expected = gauss_newton([(z, lambda z, y=y: F.cross_entropy(z, y))], list(twin.parameters()))
-        assert_same(captured(capture, criterion(of_logits(model(x)), y)), expected, model)
-
-
-RIGHT = [("LSTM", "view(-1, V)"), ("LSTM", "flatten(0, 1)"), ("GRU", "view(-1, V)"), ("GRU", "flatten(0, 1)")]
-"""What a6845ae has right."""
+        batches.append((x, of_labels((x + 1) % VOCABULARY)))
+    assert_curvature(SEQUENCES[name]().double(), batches, lambda m, x: of_logits(m(x)))

@@ -66,10 +66,6 @@ MODELS: dict[str, tuple[Callable[[Function, Tensor], Tensor], dict[str, tuple[in
     "gain on the left": (_gain_on_the_left, {"gain": (4,)}),
     "gain and offset": (_gain_and_offset, {"gain": (4,), "offset": (4,)}),
     "magnitude": (_magnitude, {"gain": (4,), "angle": (4,)}),
-}
-"""Those that a6845ae has wrong."""
-
-KNOWN_RIGHT: dict[str, tuple[Callable[[Function, Tensor], Tensor], dict[str, tuple[int, ...]]]] = {
     "view_as_complex": (_as_complex, {"pairs": (4, 2)}),
     "complex matrix for each frequency": (_mixing, {"matrix": (2, 2, 2, 2)}),
     "product of two spectra": (_filter, {"taps": (3,)}),
@@ -77,11 +73,10 @@ KNOWN_RIGHT: dict[str, tuple[Callable[[Function, Tensor], Tensor], dict[str, tup
     "complex of two parts": (_two_parts, {"gain": (4,), "angle": (4,)}),
     "real matrix on a complex signal": (_linear_of_complex, {"square": (6, 6)}),
 }
-"""Those that it has right."""
 
 
 def spectral(name: str) -> Function:
-    compute, shapes = {**MODELS, **KNOWN_RIGHT}[name]
+    compute, shapes = MODELS[name]
     parts = {key: parameter(*shape) for key, shape in shapes.items()}
     forward = lambda m, x: m.head(compute(m, m.body(x).tanh()).tanh())  # noqa: E731
     return Function(forward, body=nn.Linear(4, 6), head=nn.Linear(6, 3), **parts).double()

@@ -2,51 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from host_client import TNGD, NGDWoodbury, Session
-from tests.host_client.kinds.reference import classes, double, gauss_newton
-
-RADIUS = 0.01
-WAYS: dict[str, dict[str, Any]] = {
-    "momentum": {"momentum": 0.9, "lr": 0.5},
-    "momentum and weight decay": {"momentum": 0.9, "lr": 0.5, "weight_decay": 0.05},
-    "weight decay": {"lr": 0.5, "weight_decay": 0.5},
-    "momentum at a rising rate": {"momentum": 0.9, "lr": lambda step: 0.2 * (1 + step)},
-}
-
-
-def _quadratic(model: nn.Module, x: Tensor, y: Tensor, update: Tensor) -> float:
-    """½ ΔᵀFΔ at the parameters before the step."""
-    f = gauss_newton([(model(x), lambda z: F.cross_entropy(z, y))], list(model.parameters()))
-    return float(update @ f @ update) / 2
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_no_update_is_longer_than_the_radius(way: str) -> None:
-    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
-    with torch.no_grad():
-        for p in model.parameters():
-            p *= 3
-    criterion = nn.CrossEntropyLoss()
-    optimizer = NGDWoodbury(model, criterion, damping=1e-3, trust_region=RADIUS, **WAYS[way])
-    lengths = []
-    for seed in range(12):
-        x, y = double(8, 4, seed=seed), classes(8)
-        twin = copy.deepcopy(model)
-        optimizer.zero_grad()
-        criterion(model(x), y).backward()
-        optimizer.step()
-        after, before = (nn.utils.parameters_to_vector(m.parameters()).detach() for m in (model, twin))
-        lengths.append(_quadratic(twin, x, y, after - before))
-    assert max(lengths) <= RADIUS * (1 + 1e-6)
-    assert max(lengths) >= 0.5 * RADIUS, "the bound is used"
+from host_client import NGD, TNGD, Session
 
 
 def _pictures(count: int = 512, features: int = 36) -> tuple[Tensor, Tensor]:
@@ -56,7 +18,7 @@ def _pictures(count: int = 512, features: int = 36) -> tuple[Tensor, Tensor]:
     return centres[y] + torch.randn(count, features, generator=generator), y
 
 
-@pytest.mark.parametrize("on_a_device", [True, False], ids=["TNGD", "NGDWoodbury"])
+@pytest.mark.parametrize("on_a_device", [True, False], ids=["TNGD", "NGD"])
 def test_training_with_momentum_stays_bounded(on_a_device: bool, session: Session) -> None:
     """With the bound on g̃ alone the loss goes from 2.5 to 7e16 in these 60 steps."""
     x, y = _pictures()
@@ -66,7 +28,7 @@ def test_training_with_momentum_stays_bounded(on_a_device: bool, session: Sessio
     if on_a_device:
         optimizer = TNGD(model, criterion, session, analog_time=50.0, **options)
     else:
-        optimizer = NGDWoodbury(model, criterion, **options)
+        optimizer = NGD(model, criterion, **options)
     losses, order = [], torch.Generator().manual_seed(0)
     for _ in range(60):
         batch = torch.randint(len(x), (64,), generator=order)

@@ -14,15 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from host_client.curvature import Capture
-from tests.host_client.kinds.pooling import POOLS, ROUNDS, Pooled, Sizes, assert_pooled, bounds
+from tests.host_client.kinds.pooling import POOLS, ROUNDS, Sizes, assert_pooled, bounds
 from tests.host_client.kinds.reference import (
+    assert_curvature,
     assert_same,
-    assert_same_or_refused,
     captured,
     classes,
     double,
-    empirical,
-    gauss_newton,
+    of_cross_entropy,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore::host_client.curvature.CurvatureFallback")
@@ -41,14 +40,7 @@ def test_graphs_of_other_sizes_however_often_the_curvature_is_checked(name: str,
 
 @pytest.mark.parametrize("name", ["index_add", "split by lengths", "dense matrix"])
 def test_gradients_of_graphs_of_other_sizes(name: str) -> None:
-    model = Pooled(POOLS[name]).double()
-    twin, criterion = copy.deepcopy(model), nn.CrossEntropyLoss()
-    capture = Capture(model, criterion, curvature="empirical")
-    for seed, sizes in enumerate(ROUNDS):
-        x, y = double(12, 3, seed=seed), classes(3)
-        losses = F.cross_entropy(twin(x, sizes), y, reduction="none")
-        expected = empirical(losses, list(twin.parameters()), 3)
-        assert_same(captured(capture, criterion(model(x, sizes), y)), expected, model)
+    assert_pooled(name, kind="empirical")
 
 
 class Bags(nn.Module):
@@ -68,14 +60,30 @@ class Bags(nn.Module):
 
 
 def test_bags_with_other_offsets() -> None:
-    model = Bags().double()
-    twin, criterion = copy.deepcopy(model), nn.CrossEntropyLoss()
-    capture = Capture(model, criterion)
-    for sizes in ROUNDS:
-        tokens, y = torch.arange(12) * 7 % 5, classes(3)
-        z = twin(tokens, sizes)
-        expected = gauss_newton([(z, lambda z, y=y: F.cross_entropy(z, y))], list(twin.parameters()))
-        assert_same(captured(capture, criterion(model(tokens, sizes), y)), expected, model)
+    batches = [((torch.arange(12) * 7 % 5, sizes), classes(3)) for sizes in ROUNDS]
+    assert_curvature(Bags().double(), batches, lambda m, x: m(*x))
+
+
+class Spread(nn.Module):
+    """A vector for each graph added to the hidden state of each of its nodes: the route from few rows to many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.graph, self.node, self.head = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, graphs: Tensor, sizes: Sizes) -> Tensor:
+        """Logits of shape (graphs, 3)."""
+        h = self.node(x) + self.graph(graphs).repeat_interleave(torch.tensor(sizes), 0)
+        logits: Tensor = self.head(torch.stack([part.mean(0) for part in h.tanh().split(list(sizes))]))
+        return logits
+
+
+def test_vectors_of_graphs_spread_over_their_nodes() -> None:
+    batches = [
+        ((double(12, 3, seed=seed), double(3, 3, seed=seed + 9), sizes), classes(3))
+        for seed, sizes in enumerate(ROUNDS)
+    ]
+    assert_curvature(Spread().double(), batches, lambda m, x: m(*x))
 
 
 class Gated(nn.Module):
@@ -111,12 +119,8 @@ def test_samples_that_mix_only_once_a_gate_has_opened(name: str, kind: str) -> N
         with torch.no_grad():
             model.gate.fill_(gate)
         twin = copy.deepcopy(model)
-        parameters, z = list(twin.parameters()), twin(x)
-        if kind == "exact":
-            expected = gauss_newton([(z, lambda z: F.cross_entropy(z, y))], parameters)
-        else:
-            expected = empirical(F.cross_entropy(z, y, reduction="none"), parameters, 4)
-        assert_same_or_refused(lambda: captured(capture, criterion(model(x), y)), expected, model)
+        expected = of_cross_entropy(twin(x), y, twin, kind)
+        assert_same(captured(capture, criterion(model(x), y)), expected, model)
         model.zero_grad()
         capture.forget_gradients()
 
@@ -141,16 +145,10 @@ def test_experts_that_get_other_tokens() -> None:
             logits: Tensor = self.head(out.view(*x.shape[:2], 4).sum(1))
             return logits
 
-    model = Experts().double()
-    twin, criterion = copy.deepcopy(model), nn.CrossEntropyLoss()
-    capture = Capture(model, criterion)
     routes = (
         torch.tensor([[0, 1], [0, 1], [0, 1]]),
         torch.tensor([[0, 0], [1, 1], [0, 1]]),
         torch.tensor([[1, 1], [1, 0], [0, 0]]),
     )
-    for seed, chosen in enumerate(routes):
-        x, y = double(3, 2, 3, seed=seed), classes(3)
-        z = twin(x, chosen)
-        expected = gauss_newton([(z, lambda z, y=y: F.cross_entropy(z, y))], list(twin.parameters()))
-        assert_same(captured(capture, criterion(model(x, chosen), y)), expected, model)
+    batches = [((double(3, 2, 3, seed=seed), chosen), classes(3)) for seed, chosen in enumerate(routes)]
+    assert_curvature(Experts().double(), batches, lambda m, x: m(*x))

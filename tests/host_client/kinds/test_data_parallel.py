@@ -17,7 +17,7 @@ Raised: TypeAlias = dict[str, tuple[list[str], str] | None]
 
 @pytest.fixture(scope="module")
 def raised(tmp_path_factory: pytest.TempPathFactory) -> Raised:
-    """What two gloo processes raised, by what they did; once for all tests."""
+    """Errors of two gloo processes, by what they did; once for all tests."""
     folder = tmp_path_factory.mktemp("group")
     mp.start_processes(work, args=(str(folder),), nprocs=2, start_method=context.get_start_method())
     found: Raised = pickle.loads(Path(folder, "raised").read_bytes())

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from host_client import NGDWoodbury
+from host_client import NGD
 from host_client.curvature import Capture
 from tests.host_client.kinds.reference import Term, assert_same, captured, double, empirical, gauss_newton
 from tests.networks import Function, parameter
@@ -201,7 +201,7 @@ def test_a_physics_informed_network_descends() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Linear(16, 1)).double()
     criterion = nn.MSELoss()
-    optimizer = NGDWoodbury(net, criterion, lr=0.5, damping=1e-3)
+    optimizer = NGD(net, criterion, lr=0.5, damping=1e-3)
     x = torch.linspace(0, 3, 20, dtype=torch.float64)[:, None]
     losses = []
     for _ in range(20):

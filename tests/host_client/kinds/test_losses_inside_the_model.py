@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from host_client import TNGD, NGDWoodbury, Session
+from host_client import NGD, TNGD, Session
 from host_client.curvature import Capture
 from tests import public
 from tests.host_client.curvature.oracle import assert_same_curvature
@@ -161,7 +161,7 @@ def test_a_model_that_holds_its_criterion() -> None:
 
 def test_steps_with_a_loss_inside_the_model(session: Session) -> None:
     for optimizer_of in (
-        lambda m: NGDWoodbury(m, None, lr=0.5, damping=0.1),  # type: ignore[arg-type]
+        lambda m: NGD(m, None, lr=0.5, damping=0.1),  # type: ignore[arg-type]
         lambda m: TNGD(m, None, session, lr=0.5, damping=0.1, analog_time=50.0),  # type: ignore[arg-type]
     ):
         torch.manual_seed(0)

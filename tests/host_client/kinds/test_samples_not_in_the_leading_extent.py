@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from host_client.curvature import Capture
-from tests.host_client.kinds.reference import assert_same, captured, classes, double, empirical
+from tests.host_client.kinds.reference import assert_curvature, classes, double
 
 pytestmark = pytest.mark.filterwarnings("ignore::host_client.curvature.CurvatureFallback")
 
@@ -92,13 +90,7 @@ LOOPS: dict[str, tuple[Callable[[], nn.Module], Callable[[Any, Tensor], Tensor]]
 @pytest.mark.parametrize("name", LOOPS)
 def test_each_sample_has_a_gradient_of_its_own(name: str) -> None:
     make, logits = LOOPS[name]
-    model = make().double()
-    twin, criterion = copy.deepcopy(model), nn.CrossEntropyLoss()
-    capture = Capture(model, criterion, curvature="empirical")
-    x, y = double(SAMPLES, 4), classes(SAMPLES)
-    losses = F.cross_entropy(logits(twin, x), y, reduction="none")
-    expected = empirical(losses, list(twin.parameters()), SAMPLES)
-    assert_same(captured(capture, criterion(logits(model, x), y)), expected, model)
+    assert_curvature(make().double(), [(double(SAMPLES, 4), classes(SAMPLES))], logits, kind="empirical")
 
 
 @pytest.mark.parametrize("name", ["cat of calls for one sample each", "(state, logits)"])

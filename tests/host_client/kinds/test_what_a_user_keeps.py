@@ -15,12 +15,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from host_client import KFAC, TNGD, NGDWoodbury, connect
-from host_client.optimizers.solvers.kronecker_factors import Batch
-from spu_link.errors import SpuError
+from host_client import KFAC, NGD, TNGD, connect
+from host_client.curvature.kronecker.factors import ReplayedBatch
+from spu_link.errors import InvalidProgram, SessionExpired
 from spu_link.operators import Operator
+from tests.torch_state import count_hooks, function_modes
 
-STEPS, MOST_STEPS = 6, 200
+STEPS, MAX_STEPS = 6, 200
 WIDTH, SAMPLES = 64, 32
 FACTOR_BYTES = 2 * WIDTH * SAMPLES * 4
 """A lower bound of the bytes of one step's factor or activations."""
@@ -62,11 +63,11 @@ class Run:
         self.optimizer.zero_grad()
         self.kept.append(keep(self, logits, loss))
 
-    def grown(self, keep: Callable[[Run, Tensor, Tensor], Any], most: float = math.inf) -> int:
+    def grown(self, keep: Callable[[Run, Tensor, Tensor], Any], limit: float = math.inf) -> int:
         """Bytes of tensors that each of the later steps has left behind.
 
         A few more may be on the way, or at the device, than when the counting began. Where it seems to be more than
-        `most`, further steps tell whether each leaves something.
+        `limit`, further steps show whether each leaves something.
         """
         for _ in range(2):
             self.step(keep)
@@ -76,7 +77,7 @@ class Run:
                 self.step(keep)
                 steps += 1
             left = (tensor_bytes() - before) // steps
-            if left <= most or steps > MOST_STEPS:
+            if left <= limit or steps > MAX_STEPS:
                 return left
 
 
@@ -94,7 +95,7 @@ def tensor_bytes() -> int:
 def operators() -> list[object]:
     """All operators, and batches of K-FAC, that something refers to."""
     gc.collect()
-    return [one for one in gc.get_objects() if issubclass(type(one), (Operator, Batch))]
+    return [one for one in gc.get_objects() if issubclass(type(one), (Operator, ReplayedBatch))]
 
 
 def running_sum(run: Run, logits: Tensor, loss: Tensor) -> Tensor:
@@ -174,7 +175,7 @@ def makers(session: Any) -> dict[str, Callable[[nn.Module, nn.Module], torch.opt
             record=lambda event: None,
             **options,
         ),
-        "woodbury": lambda m, c: NGDWoodbury(m, c, **options),
+        "woodbury": lambda m, c: NGD(m, c, **options),
         "kfac": lambda m, c: KFAC(m, c, **options),
     }
 
@@ -184,8 +185,8 @@ def makers(session: Any) -> dict[str, Callable[[nn.Module, nn.Module], torch.opt
 def test_it_keeps_no_more_than_with_adam(spu: Any, name: str, kept: str) -> None:
     with spu.session() as session:
         own, adams = Run(makers(session)[name]), Run(adam)
-        most = adams.grown(KEPT[kept]) + FACTOR_BYTES // 8
-        assert own.grown(KEPT[kept], most) <= most
+        limit = adams.grown(KEPT[kept]) + FACTOR_BYTES // 8
+        assert own.grown(KEPT[kept], limit) <= limit
         if "not differentiated" in kept:
             own.kept.pop()  # the last one may still be
         device = set(map(id, operators()))
@@ -310,30 +311,27 @@ def test_every_hook_is_gone_with_the_capture(spu: Any, name: str, end: str) -> N
         run = Run((makers(session) | more)[name])
         run.model(torch.randn(4, WIDTH))  # a function of torch is watched from here on
         if end == "closed" and name != "given":
-            run.optimizer.capture.close()  # type: ignore[attr-defined]
+            run.optimizer.close()  # type: ignore[attr-defined]
         else:
             del run.optimizer
             gc.collect()
-        for module in (*run.model.modules(), run.criterion):
-            assert not module._forward_hooks
-            assert not module._forward_pre_hooks
-            assert not module._forward_hooks_always_called
-        for parameter in run.model.parameters():
-            assert not parameter._post_accumulate_grad_hooks
-            assert not parameter._backward_hooks
-        assert torch._C._len_torch_function_stack() == 0
+        assert not count_hooks(run.model, run.criterion)
+        assert not function_modes()
 
 
-def test_errors_of_calls_keep_no_operator(spu: Any) -> None:
+@pytest.mark.parametrize("call", ["program", "upload"])
+def test_errors_of_calls_keep_no_operator(spu: Any, call: str) -> None:
     from spu_link.operators import Rows
 
     with spu.session() as session:
+        if call == "upload":
+            session.close()
         errors = []
         for _ in range(2):
             operator = Rows(torch.full((2, 3), torch.nan))
             weak = weakref.ref(operator)
-            with pytest.raises(SpuError) as caught:
-                session.program(operator, torch.ones(3))
+            with pytest.raises(InvalidProgram if call == "program" else SessionExpired) as caught:
+                session.program(operator, torch.ones(3)) if call == "program" else session.upload(operator)
             errors.append(caught.value)
             del operator, caught
             gc.collect()

@@ -1,4 +1,4 @@
-"""What two data-parallel processes do; a module of its own, so that `spawn` can import it."""
+"""Programs of two data-parallel processes; a module of its own, so that `spawn` can import it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from host_client import KFAC, NGD, TNGD, NGDWoodbury, connect
+from host_client import KFAC, NGD, TNGD, connect
 
 
 def _train(optimizer_of: Callable[[nn.Module, nn.Module], torch.optim.Optimizer], wrap: bool, average: bool) -> None:
@@ -41,15 +41,10 @@ def _on_a_device(model: nn.Module, criterion: nn.Module) -> torch.optim.Optimize
 
 
 WAYS: dict[str, Callable[[], None]] = {
-    "DistributedDataParallel, NGDWoodbury": lambda: _train(
-        lambda m, c: NGDWoodbury(m, c, lr=0.1, damping=0.1), wrap=True, average=False
-    ),
     "DistributedDataParallel, NGD": lambda: _train(lambda m, c: NGD(m, c, lr=0.1, damping=0.1), True, False),
     "DistributedDataParallel, KFAC": lambda: _train(lambda m, c: KFAC(m, c, lr=0.1, damping=0.1), True, False),
     "DistributedDataParallel, TNGD": lambda: _train(_on_a_device, wrap=True, average=False),
-    "gradients averaged by hand": lambda: _train(
-        lambda m, c: NGDWoodbury(m, c, lr=0.1, damping=0.1), wrap=False, average=True
-    ),
+    "gradients averaged by hand": lambda: _train(lambda m, c: NGD(m, c, lr=0.1, damping=0.1), False, True),
 }
 
 

@@ -2,11 +2,11 @@ import asyncio
 import gc
 from typing import Any
 
-from host_client.loop.background import Background
+from host_client.loop.uploads import Background
 
 
-async def test_an_error_of_what_was_broken_off_is_neither_told_nor_logged() -> None:
-    told, logged = list[Exception](), list[dict[str, Any]]()
+async def test_an_error_of_a_cancelled_task_is_neither_reported_nor_logged() -> None:
+    errors, logged = list[Exception](), list[dict[str, Any]]()
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: logged.append(context))
     waiting = asyncio.Event()
 
@@ -15,9 +15,9 @@ async def test_an_error_of_what_was_broken_off_is_neither_told_nor_logged() -> N
             waiting.set()
             await asyncio.Event().wait()
         except asyncio.CancelledError:
-            raise ConnectionError("the daemon is gone") from None  # what a call found out meanwhile
+            raise ConnectionError("the daemon is gone") from None  # what a call raises meanwhile
 
-    background = Background(told.append)
+    background = Background(errors.append)
     background.start(call())
     await waiting.wait()
     background.cancel()
@@ -25,5 +25,5 @@ async def test_an_error_of_what_was_broken_off_is_neither_told_nor_logged() -> N
         await asyncio.sleep(0)
     gc.collect()  # asyncio logs an error that nobody asked for when its task is gone
     assert not asyncio.all_tasks() - {asyncio.current_task()}
-    assert told == []
+    assert errors == []
     assert logged == []

@@ -1,40 +1,46 @@
-"""What becomes of operators that are sent ahead."""
+"""Outcomes of operators that are sent ahead."""
 
 from __future__ import annotations
 
 import pytest
 
-from host_client.aio import Upload
+from host_client.links.lease import Upload
 from tests.system.raw import eventually
 
 
 class Ahead:
-    """What becomes of operators that are sent ahead, through any session of this process."""
+    """Outcomes of operators that are sent ahead, through any session of this process."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.begun: list[Upload] = []
-        self.finished = 0
-        self.abandoned = 0
-        begin, stream, abandon = Upload.begin, Upload.stream, Upload.abandon
+        self.outcomes: dict[Upload, str] = {}
+        begin, run, abandon = Upload.begin, Upload.run, Upload.abandon
 
         def counting_begin(upload):
-            self.begun.append(upload)
+            self.outcomes[upload] = "none yet"
             begin(upload)
 
-        def counting_stream(upload, *args, **options):
-            self.finished += upload in self.begun
-            return stream(upload, *args, **options)
+        def counting_run(upload, *args, **options):
+            self._end(upload, "finished")
+            return run(upload, *args, **options)
 
         async def counting_abandon(upload):
-            self.abandoned += upload in self.begun and not upload._over
+            self._end(upload, "abandoned")
             await abandon(upload)
 
         monkeypatch.setattr(Upload, "begin", counting_begin)
-        monkeypatch.setattr(Upload, "stream", counting_stream)
+        monkeypatch.setattr(Upload, "run", counting_run)
         monkeypatch.setattr(Upload, "abandon", counting_abandon)
 
     def became(self, begun: int, finished: int, abandoned: int) -> bool:
-        """Whether so many were begun, finished and abandoned; the last happens in the background."""
+        """Return whether so many were begun, finished and abandoned; the last happens in the background."""
         expected = (begun, finished, abandoned)
-        eventually(lambda: (len(self.begun), self.finished, self.abandoned) == expected, f"{expected}")
+        eventually(lambda: self._counts() == expected, f"{expected}")
         return True
+
+    def _end(self, upload: Upload, outcome: str) -> None:
+        if self.outcomes.get(upload) == "none yet":
+            self.outcomes[upload] = outcome
+
+    def _counts(self) -> tuple[int, int, int]:
+        outcomes = list(self.outcomes.values())
+        return len(outcomes), outcomes.count("finished"), outcomes.count("abandoned")

@@ -7,14 +7,12 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-from torch import Tensor
-
-from host_client.links.base import Capacity
-from host_client.loop import Schedule
+from host_client.capacity import Capacity
+from host_client.loop import Sampling
 from host_client.loop.arrivals import Arrived
 from spu_link.errors import DeviceUnavailable
 from spu_link.operators import Operator
-from spu_link.program import Reading
+from spu_link.program import Program, Reading
 
 
 @dataclass
@@ -22,7 +20,7 @@ class Recorder:
     """A session whose feed answers each exchange with its drive, after writing down what was asked.
 
     Attributes:
-        asked: options of each exchange.
+        asked: arguments of each exchange.
         begun: operators that were sent ahead.
         capacity: what it can hold.
         fails: whether the next exchange fails.
@@ -59,11 +57,11 @@ class Recorder:
     def close(self) -> None:
         """Nothing is open."""
 
-    def exchange(self, operator: Operator, drive: Tensor, *, schedule: Schedule, **options: Any) -> list[Arrived]:
+    def exchange(self, program: Program, sampling: Sampling, **options: Any) -> list[Arrived]:
         """The drive."""
         if self.fails:
             raise DeviceUnavailable("the daemon is gone")
-        self.asked.append({"schedule": schedule, **options})
-        self.time += schedule.delay + schedule.analog_time
-        reading = Reading(drive.clone(), self.time, len(self.asked), schedule.analog_time, 0.0, self.time)
+        self.asked.append({"program": program, "sampling": sampling, **options})
+        self.time += sampling.delay + sampling.analog_time
+        reading = Reading(program.drive.clone(), self.time, len(self.asked), sampling.analog_time, 0.0, self.time)
         return [Arrived(len(self.asked), len(self.asked), reading)]

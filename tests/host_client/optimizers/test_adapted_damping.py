@@ -1,14 +1,12 @@
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor, nn
 
-from host_client import NGDWoodbury
+from host_client import NGD
 from host_client.optimizers import KFAC, LevenbergMarquardt
 from host_client.optimizers.base import NaturalGradient
 from tests.cases import Problem
-from tests.host_client.optimizers.training import flat
+from tests.host_client.optimizers.training import closure_of, flat
 
 EVERY = LevenbergMarquardt(every=1, grow=2.0, shrink=0.5)
 
@@ -42,19 +40,9 @@ class Count(nn.Module):
         return x
 
 
-def closure_of(problem: Problem, optimizer: NaturalGradient) -> Callable[[], float]:
-    def closure() -> float:
-        optimizer.zero_grad()
-        loss: Tensor = problem.criterion(problem.model(problem.inputs), problem.targets)
-        loss.backward()
-        return loss  # type: ignore[return-value]
-
-    return closure
-
-
 def test_where_the_quadratic_model_is_exact_damping_shrinks() -> None:
     problem = least_squares()
-    optimizer = NGDWoodbury(problem.model, problem.criterion, lr=0.5, damping=0.8, adapt_damping=EVERY)
+    optimizer = NGD(problem.model, problem.criterion, lr=0.5, damping=0.8, adapt_damping=EVERY)
     for step in range(4):
         optimizer.step(closure_of(problem, optimizer))
         assert optimizer.hyperparameters["damping"] == 0.8 / 2 ** (step + 1)
@@ -71,7 +59,7 @@ def test_the_prediction_is_of_the_whole_update_with_momentum_and_decay(momentum:
             found.append(ratio)
             return super().adapt(damping, ratio)
 
-    optimizer = NGDWoodbury(
+    optimizer = NGD(
         problem.model,
         problem.criterion,
         lr=0.1,
@@ -89,7 +77,7 @@ def test_where_the_quadratic_model_promises_too_much_damping_grows() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)).double()
     problem = Problem(model, nn.CrossEntropyLoss(), torch.randn(9, 5).double(), torch.randint(3, (9,)))
-    optimizer = NGDWoodbury(model, problem.criterion, lr=1.0, damping=1e-6, adapt_damping=EVERY)
+    optimizer = NGD(model, problem.criterion, lr=1.0, damping=1e-6, adapt_damping=EVERY)
     for _ in range(3):
         optimizer.step(closure_of(problem, optimizer))
     assert optimizer.hyperparameters["damping"] == 8e-6
@@ -99,7 +87,7 @@ def test_where_the_quadratic_model_promises_too_much_damping_grows() -> None:
 def test_it_judges_every_so_many_steps_only() -> None:
     problem = least_squares()
     rule = LevenbergMarquardt(every=3, shrink=0.5)
-    optimizer = NGDWoodbury(problem.model, problem.criterion, lr=0.5, damping=0.8, adapt_damping=rule)
+    optimizer = NGD(problem.model, problem.criterion, lr=0.5, damping=0.8, adapt_damping=rule)
     calls = 0
 
     def closure() -> float:
@@ -117,11 +105,11 @@ def test_it_judges_every_so_many_steps_only() -> None:
 def test_the_second_look_leaves_no_trace_but_the_damping() -> None:
     def run(adapt: LevenbergMarquardt | None) -> tuple[Problem, NaturalGradient, Tensor, list[float]]:
         problem = dropping()
-        optimizer = NGDWoodbury(problem.model, problem.criterion, lr=0.3, damping=0.1, adapt_damping=adapt)
+        optimizer = NGD(problem.model, problem.criterion, lr=0.3, damping=0.1, adapt_damping=adapt)
         losses = [torch.as_tensor(optimizer.step(closure_of(problem, optimizer))).item() for _ in range(4)]
         return problem, optimizer, torch.rand(3), losses
 
-    unmoved = LevenbergMarquardt(every=1, grow=1 + 1e-15, shrink=1 - 1e-15, least=0.1, most=0.1 + 1e-16 + 1e-12)
+    unmoved = LevenbergMarquardt(every=1, grow=1 + 1e-15, shrink=1 - 1e-15, min=0.1, max=0.1 + 1e-16 + 1e-12)
     one, other = run(unmoved), run(None)
     assert other[3] == pytest.approx(one[3], rel=1e-9)
     torch.testing.assert_close(flat(one[0].model), flat(other[0].model), rtol=1e-9, atol=1e-9)
@@ -141,7 +129,7 @@ def test_the_masks_of_dropout_are_those_of_the_loss_that_was_differentiated() ->
     problem = dropping()
     masks = []
     problem.model[2].register_forward_hook(lambda module, args, output: masks.append(output == 0))
-    optimizer = NGDWoodbury(problem.model, problem.criterion, lr=0.3, damping=0.1, adapt_damping=EVERY)
+    optimizer = NGD(problem.model, problem.criterion, lr=0.3, damping=0.1, adapt_damping=EVERY)
     for _ in range(2):
         optimizer.step(closure_of(problem, optimizer))
     assert torch.equal(masks[0], masks[1])
@@ -151,9 +139,9 @@ def test_the_masks_of_dropout_are_those_of_the_loss_that_was_differentiated() ->
 
 def test_adapted_damping_is_saved_and_resumed() -> None:
     problem = least_squares()
-    optimizer = NGDWoodbury(problem.model, problem.criterion, lr=0.5, damping=0.8, adapt_damping=EVERY)
+    optimizer = NGD(problem.model, problem.criterion, lr=0.5, damping=0.8, adapt_damping=EVERY)
     optimizer.step(closure_of(problem, optimizer))
-    other = NGDWoodbury(problem.model, problem.criterion, lr=0.5, damping=0.8, adapt_damping=EVERY)
+    other = NGD(problem.model, problem.criterion, lr=0.5, damping=0.8, adapt_damping=EVERY)
     other.load_state_dict(optimizer.state_dict())
     assert other.hyperparameters["damping"] == 0.4
 
@@ -170,7 +158,7 @@ def test_it_goes_with_kfac_and_with_a_curvature_every_few_steps() -> None:
 
 def test_parameters_left_to_adam_count_with_their_gradient() -> None:
     problem = least_squares()
-    optimizer = NGDWoodbury(
+    optimizer = NGD(
         problem.model,
         problem.criterion,
         lr=0.1,
@@ -184,7 +172,7 @@ def test_parameters_left_to_adam_count_with_their_gradient() -> None:
 
 def test_without_a_closure_it_says_what_it_needs() -> None:
     problem = least_squares()
-    optimizer = NGDWoodbury(problem.model, problem.criterion, lr=1.0, damping=0.8, adapt_damping=EVERY)
+    optimizer = NGD(problem.model, problem.criterion, lr=1.0, damping=0.8, adapt_damping=EVERY)
     problem.criterion(problem.model(problem.inputs), problem.targets).backward()
     before = flat(problem.model)
     with pytest.raises(RuntimeError, match=r"give step\(closure\)"):
@@ -194,7 +182,7 @@ def test_without_a_closure_it_says_what_it_needs() -> None:
     assert torch.equal(flat(problem.model), before)
 
 
-def test_a_schedule_beside_it_is_refused() -> None:
+def test_a_schedule_in_addition_to_it_is_refused() -> None:
     problem = least_squares()
     with pytest.raises(ValueError, match="with adapt_damping it must be a number"):
-        NGDWoodbury(problem.model, problem.criterion, lr=1.0, damping=lambda step: 0.1, adapt_damping=EVERY)
+        NGD(problem.model, problem.criterion, lr=1.0, damping=lambda step: 0.1, adapt_damping=EVERY)

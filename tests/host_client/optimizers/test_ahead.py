@@ -30,10 +30,6 @@ def optimizer_of(problem: Problem, session, **options) -> TNGD:
     return TNGD(problem.model, problem.criterion, session, lr=0.3, damping=0.1, analog_time=2.0, **options)
 
 
-def forward(problem: Problem) -> torch.Tensor:
-    return problem.criterion(problem.model(problem.inputs), problem.targets)
-
-
 def test_every_step_of_the_ordinary_loop_uses_what_was_sent_ahead(
     problem: Problem, session: Session, ahead: Ahead
 ) -> None:
@@ -46,7 +42,7 @@ def test_gradients_may_be_dropped_between_forward_and_backward(
 ) -> None:
     optimizer = optimizer_of(problem, session)
     for _ in range(3):
-        loss = forward(problem)
+        loss = problem.loss()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -55,7 +51,7 @@ def test_gradients_may_be_dropped_between_forward_and_backward(
 
 def test_dropped_gradients_abandon_it(problem: Problem, session: Session, ahead: Ahead) -> None:
     optimizer = optimizer_of(problem, session)
-    forward(problem).backward()
+    problem.loss().backward()
     optimizer.zero_grad()
     assert ahead.became(1, 0, 1)
 
@@ -64,19 +60,19 @@ def test_another_forward_pass_abandons_it_and_evaluation_does_not(
     problem: Problem, session: Session, ahead: Ahead
 ) -> None:
     optimizer = optimizer_of(problem, session)
-    forward(problem)
+    problem.loss()
     problem.model.eval()
-    forward(problem)
+    problem.loss()
     problem.model.train()
     assert ahead.became(1, 0, 0)
-    forward(problem).backward()
+    problem.loss().backward()
     optimizer.step()
     assert ahead.became(2, 1, 1)
 
 
 def test_a_session_replaced_abandons_it(problem: Problem, session: Session, ahead: Ahead) -> None:
     optimizer = optimizer_of(problem, session)
-    forward(problem).backward()
+    problem.loss().backward()
     optimizer.session = session
     assert ahead.became(1, 0, 1)
     optimizer.step()
@@ -85,7 +81,7 @@ def test_a_session_replaced_abandons_it(problem: Problem, session: Session, ahea
 
 def test_a_precision_changed_meanwhile_holds(problem: Problem, session: Session, ahead: Ahead) -> None:
     optimizer = optimizer_of(problem, session)
-    forward(problem).backward()
+    problem.loss().backward()
     optimizer.hyperparameters["precision"] = "float16"
     optimizer.step()
     assert ahead.became(1, 0, 1)
@@ -95,7 +91,7 @@ def test_the_model_does_not_keep_the_optimizer_alive(problem: Problem, session: 
     optimizer = weakref.ref(optimizer_of(problem, session))
     gc.collect()
     assert optimizer() is None
-    forward(problem)
+    problem.loss()
     assert ahead.became(0, 0, 0)
 
 
@@ -172,7 +168,7 @@ def test_over_a_slow_link_most_bytes_have_left_before_the_step(proxy: SlowProxy)
     with connect(f"127.0.0.1:{proxy.port}") as spu, spu.session() as session:
         optimizer = optimizer_of(problem, session)
         before = proxy.sent
-        loss = forward(problem)
+        loss = problem.loss()
         assert optimizer.capture is not None
         nbytes = optimizer.capture.operator.nbytes
         eventually(lambda: proxy.sent - before > 0.9 * nbytes, "the operator is on its way without a step")

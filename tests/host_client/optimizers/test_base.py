@@ -1,4 +1,4 @@
-"""What all natural-gradient optimizers share, as users try it; on the one that needs no device."""
+"""Behaviour common to all natural-gradient optimizers, as users try it; on the one that needs no device."""
 
 import copy
 import gc
@@ -10,62 +10,55 @@ import pytest
 import torch
 from torch import nn
 
-from host_client import KFAC, NGD, NGDCG, NGDWoodbury
-from host_client.optimizers.solvers import solve_woodbury
+from host_client import KFAC, NGD, LineSearch
+from host_client.solvers import solve_woodbury
 from spu_link.operators import Rows
 from tests.cases import Problem
-from tests.host_client.optimizers.training import flat, train
+from tests.host_client.optimizers.training import flat, gradient_of, make_ngd, train
+from tests.torch_state import count_hooks
 
 
-def _optimizer(problem: Problem, **options: Any) -> NGDWoodbury:
-    return NGDWoodbury(problem.model, problem.criterion, **{"lr": 0.1, "damping": 0.1, **options})
-
-
-def _backward(problem: Problem) -> None:
-    problem.criterion(problem.model(problem.inputs), problem.targets).backward()
-
-
-def test_a_step_goes_along_the_solution(problem: Problem) -> None:
-    optimizer = _optimizer(problem)
+def test_a_step_is_along_the_solution(problem: Problem) -> None:
+    optimizer = make_ngd(problem)
     before = flat(problem.model)
-    _backward(problem)
-    gradient = torch.cat([p.grad.flatten() for p in problem.model.parameters() if p.grad is not None])
-    solution = solve_woodbury(optimizer.capture.operator, gradient, 0.1)
+    problem.loss().backward()
+    gradient = gradient_of(problem.model)
+    solution, _ = solve_woodbury(optimizer.capture.operator, gradient, 0.1)
     optimizer.step()
     torch.testing.assert_close(flat(problem.model), before - 0.1 * solution.float())
 
 
 def test_training_brings_the_loss_down(problem: Problem) -> None:
-    losses = train(problem, _optimizer(problem, lr=0.5), 20)
+    losses = train(problem, make_ngd(problem, lr=0.5), 20)
     assert losses[-1] < losses[0] / 2
 
 
-def _usual(problem: Problem, optimizer: NGDWoodbury) -> None:
-    _backward(problem)
+def _usual(problem: Problem, optimizer: NGD) -> None:
+    problem.loss().backward()
     optimizer.step()
     optimizer.zero_grad()
 
 
-def _zeroed_first(problem: Problem, optimizer: NGDWoodbury) -> None:
+def _zeroed_first(problem: Problem, optimizer: NGD) -> None:
     optimizer.zero_grad()
-    _backward(problem)
+    problem.loss().backward()
     optimizer.step()
 
 
-def _zeroed_in_between(problem: Problem, optimizer: NGDWoodbury) -> None:
+def _zeroed_in_between(problem: Problem, optimizer: NGD) -> None:
     loss = problem.criterion(problem.model(problem.inputs), problem.targets)
     optimizer.zero_grad(set_to_none=False)
     loss.backward()
     optimizer.step()
 
 
-def _zeroed_by_the_model(problem: Problem, optimizer: NGDWoodbury) -> None:
+def _zeroed_by_the_model(problem: Problem, optimizer: NGD) -> None:
     problem.model.zero_grad()
-    _backward(problem)
+    problem.loss().backward()
     optimizer.step()
 
 
-def _with_closure(problem: Problem, optimizer: NGDWoodbury) -> None:
+def _with_closure(problem: Problem, optimizer: NGD) -> None:
     def closure() -> float:
         optimizer.zero_grad()
         loss = problem.criterion(problem.model(problem.inputs), problem.targets)
@@ -75,16 +68,16 @@ def _with_closure(problem: Problem, optimizer: NGDWoodbury) -> None:
     assert optimizer.step(closure) > 0
 
 
-def _with_evaluation(problem: Problem, optimizer: NGDWoodbury) -> None:
-    _backward(problem)
+def _with_evaluation(problem: Problem, optimizer: NGD) -> None:
+    problem.loss().backward()
     with torch.no_grad():
         problem.model(problem.inputs)
     optimizer.step()
     optimizer.zero_grad()
 
 
-def _with_a_batch_left_out(problem: Problem, optimizer: NGDWoodbury) -> None:
-    _backward(problem)
+def _with_a_batch_left_out(problem: Problem, optimizer: NGD) -> None:
+    problem.loss().backward()
     optimizer.zero_grad()
     problem.model(problem.inputs)
     _usual(problem, optimizer)
@@ -101,43 +94,54 @@ def _with_a_batch_left_out(problem: Problem, optimizer: NGDWoodbury) -> None:
         _with_a_batch_left_out,
     ],
 )
-def test_every_order_of_the_loop_does_the_same(problem: Problem, loop: Callable[[Problem, NGDWoodbury], None]) -> None:
+def test_every_order_of_the_loop_does_the_same(problem: Problem, loop: Callable[[Problem, NGD], None]) -> None:
     other = copy.deepcopy(problem)
-    a, b = _optimizer(problem), _optimizer(other)
+    a, b = make_ngd(problem), make_ngd(other)
     for _ in range(3):
         _usual(problem, a)
         loop(other, b)
     torch.testing.assert_close(flat(other.model), flat(problem.model), rtol=0, atol=0)
 
 
+def test_a_closed_optimizer_leaves_the_model_as_it_was_and_takes_no_further_step(problem: Problem) -> None:
+    hooks = count_hooks(problem.model)
+    optimizer = make_ngd(problem)
+    _usual(problem, optimizer)
+    optimizer.close()
+    optimizer.close()
+    assert count_hooks(problem.model) == hooks
+    with pytest.raises(RuntimeError, match=r"is closed; make a new one"):
+        optimizer.step()
+
+
 def test_a_step_needs_a_forward_pass(problem: Problem) -> None:
-    optimizer = _optimizer(problem)
+    optimizer = make_ngd(problem)
     with pytest.raises(RuntimeError, match=r"no training forward pass.*model\.train\(\)"):
         optimizer.step()
     problem.model.eval()
-    _backward(problem)
+    problem.loss().backward()
     with pytest.raises(RuntimeError, match=r"no training forward pass.*model\.train\(\)"):
         optimizer.step()
 
 
 def test_a_step_needs_a_backward_pass(problem: Problem) -> None:
-    optimizer = _optimizer(problem)
+    optimizer = make_ngd(problem)
     outputs = problem.model(problem.inputs)
     with pytest.raises(RuntimeError, match="call the criterion that the optimizer was given"):
         optimizer.step()
     problem.criterion(outputs, problem.targets)
     with pytest.raises(RuntimeError, match=r"call loss\.backward\(\)"):
         optimizer.step()
-    _backward(problem)
+    problem.loss().backward()
     optimizer.step()
     with pytest.raises(RuntimeError, match=r"call loss\.backward\(\)"):
         optimizer.step()
 
 
 def test_a_step_needs_a_gradient(problem: Problem) -> None:
-    optimizer = _optimizer(problem)
+    optimizer = make_ngd(problem)
     before = flat(problem.model)
-    _backward(problem)
+    problem.loss().backward()
     for parameter in problem.model.parameters():
         parameter.grad = None
     with pytest.raises(RuntimeError, match=r"call loss\.backward\(\) before step\(\)"):
@@ -145,75 +149,47 @@ def test_a_step_needs_a_gradient(problem: Problem) -> None:
     torch.testing.assert_close(flat(problem.model), before, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("optimizer", [NGD, NGDCG, NGDWoodbury, KFAC])
+@pytest.mark.parametrize("optimizer", [NGD, KFAC])
 def test_a_learning_rate_has_to_be_given(problem: Problem, optimizer: Any) -> None:
     with pytest.raises(TypeError, match="'lr'"):
         optimizer(problem.model, problem.criterion, damping=0.1)
-    assert not problem.model._forward_hooks
-
-
-def test_gradients_of_two_batches_have_the_curvature_of_both(problem: Problem) -> None:
-    """Half a batch twice, each with half its loss, is the whole batch."""
-    other = copy.deepcopy(problem)
-    a, b = _optimizer(problem), _optimizer(other)
-    for inputs, targets in zip(problem.inputs.chunk(2), problem.targets.chunk(2), strict=True):
-        (problem.criterion(problem.model(inputs), targets) / 2).backward()
-    a.step()
-    _backward(other)
-    b.step()
-    torch.testing.assert_close(flat(problem.model), flat(other.model))
+    assert not count_hooks(problem.model)
 
 
 def test_a_curvature_that_is_given_is_taken(problem: Problem) -> None:
     other = copy.deepcopy(problem)
     n = flat(problem.model).numel()
-    optimizer = _optimizer(problem, curvature=lambda: Rows(torch.zeros(1, n)))
-    assert not problem.model._forward_hooks
-    _backward(problem)
+    optimizer = make_ngd(problem, curvature=lambda: Rows(torch.zeros(1, n)))
+    assert not count_hooks(problem.model)
+    problem.loss().backward()
     optimizer.step()
     plain = torch.optim.SGD(other.model.parameters(), lr=0.1 / 0.1)
-    _backward(other)
+    other.loss().backward()
     plain.step()
     torch.testing.assert_close(flat(problem.model), flat(other.model))
-
-
-def test_learning_rate_schedulers_work(problem: Problem) -> None:
-    optimizer = _optimizer(problem, lr=0.4)
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
-    other = copy.deepcopy(problem)
-    plain = _optimizer(other, lr=0.4)
-    for lr in (0.4, 0.2, 0.1):
-        plain.hyperparameters["lr"] = lr
-        train(problem, optimizer, 1)
-        scheduler.step()
-        train(other, plain, 1)
-    torch.testing.assert_close(flat(problem.model), flat(other.model), rtol=0, atol=0)
 
 
 def test_frozen_layers_stay_as_they_are(problem: Problem) -> None:
     problem.model[0].requires_grad_(False)
     before = flat(problem.model[0])
-    optimizer = _optimizer(problem)
+    optimizer = make_ngd(problem)
     train(problem, optimizer, 2)
     torch.testing.assert_close(flat(problem.model[0]), before, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_state_dict_resumes_where_it_was(problem: Problem, momentum: float) -> None:
-    optimizer = _optimizer(problem, momentum=momentum)
-    train(problem, optimizer, 2)
-    other = copy.deepcopy(problem)
-    resumed = _optimizer(other, lr=1.0, damping=1.0)
-    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    train(problem, optimizer, 3)
-    train(other, resumed, 3)
-    torch.testing.assert_close(flat(other.model), flat(problem.model), rtol=0, atol=0)
-
-
 def test_repr_lists_all_hyperparameters(problem: Problem) -> None:
-    shown = repr(_optimizer(problem, momentum=0.5))
-    for part in ("NGDWoodbury", "lr: 0.1", "damping: 0.1", "momentum: 0.5"):
+    shown = repr(make_ngd(problem, curvature="mc", samples=2, curvature_every=5, betas=(0.9, 0.99)))
+    for part in ("NGD", "solver: solve_direct", "lr: 0.1", "damping: 0.1", "weight_decay: 0.0"):
         assert part in shown
+    for part in ("curvature: mc", "samples: 2", "curvature_every: 5", "betas: (0.9, 0.99)"):
+        assert part in shown
+
+
+def test_repr_shows_what_was_replaced(problem: Problem) -> None:
+    optimizer = make_ngd(problem)
+    optimizer.solver, optimizer.curvature_every, optimizer.line_search = solve_woodbury, 3, LineSearch(2)
+    for part in ("solver: solve_woodbury", "curvature_every: 3", "line_search: LineSearch(halvings=2)"):
+        assert part in repr(optimizer)
 
 
 @pytest.mark.parametrize(
@@ -229,21 +205,21 @@ def test_repr_lists_all_hyperparameters(problem: Problem) -> None:
 )
 def test_hyperparameters_out_of_range(problem: Problem, options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        _optimizer(problem, **options)
-    assert not problem.model._forward_hooks
+        make_ngd(problem, **options)
+    assert not count_hooks(problem.model)
 
 
 def test_a_second_parameter_group_is_refused(problem: Problem) -> None:
-    optimizer = _optimizer(problem)
-    with pytest.raises(ValueError, match="NGDWoodbury takes no further parameter groups"):
+    optimizer = make_ngd(problem)
+    with pytest.raises(ValueError, match="NGD takes no further parameter groups"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
 
 
 def test_an_optimizer_dropped_leaves_the_model(problem: Problem) -> None:
-    optimizer = _optimizer(problem, momentum=0.9)
+    optimizer = make_ngd(problem, momentum=0.9)
     train(problem, optimizer, 1)
     gone = weakref.ref(optimizer.capture)
     del optimizer
     gc.collect()
     assert gone() is None
-    assert not problem.model._forward_hooks
+    assert not count_hooks(problem.model)

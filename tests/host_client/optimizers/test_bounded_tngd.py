@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import kl_div, log_softmax
 
 from host_client import TNGD, Session, connect
 from host_client.optimizers import LevenbergMarquardt
 from tests.cases import Problem
+from tests.host_client.optimizers.training import closure_of
 
 
 @pytest.fixture
@@ -26,16 +27,6 @@ def softmax() -> Problem:
     model = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 4))
     inputs = torch.randn(48, 6)
     return Problem(model, nn.CrossEntropyLoss(), inputs, (inputs @ torch.randn(6, 4)).argmax(1))
-
-
-def closure_of(problem: Problem, optimizer: TNGD) -> Callable[[], float]:
-    def closure() -> float:
-        optimizer.zero_grad()
-        loss: Tensor = problem.criterion(problem.model(problem.inputs), problem.targets)
-        loss.backward()
-        return loss.item()
-
-    return closure
 
 
 def test_readings_are_bounded_however_noisy_they_are(softmax: Problem, session: Session) -> None:

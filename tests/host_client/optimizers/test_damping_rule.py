@@ -6,7 +6,7 @@ import torch
 from host_client.optimizers.levenberg_marquardt import LevenbergMarquardt, predicted_decrease, ratio
 from spu_link.operators import Rows
 
-RULE = LevenbergMarquardt(every=3, grow=2.0, shrink=0.5, threshold=0.75, least=0.01, most=1.0)
+RULE = LevenbergMarquardt(every=3, grow=2.0, shrink=0.5, threshold=0.75, min=0.01, max=1.0)
 
 
 @pytest.mark.parametrize(
@@ -37,9 +37,9 @@ def test_every_third_step_is_due() -> None:
         ("shrink", 0.0),
         ("threshold", 0.4),
         ("threshold", 1.0),
-        ("least", 0.0),
-        ("most", 1e-9),
-        ("most", math.nan),
+        ("min", 0.0),
+        ("max", 1e-9),
+        ("max", math.nan),
     ],
 )
 def test_a_field_out_of_its_range_is_named(field: str, value: float) -> None:

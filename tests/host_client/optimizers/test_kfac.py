@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from host_client import NGDWoodbury
+from host_client import NGD
 from host_client.curvature import UnsupportedCriterion, UnsupportedLayer
 from host_client.optimizers import KFAC
 from tests.cases import Problem
 from tests.host_client.optimizers.training import flat, train
+from tests.torch_state import count_hooks
 
 
 def regression(*, reduction: str = "mean", bias: bool = True) -> Problem:
@@ -44,7 +45,7 @@ def test_where_the_factors_are_exact_steps_are_those_of_the_natural_gradient(red
     problem = regression(reduction=reduction, bias=bias)
     other = copy.deepcopy(problem)
     train(problem, KFAC(problem.model, problem.criterion, lr=0.3, damping=0.05, momentum=0.5), 4)
-    train(other, NGDWoodbury(other.model, other.criterion, lr=0.3, damping=0.05, momentum=0.5), 4)
+    train(other, NGD(other.model, other.criterion, lr=0.3, damping=0.05, momentum=0.5), 4)
     torch.testing.assert_close(flat(problem.model), flat(other.model), rtol=1e-9, atol=1e-9)
 
 
@@ -149,7 +150,7 @@ def test_other_parameters_may_be_left_to_adam() -> None:
     criterion = nn.CrossEntropyLoss()
     with pytest.raises(UnsupportedLayer, match=r"'1\.weight' belongs to LayerNorm.*leave it to Adam by a group"):
         KFAC(model, criterion, lr=1.0, damping=0.1)
-    assert not model._forward_hooks
+    assert not count_hooks(model)
     optimizer = KFAC(
         model, criterion, lr=0.2, damping=0.1, groups=[{"params": model[1].parameters(), "adam": True, "lr": 0.01}]
     )
@@ -199,7 +200,7 @@ def test_a_loss_of_something_else_than_the_output_is_refused() -> None:
     optimizer = KFAC(model, criterion, lr=1.0, damping=0.1)
     with pytest.raises(UnsupportedCriterion, match="something else than the model's last output"):
         criterion(2 * model(torch.randn(6, 4)), torch.randint(3, (6,)))
-    optimizer.capture.close()  # type: ignore[union-attr]
+    optimizer.close()  # type: ignore[union-attr]
     criterion(2 * model(torch.randn(6, 4)), torch.randint(3, (6,)))
 
 
@@ -215,7 +216,7 @@ def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyP
     model = nn.Linear(4, 3)
     with pytest.raises(ImportError, match=r"pip install 'tngd-spu\[kfac\]'"):
         KFAC(model, nn.CrossEntropyLoss(), lr=1.0, damping=0.1)
-    assert not model._forward_hooks
+    assert not count_hooks(model)
 
 
 def test_a_curvature_of_ones_own_is_refused() -> None:

@@ -1,19 +1,21 @@
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import nn
 
 from host_client import TNGD, connect
-from host_client.optimizers import KFAC, NGD, NGDCG, NGDWoodbury, OptimizerName, hyperparameters_of, make_optimizer
+from host_client.optimizers import KFAC, NGD, OptimizerName, hyperparameters_of, make_optimizer
+from host_client.solvers import ConjugateGradients, Solver, solve_dense, solve_woodbury
 from tests.cases import Problem
 from tests.host_client.optimizers.training import train
+from tests.torch_state import count_hooks
 
 METHODS = {
     "tngd": TNGD,
     "ngd": NGD,
-    "ngd-cg": NGDCG,
-    "ngd-woodbury": NGDWoodbury,
+    "ngd-cg": NGD,
+    "ngd-woodbury": NGD,
     "kfac": KFAC,
     "adam": torch.optim.Adam,
     "sgd": torch.optim.SGD,
@@ -45,6 +47,20 @@ def test_switching_a_string_switches_the_method(classifier: Problem, name: Optim
     assert losses[-1] < losses[0]
 
 
+def test_the_name_chooses_the_solver_and_its_options_are_hyperparameters(classifier: Problem) -> None:
+    def solver_of(name: str, **options: Any) -> Solver:
+        optimizer = make_optimizer(name, classifier.model, classifier.criterion, lr=0.1, damping=0.1, **options)
+        assert isinstance(optimizer, NGD)
+        return optimizer.solver
+
+    assert solver_of("ngd") is solve_dense
+    assert solver_of("ngd-woodbury") is solve_woodbury
+    assert solver_of("ngd-cg") == ConjugateGradients()
+    assert solver_of("ngd-cg", iterations=7, tolerance=0.1) == ConjugateGradients(7, 0.1)
+    with pytest.raises(ValueError, match="Invalid hyperparameters of ngd: solver"):
+        solver_of("ngd", solver=solve_dense)
+
+
 def test_what_a_method_does_not_take_is_named_with_what_it_takes(classifier: Problem) -> None:
     def make(name: str, **options: float) -> None:
         make_optimizer(name, classifier.model, classifier.criterion, **options)
@@ -59,7 +75,7 @@ def test_what_a_method_does_not_take_is_named_with_what_it_takes(classifier: Pro
         make("newton")
     with pytest.raises(ValueError, match="tngd needs a session on a device"):
         make("tngd", damping=0.1, analog_time=5.0)
-    assert not classifier.model._forward_hooks
+    assert not count_hooks(classifier.model)
 
 
 def test_frozen_parameters_stay_out_of_torchs_own(classifier: Problem) -> None:

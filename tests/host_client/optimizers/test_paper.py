@@ -1,4 +1,4 @@
-"""TNGD on a stepped clock, beside the paper's algorithm written down in dense float64 algebra."""
+"""TNGD on a stepped clock, compared with the paper's algorithm written down in dense float64 algebra."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
 from host_client import TNGD, Session
+from tests.host_client.optimizers.training import flat
 
 STEPS, LR, DAMPING = 20, 0.2, 0.05
 
@@ -16,10 +17,6 @@ def _network() -> tuple[nn.Module, Tensor, Tensor]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
     return model, torch.randn(STEPS, 16, 4).double(), torch.randint(3, (STEPS, 16))
-
-
-def _flat(model: nn.Module) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
 def _curvature_and_gradient(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,8 +46,8 @@ def _papers_algorithm(analog_time: float, delay: float) -> Tensor:
         state = gradient if state is None else _relaxed(state, *before, delay)
         state = _relaxed(state, f, gradient, analog_time)
         before = f, gradient
-        nn.utils.vector_to_parameters(_flat(model) - LR * state, model.parameters())
-        path.append(_flat(model))
+        nn.utils.vector_to_parameters(flat(model) - LR * state, model.parameters())
+        path.append(flat(model))
     return torch.stack(path)
 
 
@@ -62,12 +59,12 @@ def test_analog_time_and_delay_give_what_the_papers_algorithm_gives(
     model, inputs, targets = _network()
     criterion = nn.CrossEntropyLoss()
     optimizer = TNGD(model, criterion, session, lr=LR, damping=DAMPING, analog_time=analog_time, delay=delay)
-    start, path = _flat(model), []
+    start, path = flat(model), []
     for x, y in zip(inputs, targets, strict=True):
         criterion(model(x), y).backward()
         optimizer.step()
         optimizer.zero_grad()
-        path.append(_flat(model))
+        path.append(flat(model))
     expected = _papers_algorithm(analog_time, delay)
     error = (torch.stack(path) - expected).norm(dim=1) / (expected - start).norm(dim=1)
     assert error.max() < 1e-4, f"largest error {error.max():.1e}"

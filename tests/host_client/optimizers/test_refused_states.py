@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from host_client import KFAC, NGD, TNGD, NGDWoodbury, Session, connect
+from host_client import KFAC, NGD, TNGD, Session, connect, solve_dense
 from tests.host_client.optimizers.tiny import Network, run, through_a_file
 from tests.host_client.optimizers.training import same
 
@@ -20,49 +20,31 @@ DATA = Path(__file__).parents[2] / "data"
 State = dict[str, Any]
 
 
-def _optimizer(model: Network, **options: Any) -> NGDWoodbury:
+def _optimizer(model: Network, **options: Any) -> NGD:
     settings = {"lr": 0.3, "damping": 0.1, "momentum": 0.9, "curvature_every": 2}
-    return NGDWoodbury(model, model.criterion, **{**settings, **options})
+    return NGD(model, model.criterion, **{**settings, **options})
 
 
-def _nan_in_momentum(state: State) -> None:
-    state["state"][1]["momentum_buffer"][0] = float("nan")
+def put(value: Any, *path: Any) -> Callable[[State], None]:
+    """Return what sets an entry of a state."""
+
+    def change(state: Any) -> None:
+        for key in path[:-1]:
+            state = state[key]
+        state[path[-1]] = value
+
+    return change
 
 
-def _infinite_momentum(state: State) -> None:
-    state["state"][7]["momentum_buffer"][0] = float("inf")
+def remove(*path: Any) -> Callable[[State], None]:
+    """Return what removes an entry of a state."""
 
+    def change(state: Any) -> None:
+        for key in path[:-1]:
+            state = state[key]
+        del state[path[-1]]
 
-def _another_shape(state: State) -> None:
-    state["state"][0]["momentum_buffer"] = torch.zeros(9)
-
-
-def _no_tensor(state: State) -> None:
-    state["state"][0]["momentum_buffer"] = 0.0
-
-
-def _missing(state: State) -> None:
-    del state["state"][0]["momentum_buffer"]
-
-
-def _lr(state: State) -> None:
-    state["param_groups"][0]["lr"] = float("nan")
-
-
-def _damping(state: State) -> None:
-    state["param_groups"][0]["damping"] = 0.0
-
-
-def _steps(state: State) -> None:
-    state["param_groups"][0]["steps"] = -1
-
-
-def _no_steps(state: State) -> None:
-    del state["param_groups"][0]["steps"]
-
-
-def _no_damping(state: State) -> None:
-    del state["param_groups"][0]["damping"]
+    return change
 
 
 def _order(state: State) -> None:
@@ -75,45 +57,41 @@ def _nan_in_curvature(state: State) -> None:
     tensors[max(tensors)].view(-1)[-1] = float("nan")
 
 
-def _less_curvature(state: State) -> None:
-    state["operator"].pop()
-
-
-def _broken_curvature(state: State) -> None:
-    state["operator"][0]["block"] = b"\xff\xff"
-
-
-def _no_tensors_in_curvature(state: State) -> None:
-    state["operator"][0]["tensors"] = {}
-
-
 def _fewer_parameters(state: State) -> None:
     del state["shapes"]
     state["param_groups"][0]["params"].pop()
 
 
-def _left_to_adam(state: State) -> None:
-    state["param_groups"][0]["adam"] = True
-
-
 BROKEN: list[tuple[Callable[[State], None], str]] = [
-    (_nan_in_momentum, r"momentum_buffer of parameter '0\.bias' in the state dictionary is not finite"),
-    (_infinite_momentum, r"momentum_buffer of parameter '4\.bias' in the state dictionary is not finite"),
-    (_another_shape, r"momentum_buffer of parameter '0\.weight' in the state dictionary is \(9,\); .* shape \(3, 3\)"),
-    (_no_tensor, r"momentum_buffer of parameter '0\.weight' in the state dictionary is float"),
-    (_missing, r"the state dictionary has no momentum_buffer of parameter '0\.weight'"),
-    (_lr, "Invalid lr: nan"),
-    (_damping, r"Invalid damping: 0\.0"),
-    (_steps, "Invalid steps in the state dictionary: -1"),
-    (_no_steps, "it has no 'steps' in group 0"),
-    (_no_damping, "it has no 'damping' in group 0"),
-    (_order, r"in group 0 the first to differ was '2\.weight' and is '0\.weight' in this NGDWoodbury"),
+    (
+        put(float("nan"), "state", 1, "momentum_buffer", 0),
+        r"momentum_buffer of parameter '0\.bias' in the state dictionary is not finite",
+    ),
+    (
+        put(float("inf"), "state", 7, "momentum_buffer", 0),
+        r"momentum_buffer of parameter '4\.bias' in the state dictionary is not finite",
+    ),
+    (
+        put(torch.zeros(9), "state", 0, "momentum_buffer"),
+        r"momentum_buffer of parameter '0\.weight' in the state dictionary is \(9,\); .* shape \(3, 3\)",
+    ),
+    (
+        put(0.0, "state", 0, "momentum_buffer"),
+        r"momentum_buffer of parameter '0\.weight' in the state dictionary is float",
+    ),
+    (remove("state", 0, "momentum_buffer"), r"the state dictionary has no momentum_buffer of parameter '0\.weight'"),
+    (put(float("nan"), "param_groups", 0, "lr"), "Invalid lr: nan"),
+    (put(0.0, "param_groups", 0, "damping"), r"Invalid damping: 0\.0"),
+    (put(-1, "param_groups", 0, "steps"), "Invalid steps in the state dictionary: -1"),
+    (remove("param_groups", 0, "steps"), "it has no 'steps' in group 0"),
+    (remove("param_groups", 0, "damping"), "it has no 'damping' in group 0"),
+    (_order, r"in group 0 the first to differ was '2\.weight' and is '0\.weight' in this NGD"),
     (_nan_in_curvature, "the curvature in the state dictionary is not finite"),
-    (_less_curvature, "the curvature in the state dictionary does not fit"),
-    (_broken_curvature, "the curvature in the state dictionary does not fit"),
-    (_no_tensors_in_curvature, "the curvature in the state dictionary does not fit"),
-    (_fewer_parameters, "the state dictionary has 7 parameters in group 0, and this NGDWoodbury 8"),
-    (_left_to_adam, "group 0 is left to Adam in the state dictionary, and is not in this NGDWoodbury"),
+    (remove("operator", -1), "the curvature in the state dictionary does not fit"),
+    (put(b"\xff\xff", "operator", 0, "block"), "the curvature in the state dictionary does not fit"),
+    (put({}, "operator", 0, "tensors"), "the curvature in the state dictionary does not fit"),
+    (_fewer_parameters, "the state dictionary has 7 parameters in group 0, and this NGD 8"),
+    (put(True, "param_groups", 0, "adam"), "group 0 is left to Adam in the state dictionary, and is not in this NGD"),
 ]
 
 
@@ -147,8 +125,8 @@ def _sgd(model: Network) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.named_parameters(), lr=0.1, momentum=0.9)
 
 
-def _ngd(model: Network) -> torch.optim.Optimizer:
-    return NGD(model, model.criterion, lr=0.1, damping=0.1, momentum=0.9)
+def _kfac(model: Network) -> torch.optim.Optimizer:
+    return KFAC(model, model.criterion, lr=0.1, damping=0.1, groups=[{"params": model[3].parameters(), "adam": True}])
 
 
 def _groups_in_another_order(model: Network) -> torch.optim.Optimizer:
@@ -162,9 +140,9 @@ def _adams_group(model: Network) -> torch.optim.Optimizer:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (_adam, "is not that of a natural-gradient optimizer, and NGDWoodbury needs one"),
-        (_sgd, "is not that of a natural-gradient optimizer, and NGDWoodbury needs one"),
-        (_ngd, "is of another kind of optimizer than this NGDWoodbury: of NGD$"),
+        (_adam, "is not that of a natural-gradient optimizer, and NGD needs one"),
+        (_sgd, "is not that of a natural-gradient optimizer, and NGD needs one"),
+        (_kfac, "is of another kind of optimizer than this NGD: of KFAC$"),
         (_groups_in_another_order, r"in group 0 the first to differ was '2\.weight' and is '0\.weight'"),
         (_adams_group, "group 1 is left to Adam in the state dictionary"),
     ],
@@ -180,16 +158,6 @@ def test_the_state_of_another_optimizer_is_refused(
     with pytest.raises(ValueError, match=message):
         optimizer.load_state_dict(through_a_file(state))
     assert same(optimizer.state_dict(), before)
-
-
-def test_layers_of_one_shape_that_have_changed_places_are_noticed() -> None:
-    def model(order: list[str]) -> nn.ModuleDict:
-        return nn.ModuleDict({name: nn.Linear(3, 3) for name in order})
-
-    first = NGDWoodbury(model(["a", "b"]), nn.CrossEntropyLoss(), lr=0.1, damping=0.1)
-    second = NGDWoodbury(model(["b", "a"]), nn.CrossEntropyLoss(), lr=0.1, damping=0.1)
-    with pytest.raises(ValueError, match=r"the first to differ was 'a\.weight' and is 'b\.weight' in this NGDWoodbury"):
-        second.load_state_dict(first.state_dict())
 
 
 def test_a_curvature_of_kfac_that_does_not_fit_is_refused() -> None:
@@ -226,17 +194,30 @@ def test_a_refused_state_does_not_reach_the_device(session: Session) -> None:
     assert optimizer.last_reading is not reading
 
 
+@pytest.mark.parametrize("name", ["NGDCG", "NGDWoodbury"])
+def test_the_state_of_a_class_of_before_is_loaded(name: str) -> None:
+    model = Network()
+    optimizer = _optimizer(model)
+    run(model, optimizer, range(3))
+    state = through_a_file(optimizer.state_dict())
+    state["param_groups"][0].update(optimizer=name, tolerance=1e-3)
+    resumed = _optimizer(Network(), solver=solve_dense)
+    resumed.load_state_dict(state)
+    assert resumed.hyperparameters["optimizer"] == "NGD"
+    assert (resumed.steps, resumed.solver) == (3, solve_dense)
+
+
 # --- Checkpoints of version 0.1, made by the same program ---
 
 
-def _former(name: str, **changed: Any) -> tuple[nn.Sequential, NGDWoodbury, Callable[[], None], State]:
+def _former(name: str, **changed: Any) -> tuple[nn.Sequential, NGD, Callable[[], None], State]:
     """Return what continues the run behind a checkpoint: three steps, then saved, then three more."""
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     criterion = nn.CrossEntropyLoss()
     matrices, rest = ([p for p in model.parameters() if (p.dim() > 1) == large] for large in (True, False))
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": rest}] if "groups" in name else None
     options: Any = {"lr": 0.1, "damping": 0.2, "momentum": 0.5, "curvature_every": 2, "groups": groups, **changed}
-    optimizer = NGDWoodbury(model, criterion, **options)
+    optimizer = NGD(model, criterion, **options)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -265,7 +246,7 @@ def test_a_checkpoint_of_the_version_before_that_does_not_fit_is_refused() -> No
     before = copy.deepcopy(optimizer.state_dict())
     other = copy.deepcopy(saved["optimizer"])
     other["shapes"][0][0] = (4, 5)
-    with pytest.raises(ValueError, match=r"the first had the shape \(4, 5\) and has \(4, 3\) in this NGDWoodbury, '0"):
+    with pytest.raises(ValueError, match=r"the first had the shape \(4, 5\) and has \(4, 3\) in this NGD, '0"):
         optimizer.load_state_dict(other)
     other = copy.deepcopy(saved["optimizer"])
     other["state"][0]["momentum_buffer"][0] = float("nan")

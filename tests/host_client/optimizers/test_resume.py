@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
@@ -122,7 +121,7 @@ def test_a_checkpoint_made_long_after_the_last_step_is_taken_up_by_a_device_that
     with connect("inproc:", rate=1e7) as spu, spu.session() as session:
         training = Training(session)
         training.steps(0, 2)
-        time.sleep(0.05)  # 500,000 τ, as of an evaluation
+        session.read(at=session.read().time + 500_000.0)  # as after an evaluation
         saved = training.save()
     with connect("inproc:", rate=1e3) as spu, spu.session() as session:
         resumed = Training(session)
@@ -136,12 +135,12 @@ def test_after_a_step_that_failed_a_checkpoint_starts_from_the_last_reading() ->
         first = Training(session)
         first.steps(0, 2)
         saved = first.save()
-        impatient = Training(session, patience=1e-9)
-        impatient.load(saved)
+        failing = Training(session, timeout=1e-9)
+        failing.load(saved)
         with pytest.raises(TooStale):
-            impatient.steps(2, 3)
-        eventually(lambda: impatient.optimizer.counts["uploads"] == 1, "the program of the failed step has effect")
-        after = impatient.save()
+            failing.steps(2, 3)
+        eventually(lambda: failing.optimizer.counts["uploads"] == 1, "the program of the failed step has effect")
+        after = failing.save()
 
     def third_step(saved: bytes, *, device: bool) -> Tensor:
         state = torch.load(io.BytesIO(saved), weights_only=True)

@@ -10,7 +10,7 @@ import torch
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
-from host_client import TNGD, NGDWoodbury, connect
+from host_client import NGD, TNGD, connect
 from tests.host_client.optimizers.tiny import Network, run, through_a_file
 
 STEPS = 4
@@ -50,26 +50,32 @@ SCHEDULERS = [_lambda, _one_cycle, _restarts, _plateau, _sequential, _chained, _
 
 
 def _momentum(model: Network) -> Optimizer:
-    return NGDWoodbury(model, model.criterion, lr=0.3, damping=0.1, momentum=0.5)
+    return NGD(model, model.criterion, lr=0.3, damping=0.1, momentum=0.5)
 
 
 def _plain(model: Network) -> Optimizer:
     """Its momentum is the scheduler's, if there is any."""
-    return NGDWoodbury(model, model.criterion, lr=0.3, damping=0.1)
+    return NGD(model, model.criterion, lr=0.3, damping=0.1)
 
 
 def _betas(model: Network) -> Optimizer:
-    return NGDWoodbury(model, model.criterion, lr=0.3, damping=0.1, betas=(0.8, 0.9))
+    return NGD(model, model.criterion, lr=0.3, damping=0.1, betas=(0.8, 0.9))
 
 
 def _groups(model: Network) -> Optimizer:
     adam = {"params": model.get_submodule("3").parameters(), "adam": True}
-    return NGDWoodbury(model, model.criterion, lr=0.3, damping=0.1, momentum=0.5, groups=[adam])
+    return NGD(model, model.criterion, lr=0.3, damping=0.1, momentum=0.5, groups=[adam])
 
 
 def _save(model: Network, optimizer: Optimizer, scheduler: LRScheduler) -> dict[str, Any]:
     states = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
     return through_a_file(states)
+
+
+def _load(saved: dict[str, Any], model: Network, optimizer: Optimizer, scheduler: LRScheduler) -> None:
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    scheduler.load_state_dict(saved["scheduler"])
 
 
 @pytest.mark.parametrize("make", [_momentum, _plain, _betas, _groups])
@@ -87,9 +93,7 @@ def test_a_scheduler_made_before_loading_resumes_bit_for_bit(
     other = Network()
     resumed = make(other)
     again = schedule(resumed)
-    other.load_state_dict(saved["model"])
-    resumed.load_state_dict(saved["optimizer"])
-    again.load_state_dict(saved["scheduler"])
+    _load(saved, other, resumed, again)
     rest = run(other, resumed, range(STEPS, 2 * STEPS), again)
     assert all(torch.equal(a, b) for a, b in zip(whole, rest, strict=True))
     assert resumed.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
@@ -150,7 +154,7 @@ def test_a_run_with_a_scheduler_goes_on_without_one_and_the_other_way_round() ->
 
 def test_a_learning_rate_of_a_schedule_that_a_scheduler_changes_is_still_refused_after_loading() -> None:
     model = Network()
-    optimizer = NGDWoodbury(model, model.criterion, lr=lambda step: 0.1, damping=0.1)
+    optimizer = NGD(model, model.criterion, lr=lambda step: 0.1, damping=0.1)
     optimizer.load_state_dict(optimizer.state_dict())
     run(model, optimizer, range(1))
     lr_scheduler.ConstantLR(optimizer, factor=0.5)
@@ -171,8 +175,6 @@ def test_a_device_and_its_scheduler_resume_bit_for_bit() -> None:
         whole = run(model, optimizer, range(STEPS, 2 * STEPS), scheduler)
     with connect("inproc:", clock="stepped", seed=3) as spu, spu.session() as session:
         other, resumed, again = make(session)
-        other.load_state_dict(saved["model"])
-        resumed.load_state_dict(saved["optimizer"])
-        again.load_state_dict(saved["scheduler"])
+        _load(saved, other, resumed, again)
         rest = run(other, resumed, range(STEPS, 2 * STEPS), again)
     assert all(torch.equal(a, b) for a, b in zip(whole, rest, strict=True))

@@ -1,4 +1,4 @@
-"""What becomes of a direction: update rules, weight decay, and the update left to an optimizer of torch's."""
+"""Use of a direction: update rules, weight decay, and the update left to an optimizer of torch's."""
 
 import copy
 from collections.abc import Callable
@@ -8,40 +8,29 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from host_client import TNGD, NGDWoodbury, Session
+from host_client import NGD, TNGD, Session
 from host_client.optimizers.rules import update
-from host_client.optimizers.solvers import solve_woodbury
+from host_client.solvers import solve_woodbury
 from spu_link.operators import Rows
 from tests.cases import Problem
-from tests.host_client.optimizers.training import flat, same, train
+from tests.host_client.optimizers.training import flat, gradient_of, make_ngd, same, train
+from tests.torch_state import count_hooks
 
 
-def _optimizer(problem: Problem, **options: Any) -> NGDWoodbury:
-    return NGDWoodbury(problem.model, problem.criterion, **{"lr": 0.1, "damping": 0.1, **options})
-
-
-def _backward(problem: Problem) -> None:
-    problem.criterion(problem.model(problem.inputs), problem.targets).backward()
-
-
-def _gradient(model: nn.Module) -> Tensor:
-    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-
-
-def _no_curvature(problem: Problem, **options: Any) -> NGDWoodbury:
+def _no_curvature(problem: Problem, **options: Any) -> NGD:
     """With F = 0 and λ = 1, g̃ is the gradient, and torch's own optimizers can be compared with."""
     n = flat(problem.model).numel()
-    return _optimizer(problem, damping=1.0, curvature=lambda: Rows(torch.zeros(1, n)), **options)
+    return make_ngd(problem, damping=1.0, curvature=lambda: Rows(torch.zeros(1, n)), **options)
 
 
 def test_betas_of_zero_go_along_the_sign_of_the_natural_gradient(problem: Problem) -> None:
-    optimizer = _optimizer(problem, lr=0.01, betas=(0.0, 0.0))
+    optimizer = make_ngd(problem, lr=0.01, betas=(0.0, 0.0))
     for _ in range(3):
         before = flat(problem.model)
-        _backward(problem)
+        problem.loss().backward()
         assert optimizer.capture is not None
-        direction = solve_woodbury(optimizer.capture.operator, _gradient(problem.model), 0.1).float()
-        assert (direction.sign() != _gradient(problem.model).sign()).any()
+        direction = solve_woodbury(optimizer.capture.operator, gradient_of(problem.model), 0.1)[0].float()
+        assert (direction.sign() != gradient_of(problem.model).sign()).any()
         optimizer.step()
         large = direction.abs() > 1e-4
         assert large.sum() > 10
@@ -73,8 +62,8 @@ def test_without_curvature_the_rules_are_those_of_torch(
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_weight_decay_shrinks_the_parameters_and_nothing_else(problem: Problem, momentum: float) -> None:
     other = copy.deepcopy(problem)
-    optimizer = _optimizer(problem, lr=0.1, momentum=momentum, weight_decay=0.5)
-    plain = _optimizer(other, lr=0.1, momentum=momentum)
+    optimizer = make_ngd(problem, lr=0.1, momentum=momentum, weight_decay=0.5)
+    plain = make_ngd(other, lr=0.1, momentum=momentum)
     for _ in range(3):
         nn.utils.vector_to_parameters(flat(problem.model), other.model.parameters())
         before = flat(problem.model)
@@ -86,11 +75,11 @@ def test_weight_decay_shrinks_the_parameters_and_nothing_else(problem: Problem, 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_a_preconditioner_before_sgd_is_natural_gradient_descent(problem: Problem, momentum: float) -> None:
     other = copy.deepcopy(problem)
-    train(problem, _optimizer(problem, momentum=momentum), 4)
-    preconditioner = _optimizer(other, lr=123.0)
+    train(problem, make_ngd(problem, momentum=momentum), 4)
+    preconditioner = make_ngd(other, lr=123.0)
     sgd = torch.optim.SGD(other.model.parameters(), lr=0.1, momentum=momentum)
     for _ in range(4):
-        _backward(other)
+        other.loss().backward()
         preconditioner.precondition()
         sgd.step()
         sgd.zero_grad()
@@ -98,7 +87,7 @@ def test_a_preconditioner_before_sgd_is_natural_gradient_descent(problem: Proble
     assert preconditioner.steps == 4
 
 
-def test_a_session_that_has_not_been_entered_is_told_apart(problem: Problem, session: Session) -> None:
+def test_a_session_that_has_not_been_entered_is_recognised(problem: Problem, session: Session) -> None:
     not_entered: Any = session.spu.session()
     with pytest.raises(TypeError, match=r"write `with spu\.session\(\) as session:`"):
         TNGD(problem.model, problem.criterion, not_entered, lr=0.1, damping=0.1, analog_time=1.0)
@@ -117,8 +106,8 @@ def test_a_device_preconditions_too(problem: Problem, session: Session) -> None:
 
 def test_a_preconditioner_hooked_to_adamw_is_the_optimizers_own_rule(problem: Problem) -> None:
     other, options = copy.deepcopy(problem), {"betas": (0.9, 0.99), "weight_decay": 0.1}
-    train(problem, _optimizer(problem, **options), 4)
-    preconditioner = _optimizer(other)
+    train(problem, make_ngd(problem, **options), 4)
+    preconditioner = make_ngd(other)
     adamw = torch.optim.AdamW(other.model.parameters(), lr=0.1, **options)
     adamw.register_step_pre_hook(lambda *_: preconditioner.precondition())
     train(other, adamw, 4)
@@ -126,33 +115,33 @@ def test_a_preconditioner_hooked_to_adamw_is_the_optimizers_own_rule(problem: Pr
 
 
 def test_a_preconditioner_rewrites_the_gradients_and_no_parameter(problem: Problem) -> None:
-    optimizer = _optimizer(problem, weight_decay=0.5)
+    optimizer = make_ngd(problem, weight_decay=0.5)
     before = flat(problem.model)
-    _backward(problem)
+    problem.loss().backward()
     assert optimizer.capture is not None
-    direction = solve_woodbury(optimizer.capture.operator, _gradient(problem.model), 0.1)
+    direction, _ = solve_woodbury(optimizer.capture.operator, gradient_of(problem.model), 0.1)
     optimizer.precondition()
-    torch.testing.assert_close(_gradient(problem.model), direction.float())
+    torch.testing.assert_close(gradient_of(problem.model), direction.float())
     torch.testing.assert_close(flat(problem.model), before, rtol=0, atol=0)
     with pytest.raises(RuntimeError, match=r"call loss\.backward\(\)"):
         optimizer.precondition()  # of what is preconditioned already
 
 
 def test_a_preconditioner_that_fails_leaves_the_gradients(problem: Problem) -> None:
-    optimizer = _optimizer(problem)
-    _backward(problem)
-    before = _gradient(problem.model)
+    optimizer = make_ngd(problem)
+    problem.loss().backward()
+    before = gradient_of(problem.model)
     optimizer.hyperparameters["damping"] = 0.0
     with pytest.raises(ValueError, match="Invalid damping"):
         optimizer.precondition()
-    torch.testing.assert_close(_gradient(problem.model), before, rtol=0, atol=0)
+    torch.testing.assert_close(gradient_of(problem.model), before, rtol=0, atol=0)
     optimizer.hyperparameters["damping"] = 0.1
     optimizer.precondition()
-    assert not torch.equal(_gradient(problem.model), before)
+    assert not torch.equal(gradient_of(problem.model), before)
 
 
 def test_several_directions_are_updates_one_after_the_other(problem: Problem) -> None:
-    class Twice(NGDWoodbury):
+    class Twice(NGD):
         def _directions(self, operator, drive):
             (direction,) = super()._directions(operator, drive)
             yield direction
@@ -161,7 +150,7 @@ def test_several_directions_are_updates_one_after_the_other(problem: Problem) ->
     other, before = copy.deepcopy(problem), flat(problem.model)
     optimizer = Twice(problem.model, problem.criterion, lr=0.1, damping=0.1, momentum=0.5)
     train(problem, optimizer, 1)
-    once = _optimizer(other)
+    once = make_ngd(other)
     train(other, once, 1)
     direction = flat(other.model) - before  # u = d, then 0.5 d − 3 d
     torch.testing.assert_close(flat(problem.model), before + (1.0 + 0.5 - 3.0) * direction)
@@ -169,7 +158,7 @@ def test_several_directions_are_updates_one_after_the_other(problem: Problem) ->
 
 
 def test_a_direction_lost_half_way_leaves_everything_as_it_was(problem: Problem) -> None:
-    class Lost(NGDWoodbury):
+    class Lost(NGD):
         lost = True
 
         def _directions(self, operator, drive):
@@ -179,7 +168,7 @@ def test_a_direction_lost_half_way_leaves_everything_as_it_was(problem: Problem)
 
     optimizer = Lost(problem.model, problem.criterion, lr=0.1, damping=0.1, momentum=0.5, curvature_every=2)
     before, state = flat(problem.model), copy.deepcopy(optimizer.state_dict())
-    _backward(problem)
+    problem.loss().backward()
     with pytest.raises(ConnectionError):
         optimizer.step()
     torch.testing.assert_close(flat(problem.model), before, rtol=0, atol=0)
@@ -205,8 +194,8 @@ def test_a_direction_lost_half_way_leaves_everything_as_it_was(problem: Problem)
 )
 def test_rules_that_make_no_sense_are_refused(problem: Problem, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        _optimizer(problem, **options)
-    assert not problem.model._forward_hooks
+        make_ngd(problem, **options)
+    assert not count_hooks(problem.model)
 
 
 @pytest.mark.parametrize("rule", [{"momentum": 0.9}, {"betas": (0.9, 0.99), "eps": 1e-8}])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from host_client import KFAC, NGD, NGDCG, TNGD, NGDWoodbury, Session
+from host_client import KFAC, NGD, TNGD, ConjugateGradients, Session, solve_dense
 from host_client.optimizers.base import NaturalGradient
 from spu_link.errors import DeviceUnavailable
 from spu_link.operators import FactorOperator, Rows
@@ -65,7 +65,13 @@ def analog(problem: Problem, session: Session, **options: Any) -> TNGD:
 
 @pytest.mark.parametrize(
     "make",
-    [digital(NGD), digital(NGDWoodbury), digital(NGDCG, tolerance=1e-12), digital(KFAC), analog],
+    [
+        digital(NGD, solver=solve_dense),
+        digital(NGD),
+        digital(NGD, solver=ConjugateGradients(tolerance=1e-12)),
+        digital(KFAC),
+        analog,
+    ],
     ids=["ngd", "ngd-woodbury", "ngd-cg", "kfac", "tngd"],
 )
 def test_only_the_drive_changes(
@@ -83,9 +89,9 @@ def test_only_the_drive_changes(
 
 def test_it_does_not_depend_on_the_groups_of_the_parameters(softmax: Problem) -> None:
     other = copy.deepcopy(softmax)
-    optimizer = digital(NGDWoodbury)(softmax, None)  # type: ignore[arg-type]
+    optimizer = digital(NGD)(softmax, None)  # type: ignore[arg-type]
     groups = [{"params": other.model[2].parameters(), "lr": 2 * LR}, {"params": [other.model[0].bias], "lr": 0.0}]
-    grouped = digital(NGDWoodbury, groups=groups)(other, None)  # type: ignore[arg-type]
+    grouped = digital(NGD, groups=groups)(other, None)  # type: ignore[arg-type]
     for batch in batches(3):
         other.model.load_state_dict(softmax.model.state_dict())
         before = [p.detach().clone() for p in softmax.model.parameters()]
@@ -99,7 +105,7 @@ def test_it_does_not_depend_on_the_groups_of_the_parameters(softmax: Problem) ->
 
 
 def test_a_trust_region_shortens_the_update_and_not_what_is_remembered(softmax: Problem) -> None:
-    optimizer = digital(NGDWoodbury, trust_region=1e-6)(softmax, None)  # type: ignore[arg-type]
+    optimizer = digital(NGD, trust_region=1e-6)(softmax, None)  # type: ignore[arg-type]
     previous = torch.zeros(flat(softmax.model).numel(), dtype=torch.float64)
     for batch in batches(3):
         before, gradient = flat(softmax.model), backward(softmax, batch)
@@ -113,27 +119,12 @@ def test_a_trust_region_shortens_the_update_and_not_what_is_remembered(softmax: 
 
 def test_a_preconditioner_goes_on_by_a_step(softmax: Problem) -> None:
     other = copy.deepcopy(softmax)
-    train(softmax, digital(NGDWoodbury)(softmax, None), 4)  # type: ignore[arg-type]
-    preconditioner = digital(NGDWoodbury)(other, None)  # type: ignore[arg-type]
+    train(softmax, digital(NGD)(softmax, None), 4)  # type: ignore[arg-type]
+    preconditioner = digital(NGD)(other, None)  # type: ignore[arg-type]
     sgd = torch.optim.SGD(other.model.parameters(), lr=LR)
     sgd.register_step_pre_hook(lambda *_: preconditioner.precondition())
     train(other, sgd, 4)
     torch.testing.assert_close(flat(other.model), flat(softmax.model))
-
-
-@pytest.mark.parametrize("every", [1, 3])
-def test_two_k_steps_are_k_steps_a_checkpoint_and_k_steps(softmax: Problem, every: int) -> None:
-    other = copy.deepcopy(softmax)
-    make = digital(NGDWoodbury, curvature_every=every)
-    optimizer = make(softmax, None)  # type: ignore[arg-type]
-    train(softmax, optimizer, 4)
-    state = copy.deepcopy(optimizer.state_dict())
-    other.model.load_state_dict(softmax.model.state_dict())
-    train(softmax, optimizer, 4)
-    resumed = make(other, None)  # type: ignore[arg-type]
-    resumed.load_state_dict(state)
-    train(other, resumed, 4)
-    torch.testing.assert_close(flat(other.model), flat(softmax.model), rtol=0, atol=0)
 
 
 def test_a_step_along_the_gradient_for_want_of_a_device_is_along_the_gradient_alone(softmax: Problem) -> None:
@@ -154,7 +145,7 @@ def test_a_step_along_the_gradient_for_want_of_a_device_is_along_the_gradient_al
 
 def test_what_a_batch_does_not_use_keeps_its_direction(softmax: Problem) -> None:
     n = flat(softmax.model).numel()
-    optimizer = digital(NGDWoodbury, curvature=lambda: Rows(torch.zeros(1, n).double()))(softmax, None)  # type: ignore[arg-type]
+    optimizer = digital(NGD, curvature=lambda: Rows(torch.zeros(1, n).double()))(softmax, None)  # type: ignore[arg-type]
     last = softmax.model[2].weight
     backward(softmax, batches(1)[0])
     optimizer.step()
@@ -177,14 +168,14 @@ def test_what_a_batch_does_not_use_keeps_its_direction(softmax: Problem) -> None
 def test_a_second_momentum_is_refused(softmax: Problem, options: dict[str, Any], message: str) -> None:
     settings: dict[str, Any] = {"lr": LR, "damping": DAMPING, "spring": MU, **options}
     with pytest.raises(ValueError, match=message):
-        NGDWoodbury(softmax.model, softmax.criterion, **settings)
+        NGD(softmax.model, softmax.criterion, **settings)
     groups = [{"params": [softmax.model[0].bias], "momentum": 0.5}]
     with pytest.raises(ValueError, match="in every group"):
-        NGDWoodbury(softmax.model, softmax.criterion, lr=LR, damping=DAMPING, spring=MU, groups=groups)
+        NGD(softmax.model, softmax.criterion, lr=LR, damping=DAMPING, spring=MU, groups=groups)
 
 
-def test_a_scheduler_that_sets_momentum_beside_it_is_refused(softmax: Problem) -> None:
-    optimizer = digital(NGDWoodbury)(softmax, None)  # type: ignore[arg-type]
+def test_a_scheduler_that_sets_momentum_in_addition_is_refused(softmax: Problem) -> None:
+    optimizer = digital(NGD)(softmax, None)  # type: ignore[arg-type]
     torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.5, total_steps=5)
     before = flat(softmax.model)
     with pytest.raises(ValueError, match="cycle_momentum=False"):

@@ -12,14 +12,14 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.profiler import ProfilerActivity, profile
 
-from host_client import NGDCG, TNGD, NGDWoodbury, connect
+from host_client import NGD, TNGD, connect
 from host_client.optimizers.base import NaturalGradient
 from tests.host_client.optimizers.tiny import Network, batch, run, through_a_file
 from tests.host_client.optimizers.training import same
 
 
-def _optimizer(model: Network, **options: Any) -> NGDWoodbury:
-    return NGDWoodbury(model, model.criterion, **{"lr": 0.3, "damping": 0.1, "momentum": 0.9, **options})
+def _optimizer(model: Network, **options: Any) -> NGD:
+    return NGD(model, model.criterion, **{"lr": 0.3, "damping": 0.1, "momentum": 0.9, **options})
 
 
 # --- Parameter groups ---
@@ -118,13 +118,6 @@ def test_what_a_program_keeps_in_the_state_stays_there() -> None:
     assert resumed.state["epoch"] == 3
 
 
-def test_a_warm_start_of_nothing_is_none() -> None:
-    model = Network()
-    optimizer = NGDCG(model, model.criterion, lr=0.3, damping=0.1, warm_start=True)
-    run(model, optimizer, range(1))
-    assert optimizer.last_solution.products == optimizer.last_solution.iterations
-
-
 @pytest.mark.parametrize("set_to_none", [True, False])
 def test_gradients_are_zeroed_as_torch_zeroes_them(set_to_none: bool) -> None:
     model = Network()
@@ -165,7 +158,7 @@ def test_hooks_around_a_step_are_called_in_torchs_order_and_may_give_a_closure()
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         assert optimizer.step() > 0.0
     assert calls == ["before all", "before", "closure", "after 1", "after all"]
-    assert "Optimizer.step#NGDWoodbury.step" in {event.key for event in profiler.key_averages()}
+    assert "Optimizer.step#NGD.step" in {event.key for event in profiler.key_averages()}
     for handle in handles:
         handle.remove()
     run(model, optimizer, range(1))
@@ -254,7 +247,7 @@ def test_a_wrapper_around_the_model_makes_no_other_parameters(wrap: Callable[[nn
     model, other = Network(), Network()
     optimizer = _optimizer(model)
     run(model, optimizer, range(2))
-    wrapped: NaturalGradient = NGDWoodbury(wrap(other), other.criterion, lr=0.1, damping=0.1, momentum=0.9)
+    wrapped: NaturalGradient = NGD(wrap(other), other.criterion, lr=0.1, damping=0.1, momentum=0.9)
     wrapped.load_state_dict(optimizer.state_dict())
     optimizer.load_state_dict(wrapped.state_dict())
     assert (wrapped.steps, optimizer.steps) == (2, 2)

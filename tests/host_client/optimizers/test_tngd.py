@@ -4,26 +4,24 @@ from typing import Any
 import pytest
 import torch
 
-from host_client import NGD, TNGD, NGDWoodbury, Session, connect
-from host_client.record.events import Event, Updated, Uploaded
+from host_client import NGD, TNGD, Session
+from host_client.record.events import Event, Updated
 from spu_link.errors import DeviceUnavailable
 from tests.cases import Problem
 from tests.host_client.optimizers.fakes import Recorder
 from tests.host_client.optimizers.training import flat, train
+from tests.torch_state import count_hooks
 
 
 def _optimizer(problem: Problem, session: Any, **options: Any) -> TNGD:
     return TNGD(problem.model, problem.criterion, session, **{"lr": 0.3, "damping": 0.1, "analog_time": 1.0, **options})
 
 
-@pytest.mark.parametrize("baseline", [NGD, NGDWoodbury])
 @pytest.mark.parametrize("start", ["keep", "drive"])
-def test_long_analog_time_is_natural_gradient_descent(
-    problem: Problem, session: Session, start: str, baseline: type[NGD] | type[NGDWoodbury]
-) -> None:
+def test_long_analog_time_is_natural_gradient_descent(problem: Problem, session: Session, start: str) -> None:
     other = copy.deepcopy(problem)
     train(problem, _optimizer(problem, session, analog_time=500.0, start=start, momentum=0.5), 5)
-    train(other, baseline(other.model, other.criterion, lr=0.3, damping=0.1, momentum=0.5), 5)
+    train(other, NGD(other.model, other.criterion, lr=0.3, damping=0.1, momentum=0.5), 5)
     torch.testing.assert_close(flat(problem.model), flat(other.model), rtol=1e-5, atol=1e-6)
 
 
@@ -33,19 +31,6 @@ def test_no_analog_time_is_gradient_descent(problem: Problem, session: Session, 
     train(problem, _optimizer(problem, session, analog_time=0.0, start="drive", momentum=momentum), 5)
     train(other, torch.optim.SGD(other.model.parameters(), lr=0.3, momentum=momentum), 5)
     torch.testing.assert_close(flat(problem.model), flat(other.model), rtol=1e-6, atol=1e-7)
-
-
-def test_a_short_analog_time_lies_in_between(problem: Problem, session: Session) -> None:
-    optimizer = _optimizer(problem, session, analog_time=3.0, start="drive")
-    problem.criterion(problem.model(problem.inputs), problem.targets).backward()
-    gradient = torch.cat([p.grad.flatten() for p in problem.model.parameters() if p.grad is not None]).double()
-    f = optimizer.capture.operator.dense().double()
-    f = f.T @ f + 0.1 * torch.eye(len(gradient), dtype=torch.float64)
-    optimizer.step()
-    solution = torch.linalg.solve(f, gradient)
-    expected = torch.linalg.matrix_exp(-3.0 * f) @ (gradient - solution) + solution
-    assert optimizer.last_reading is not None
-    torch.testing.assert_close(optimizer.last_reading.value.double(), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_training_with_delay_and_noise_brings_the_loss_down(problem: Problem, session: Session) -> None:
@@ -58,14 +43,14 @@ def test_the_first_solve_starts_from_the_drive_and_the_next_ones_from_where_the_
 ) -> None:
     recorder = Recorder()
     train(problem, _optimizer(problem, recorder), 3)
-    assert [asked["start"] for asked in recorder.asked] == ["keep"] * 3
+    assert [asked["program"].start for asked in recorder.asked] == ["keep"] * 3
     assert recorder.asked[0]["resume"] is None  # nothing to go on from: the drive
 
 
 def test_every_solve_can_start_from_the_drive(problem: Problem) -> None:
     recorder = Recorder()
     train(problem, _optimizer(problem, recorder, start="drive"), 3)
-    assert [asked["start"] for asked in recorder.asked] == ["drive"] * 3
+    assert [asked["program"].start for asked in recorder.asked] == ["drive"] * 3
 
 
 def test_the_curvature_travels_in_16_bits_where_asked(problem: Problem, session: Session) -> None:
@@ -76,14 +61,6 @@ def test_the_curvature_travels_in_16_bits_where_asked(problem: Problem, session:
     vectors = 3 * sum(p.nbytes for p in problem.model.parameters() if p.requires_grad)
     assert 2 * (session.uploaded_bytes - in_full - vectors) == in_full - vectors
     torch.testing.assert_close(flat(problem.model), flat(other.model), rtol=1e-3, atol=1e-4)
-
-
-def test_a_program_takes_hold_the_delay_after_the_last_reading(problem: Problem, session: Session) -> None:
-    events: list[Event] = []
-    train(problem, _optimizer(problem, session, analog_time=2.0, delay=0.5, record=events.append), 3)
-    took_hold = [one.took_hold for one in events if isinstance(one, Uploaded)]
-    assert took_hold[0] is not None
-    assert took_hold == [took_hold[0] + k * 2.5 for k in range(3)]
 
 
 def test_the_record_names_every_reading_of_an_average_and_the_age_of_the_first(
@@ -97,14 +74,16 @@ def test_the_record_names_every_reading_of_an_average_and_the_age_of_the_first(
     assert [one.staleness for one in updates] == pytest.approx([1.0, 1.0])
 
 
-def test_the_device_is_told_all_hyperparameters_as_they_are_now(problem: Problem) -> None:
+def test_the_device_gets_all_hyperparameters_as_they_are_now(problem: Problem) -> None:
     recorder = Recorder()
     optimizer = _optimizer(problem, recorder, noise=1e-3)
     train(problem, optimizer, 1)
     optimizer.hyperparameters.update(damping=0.2, noise=0.0, analog_time=4.0)
     train(problem, optimizer, 1)
-    told = [(asked["damping"], asked["noise"], asked["schedule"].analog_time) for asked in recorder.asked]
-    assert told == [(0.1, 1e-3, 1.0), (0.2, 0.0, 4.0)]
+    settings = [
+        (asked["program"].damping, asked["program"].noise, asked["sampling"].analog_time) for asked in recorder.asked
+    ]
+    assert settings == [(0.1, 1e-3, 1.0), (0.2, 0.0, 4.0)]
 
 
 def test_the_last_reading_is_at_hand(problem: Problem) -> None:
@@ -131,21 +110,6 @@ def test_a_failing_device_leaves_everything_as_it_was(problem: Problem) -> None:
     assert not torch.equal(flat(problem.model), parameters)
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_a_run_resumed_on_another_device_goes_on_as_if_nothing_had_happened(
-    problem: Problem, session: Session, momentum: float
-) -> None:
-    optimizer = _optimizer(problem, session, momentum=momentum)
-    train(problem, optimizer, 3)
-    other, state = copy.deepcopy(problem), copy.deepcopy(optimizer.state_dict())
-    with connect("inproc:", clock="stepped", seed=1) as spu, spu.session() as another:
-        resumed = _optimizer(other, another, lr=1.0, damping=1.0, analog_time=9.0)
-        resumed.load_state_dict(state)
-        train(other, resumed, 3)
-    train(problem, optimizer, 3)
-    torch.testing.assert_close(flat(other.model), flat(problem.model), rtol=1e-5, atol=1e-6)
-
-
 def test_a_session_replaced_starts_from_the_last_reading(problem: Problem) -> None:
     optimizer = _optimizer(problem, Recorder())
     train(problem, optimizer, 2)
@@ -161,6 +125,8 @@ def test_a_session_replaced_starts_from_the_last_reading(problem: Problem) -> No
 def test_repr_lists_all_hyperparameters(problem: Problem) -> None:
     shown = repr(_optimizer(problem, Recorder(), delay=0.25, noise=1e-6))
     for part in ("TNGD", "lr: 0.3", "damping: 0.1", "analog_time: 1.0", "delay: 0.25", "noise: 1e-06", "start: keep"):
+        assert part in shown
+    for part in ("readings: 1", "period: None", "combine: average", "freshness: program", "on_loss: raise"):
         assert part in shown
 
 
@@ -180,4 +146,4 @@ def test_repr_lists_all_hyperparameters(problem: Problem) -> None:
 def test_hyperparameters_out_of_range(problem: Problem, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         _optimizer(problem, Recorder(), **options)
-    assert not problem.model._forward_hooks
+    assert not count_hooks(problem.model)

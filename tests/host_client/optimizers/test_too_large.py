@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from host_client.capacity import Capacity
 from host_client.curvature import CurvatureTooLarge
-from host_client.links.base import Capacity
 from host_client.optimizers import TNGD
 from tests.host_client.optimizers.fakes import Recorder
 
@@ -47,7 +47,7 @@ def test_a_large_vocabulary_is_refused_before_memory_is_taken_and_trains_with_wh
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < (64 << 10)
     assert no.value.estimate.host > 300 << 30
     assert not session.asked
-    optimizer.capture.close()  # type: ignore[union-attr]
+    optimizer.close()  # type: ignore[union-attr]
 
     optimizer = _optimizer(model, criterion, session, curvature="mc", samples=2)
     criterion(model(tokens).flatten(0, 1), following.flatten()).backward()

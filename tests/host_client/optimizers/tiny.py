@@ -55,7 +55,7 @@ def run(
 
 
 def through_a_file(saved: dict[str, Any]) -> dict[str, Any]:
-    """Return what a file gives back, of plain values only."""
+    """Return what a file holds, of plain values only."""
     file = io.BytesIO()
     torch.save(saved, file)
     file.seek(0)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from host_client import NGD, ConjugateGradients, solve_dense
 from tests.cases import Problem
+
+SOLVED = [partial(NGD, solver=solve_dense), partial(NGD, solver=ConjugateGradients()), NGD]
+"""`NGD` with each of the solvers."""
 
 
 def train(problem: Problem, optimizer: torch.optim.Optimizer, steps: int) -> list[float]:
@@ -29,7 +34,7 @@ def flat(model: nn.Module) -> Tensor:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two state dictionaries have the same values, to the bit, and the same keys in the same order."""
+    """Return whether two state dictionaries have the same values, to the bit, and the same keys in the same order."""
     if isinstance(a, Tensor):
         return isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, Mapping):
@@ -37,3 +42,25 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, (list, tuple)):
         return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
     return bool(a == b)
+
+
+def closure_of(problem: Problem, optimizer: torch.optim.Optimizer) -> Callable[[], Tensor]:
+    """Return the closure of a step, which returns the loss itself, as most do."""
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = problem.loss()
+        loss.backward()
+        return loss
+
+    return closure
+
+
+def make_ngd(problem: Problem, **options: Any) -> NGD:
+    """Return `NGD` with a learning rate and a damping of 0.1, if not said otherwise."""
+    return NGD(problem.model, problem.criterion, **{"lr": 0.1, "damping": 0.1, **options})
+
+
+def gradient_of(model: nn.Module) -> Tensor:
+    """All gradients, one after the other."""
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])

@@ -12,7 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from host_client.clock import ClockAgreement, Exchange
-from host_client.record import ClockAgreed, Differentiated, Event, Read, RunRecord, UnreadableRecord, Updated, load
+from host_client.record import (
+    ClockAgreed,
+    Differentiated,
+    Event,
+    Read,
+    RunRecord,
+    UnreadableRecord,
+    Updated,
+    Uploaded,
+    load,
+)
 from host_client.record.clocks import ClockNotes
 from host_client.record.recorder import KINDS, VERSION
 from tests.forked import Forked, script
@@ -128,9 +138,9 @@ def test_kinds_and_fields_of_a_later_version_are_skipped_and_the_kinds_counted(t
         ("step,loss\n", "line 1, is not JSON"),
         (f'{{"format": {VERSION + 1}}}\n', "update it"),
         ('{"format": 1}\n', "record the run anew"),
-        ('{"format": 3}\n[1]\n', "line 2, is '[1]'"),
-        ('{"format": 3}\nx\n{"event": "Read"}\n', "line 2, is not JSON"),
-        ('{"format": 3}\n{"event": "DeviceBack", "host": 1.0}\n', "line 2: DeviceBack lacks epoch"),
+        ('{"format": 4}\n[1]\n', "line 2, is '[1]'"),
+        ('{"format": 4}\nx\n{"event": "Read"}\n', "line 2, is not JSON"),
+        ('{"format": 4}\n{"event": "DeviceBack", "host": 1.0}\n', "line 2: DeviceBack lacks epoch"),
     ],
 )
 def test_what_is_not_a_record_is_named(tmp_path: Path, content: str, said: str) -> None:
@@ -138,6 +148,15 @@ def test_what_is_not_a_record_is_named(tmp_path: Path, content: str, said: str) 
     with pytest.raises(UnreadableRecord) as raised:
         load(tmp_path)
     assert said in str(raised.value)
+
+
+def test_a_record_of_format_3_is_read_with_the_names_of_this_version(tmp_path: Path) -> None:
+    old = '{"event": "Uploaded", "number": 1, "began": 1.0, "ended": 2.0, "outcome": "%s", "epoch": 5, "sequence": 7, '
+    old += '"took_hold": 3.5, "nbytes": 8, "path": "grpc", "kept": false, "step": 1}'
+    (tmp_path / "events.jsonl").write_text("\n".join(['{"format": 3}', old % "took hold", old % "failed", ""]))
+    taken, failed = load(tmp_path).of(Uploaded)
+    assert (taken.outcome, taken.took_effect) == ("took effect", 3.5)
+    assert (failed.outcome, failed.took_effect) == ("failed", 3.5)
 
 
 def test_a_folder_without_a_record_says_how_one_is_made(tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
-"""What every operator must agree on with its own matrix in full."""
+"""Checks of an operator against its own matrix in full."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
 from spu_link.operators import FactorOperator, Operator
 from spu_link.operators.base import BlockFactor
+from spu_link.wire.programs import operator_of
+from spu_link.wire.tables import block_of
 
 LEADING = [(), (1,), (3,), (2, 3)]
 """Shapes of right-hand sides before the last dimension."""
@@ -30,6 +33,10 @@ def assert_agrees_with(operator: Operator, matrix: Tensor) -> None:
         close(backward, w @ matrix)
         close((forward * w).sum(-1), (v * backward).sum(-1))
         close(operator.curvature(v), v @ f)
+    for product, extent in ((operator.apply, columns), (operator.adjoint, rows)):
+        for wrong in (extent + 1, 2 * extent):
+            with pytest.raises(RuntimeError):
+                product(random(wrong))
     gram = operator.gram()
     close(gram, matrix @ matrix.T)
     assert torch.equal(gram, gram.T)
@@ -68,16 +75,15 @@ def assert_dtypes(operator: Operator) -> None:
 
 def _values(operator: Operator) -> list[Tensor]:
     """Operands but indices."""
-    return [t for _, tensors in operator.wire() for t in tensors.values() if t.is_floating_point()]
+    return [operand for operand in operator.operands if operand.is_floating_point()]
 
 
 def assert_survives_the_wire(operator: BlockFactor) -> None:
     """The operator made from its own wire form is the same."""
-    (block, tensors) = operator.wire()[0]
-    again = type(operator).from_wire(block, tensors)
-    assert operator.shape_of(block, {role: tuple(t.shape) for role, t in tensors.items()}) == operator.shape
+    again = operator_of([block_of(operator)], [operator.tensors])
+    assert type(again) is type(operator)
     assert torch.equal(again.dense(), operator.dense())
-    assert again.nbytes == operator.nbytes == sum(t.nbytes for t in tensors.values())
+    assert again.nbytes == operator.nbytes == sum(t.nbytes for t in operator.tensors.values())
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from spu_link.errors import InvalidProgram
 from spu_link.operators import EmbeddingRows
 from spu_link.operators import embedding as module
+from spu_link.operators.zeros import ZeroRows
 from spu_link.program import Program
 from tests.spu_link.operators.algebra import assert_agrees_with, assert_dtypes, assert_survives_the_wire, close, random
 
@@ -108,3 +109,9 @@ def test_operands_that_do_not_fit_together_are_refused(
 ) -> None:
     with pytest.raises(InvalidProgram, match=rf"embedding\.{named}"):
         EmbeddingRows(indices, cotangents, embeddings=embeddings)
+
+
+def test_zeros_for_parameters_that_a_batch_does_not_use() -> None:
+    zeros = ZeroRows(2, 3, 5, dtype=torch.float64)
+    assert_agrees_with(zeros, torch.zeros(6, 5, dtype=torch.float64))
+    assert_dtypes(zeros)

@@ -43,8 +43,15 @@ def test_dtypes() -> None:
 
 
 def test_the_wire_has_every_block_in_order() -> None:
-    kinds = [block.WhichOneof("kind") for block, _ in LayerRows(BLOCKS).wire()]
-    assert kinds == ["rows", "linear", "linear", "conv2d", "linear", "embedding"]
+    kinds = [block.kind for block in LayerRows(BLOCKS).to_blocks()]
+    assert kinds == [
+        "rows",
+        "linear",
+        "linear",
+        "conv2d",
+        "linear",
+        "embedding",
+    ]
 
 
 @pytest.mark.parametrize("blocks", [[], [Rows(torch.ones(2, 3)), Rows(torch.ones(3, 3))]])

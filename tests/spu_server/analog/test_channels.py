@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from spu_server.analog.board import Board, Calibration, Rails
 from spu_server.analog.cells import BOLTZMANN, Amplifier, GainDrift, Offsets, Thermal
 from spu_server.analog.channels import Channels
 from spu_server.analog.converters import AnalogToDigital, DigitalToAnalog
+from spu_server.analog.hardware import AnalogBoard, Calibration, Rails
 
 CELLS = 3000
-ERRORS = Board(
+ERRORS = AnalogBoard(
     adc=AnalogToDigital(mismatch=0.02, range=1.0),
     offsets=Offsets(input=3e-3, output=5e-3),
     rails=Rails(volts=1.0),
 )
 
 
-def channels(board: Board, cells: int = CELLS) -> Channels:
+def channels(board: AnalogBoard, cells: int = CELLS) -> Channels:
     made = Channels(board, 11, torch.Generator().manual_seed(1))
     made.use(cells, 0.0)
     return made
@@ -32,8 +32,8 @@ def volts(level: float, cells: int = CELLS) -> torch.Tensor:
 
 
 def through(made: Channels, level: float) -> torch.Tensor:
-    """What a cell with F + λ = 1 shows for a drive."""
-    return made.read(made.driven(volts(level), 0.5) + made.offset(CELLS, 0.0), 0.0)
+    """Return the reading of a cell with F + λ = 1 for a drive."""
+    return made.read(made.convert_drive(volts(level), 0.5) + made.offset(CELLS, 0.0), 0.0)
 
 
 def test_errors_have_their_size_and_belong_to_the_channel() -> None:
@@ -70,8 +70,8 @@ def test_calibration_is_repeated_when_it_is_due() -> None:
     board = replace(ERRORS, drift=GainDrift(rate=1e-3), calibration=Calibration(readings=1, every=100.0))
     made = channels(board)
     made.read(volts(0.5), 90.0)
-    made.use(CELLS, 90.0)
-    drifted = float((made.read(volts(0.5), 90.0) - 0.5 - made._offset_out + made._known_out).std())
+    made.use(CELLS, 90.0)  # too early for another one
+    drifted = float((through(made, 0.5) - 0.5).std())
     made.use(CELLS, 110.0)
     fresh = float((through(made, 0.5) - 0.5).std())
     assert drifted > 0.5 * 1e-3 * np.sqrt(90.0) * 0.9
@@ -79,7 +79,7 @@ def test_calibration_is_repeated_when_it_is_due() -> None:
 
 
 def test_gains_walk_with_the_root_of_time() -> None:
-    made = channels(Board(drift=GainDrift(rate=1e-3)))
+    made = channels(AnalogBoard(drift=GainDrift(rate=1e-3)))
     spread = [float((made.read(volts(1.0), t) - 1.0).std()) for t in (1.0, 100.0)]
     assert abs(spread[0] / 1e-3 - 1.0) < 0.1
     assert abs(spread[1] / 1e-2 - 1.0) < 0.1
@@ -88,7 +88,7 @@ def test_gains_walk_with_the_root_of_time() -> None:
 def test_flicker_has_as_much_power_in_each_decade() -> None:
     """Paths of 2¹² samples of 200 channels: periodogram times frequency is flat between the correlation times."""
     offsets = Offsets(flicker=1.0, slowest=1e4, fastest=0.1)
-    made = Channels(Board(offsets=offsets), 0, torch.Generator().manual_seed(2))
+    made = Channels(AnalogBoard(offsets=offsets), 0, torch.Generator().manual_seed(2))
     n, interval = 200, 0.05
     made.use(n, 0.0)
     path = torch.stack([made.offset(n, k * interval) for k in range(1 << 12)]).numpy()
@@ -102,7 +102,7 @@ def test_flicker_has_as_much_power_in_each_decade() -> None:
 
 
 def test_rails_clip_and_count() -> None:
-    made = channels(Board(rails=Rails(volts=1.0)))
+    made = channels(AnalogBoard(rails=Rails(volts=1.0)))
     seen = made.read(torch.tensor([0.5, 1.5, -2.0], dtype=torch.float64), 0.0)
     assert seen.tolist() == [0.5, 1.0, -1.0]
     assert made.clipped["rail"] == 2
@@ -122,14 +122,15 @@ def test_the_leak_of_an_amplifier_falls_with_its_gain() -> None:
 @pytest.mark.parametrize("bits", [4, 8, 16])
 def test_calibration_does_not_take_the_rounding_of_its_converters_for_errors(bits: int) -> None:
     """Perfect channels behind coarse converters stay perfect: nothing is corrected but by thermal noise."""
-    board = Board(
+    board = AnalogBoard(
         adc=AnalogToDigital(bits=bits, range=1.0),
         dac=DigitalToAnalog(bits=bits, range=1.0),
         rails=Rails(volts=1.0),
         thermal=Thermal(temperature=300.0),
         calibration=Calibration(readings=16),
     )
-    made = channels(board)
-    assert float(made._known_gain.abs().max()) < 1e-5
-    assert float(made._known_in.abs().max()) < 2e-5
-    assert float(made._known_out.abs().max()) < 1e-9
+    made, perfect = channels(board), channels(replace(board, calibration=Calibration()))
+    levels = torch.linspace(-0.9, 0.9, CELLS, dtype=torch.float64)
+    torch.testing.assert_close(made.read(levels, 0.0), perfect.read(levels, 0.0), rtol=1e-5, atol=1e-9)
+    corrected = (made.convert_drive(levels, 0.5) - perfect.convert_drive(levels, 0.5)).mean()
+    assert abs(float(corrected)) < 5e-5

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from spu_link.operators import Dense, EmbeddingRows, LayerRows, LinearRows, Rows
 from spu_server.analog.converters import AnalogToDigital, DigitalToAnalog
 from spu_server.analog.programming import Programming
-from spu_server.analog.rounding import Dither, codes, rounded
+from spu_server.analog.rounding import Dither, codes, round_to_codes
 
 PLAIN = Dither(1, 0)
 
@@ -26,24 +26,24 @@ def values(n: int = 1000, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("bits", [2, 4, 8, 16])
 def test_codes_are_evenly_spaced_symmetric_and_the_nearest(bits: int) -> None:
     x = values()
-    y = rounded(x, 1.0, bits)
+    y = round_to_codes(x, 1.0, bits)
     step = 1.0 / codes(bits)
     assert (y - x).abs().max() <= step / 2 * (1 + 1e-12)
     assert torch.equal(y / step, (y / step).round())
-    assert torch.equal(rounded(-x, 1.0, bits), -y)
+    assert torch.equal(round_to_codes(-x, 1.0, bits), -y)
 
 
 @given(bits=st.integers(2, 16), number=st.floats(-1.0, 1.0))
 def test_rounding_twice_is_rounding_once(bits: int, number: float) -> None:
-    once = rounded(torch.tensor([number], dtype=torch.float64), 1.0, bits, 0.3)
-    assert torch.equal(rounded(once, 1.0, bits, 0.7), once)
+    once = round_to_codes(torch.tensor([number], dtype=torch.float64), 1.0, bits, 0.3)
+    assert torch.equal(round_to_codes(once, 1.0, bits, 0.7), once)
 
 
 @pytest.mark.parametrize("roundings", [2, 7, 16])
 def test_the_mean_of_dithered_roundings_is_as_fine_as_so_many_more_codes(roundings: int) -> None:
     x, bits = values(), 4
     dither = Dither(roundings, 5)
-    rounds = [rounded(x, 1.0, bits, dither.threshold(x.shape, r, 0)) for r in range(roundings)]
+    rounds = [round_to_codes(x, 1.0, bits, dither.threshold(x.shape, r, 0)) for r in range(roundings)]
     error = (sum(rounds) / roundings - x).abs().max()
     assert error <= 0.5 / codes(bits) / roundings * (1 + 1e-9)
     assert any(not torch.equal(a, rounds[0]) for a in rounds[1:])
@@ -58,20 +58,20 @@ def test_each_element_meets_each_threshold_once() -> None:
 
 def test_one_bit_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 2"):
-        rounded(values(), 1.0, 1)
+        round_to_codes(values(), 1.0, 1)
 
 
 def test_a_ranging_converter_keeps_the_bits_of_small_drives_and_clips_nothing() -> None:
     x = 1e-9 * values()
-    y, clipped = DigitalToAnalog(bits=8, range=1.0).converted(x)
+    y, clipped = DigitalToAnalog(bits=8, range=1.0).convert(x)
     assert clipped == 0
     assert (y - x).abs().max() <= 0.5 / codes(8) * x.abs().max() * (1 + 1e-9)
 
 
 def test_without_ranging_small_drives_vanish_and_large_ones_are_clipped_and_counted() -> None:
     converter = DigitalToAnalog(bits=8, range=1.0, ranging=False)
-    assert not converter.converted(1e-3 * values())[0].any()
-    y, clipped = converter.converted(torch.tensor([0.5, 2.0, -3.0], dtype=torch.float64))
+    assert not converter.convert(1e-3 * values())[0].any()
+    y, clipped = converter.convert(torch.tensor([0.5, 2.0, -3.0], dtype=torch.float64))
     assert clipped == 2
     np.testing.assert_allclose(y, [0.5, 1.0, -1.0], atol=0.5 / 127)
 
@@ -85,11 +85,11 @@ def test_bits_without_a_range_are_refused() -> None:
 def test_the_gain_amplifier_halves_the_range_as_often_as_the_signal_allows() -> None:
     generator = torch.Generator()
     x = 0.24 * values()
-    y, _ = AnalogToDigital(bits=8, range=1.0).converted(x, generator)
+    y, _ = AnalogToDigital(bits=8, range=1.0).convert(x, generator)
     assert (y - x).abs().max() <= 0.5 * 0.25 / codes(8) * (1 + 1e-9)
-    y, _ = AnalogToDigital(bits=8, range=1.0, gains=1).converted(x, generator)
+    y, _ = AnalogToDigital(bits=8, range=1.0, gains=1).convert(x, generator)
     assert (y - x).abs().max() > 0.5 * 0.25 / codes(8)
-    y, clipped = AnalogToDigital(bits=8, range=0.1).converted(x, generator)
+    y, clipped = AnalogToDigital(bits=8, range=0.1).convert(x, generator)
     assert clipped == int((x.abs() > 0.1).sum())
     assert y.abs().max() <= 0.1
 
@@ -97,7 +97,7 @@ def test_the_gain_amplifier_halves_the_range_as_often_as_the_signal_allows() -> 
 def test_noise_of_the_converter_has_its_rms() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.zeros(20000, dtype=torch.float64)
-    y, _ = AnalogToDigital(noise=0.01).converted(x, generator)
+    y, _ = AnalogToDigital(noise=0.01).convert(x, generator)
     # χ² with 20,000 degrees of freedom: 5 standard deviations are 2.5 % of the rms.
     assert abs(float(y.std()) / 0.01 - 1.0) < 0.025
 
@@ -167,6 +167,6 @@ def test_a_matrix_stays_symmetric_unless_its_halves_are_separate(roundings: int)
 
 def test_ideal_converters_change_nothing() -> None:
     x = values()
-    assert torch.equal(DigitalToAnalog().converted(x)[0], x)
-    assert torch.equal(AnalogToDigital().converted(x, torch.Generator())[0], x)
+    assert torch.equal(DigitalToAnalog().convert(x)[0], x)
+    assert torch.equal(AnalogToDigital().convert(x, torch.Generator())[0], x)
     assert math.isinf(AnalogToDigital().range)

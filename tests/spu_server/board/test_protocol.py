@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from spu_server.board.host import Host, LinkFailed
 from spu_server.board.messages import Kind, Status
-from spu_server.board.target import Memory, RefusedAccess, Target
+from spu_server.board.target import BoardEndpoint, Memory, RefusedAccess
 from tests.profiles import examples
 
 
 class Counter(Memory):
-    """Counts what was written; a read tells what and how often."""
+    """Counts what was written; a read returns what and how often."""
 
     def __init__(self) -> None:
         self.written: list[tuple[int, bytes]] = []
@@ -34,7 +34,7 @@ class Line:
         self.draw = draw
         self.late: list[bytes] = []
 
-    def passed(self, data: bytes) -> bytes:
+    def pass_through(self, data: bytes) -> bytes:
         frames = [frame + b"\0" for frame in data.split(b"\0") if frame]
         out = []
         for frame in frames:
@@ -60,10 +60,10 @@ REQUESTS = st.lists(
 )
 
 
-def exchange(host: Host, target: Target, line: Line, kind: Kind, address: int, data: bytes):
+def exchange(host: Host, target: BoardEndpoint, line: Line, kind: Kind, address: int, data: bytes):
     sent = host.ask(kind, 0.0, address=address, data=data if kind == Kind.WRITE else b"", length=len(data))
     while True:
-        answer = host.receive(line.passed(target.receive(line.passed(sent))))
+        answer = host.receive(line.pass_through(target.receive(line.pass_through(sent))))
         if answer is not None:
             return answer
         sent = host.remind(0.0)
@@ -73,7 +73,7 @@ def exchange(host: Host, target: Target, line: Line, kind: Kind, address: int, d
 @settings(max_examples=examples(300))
 def test_over_any_line_everything_happens_once_and_every_answer_is_right(link, requests, data) -> None:
     memory = Counter()
-    host, target, line = Host(link=link), Target(memory), Line(data.draw)
+    host, target, line = Host(link=link), BoardEndpoint(memory), Line(data.draw)
     confirmed: list[tuple[int, bytes]] = []
     attempted = None
     try:
@@ -89,14 +89,14 @@ def test_over_any_line_everything_happens_once_and_every_answer_is_right(link, r
                 assert answer.data == bytes([address, len(confirmed)]) * (n // 2) + b"x" * (n % 2)
             attempted = None
     except LinkFailed:
-        pass  # told, so nothing wrong was believed
+        pass  # reported, so nothing wrong was believed
     left = memory.written[len(confirmed) :]
     assert memory.written[: len(confirmed)] == confirmed
     assert left in ([], [attempted])
 
 
 def test_a_good_line_needs_no_repetition() -> None:
-    host, target = Host(), Target(Counter())
+    host, target = Host(), BoardEndpoint(Counter())
     for kind in (Kind.GREET, Kind.READ, Kind.WRITE):
         answer = host.receive(target.receive(host.ask(kind, 0.0, address=1, data=b"ab", length=2)))
         assert answer is not None
@@ -104,8 +104,8 @@ def test_a_good_line_needs_no_repetition() -> None:
     assert (host.repeated, host.strangers, host.damaged) == (0, 0, 0)
 
 
-def test_a_refused_access_is_told_and_the_next_request_goes_on() -> None:
-    host, target = Host(), Target(Counter())
+def test_a_refused_access_is_reported_and_the_next_request_goes_on() -> None:
+    host, target = Host(), BoardEndpoint(Counter())
     host.receive(target.receive(host.ask(Kind.GREET, 0.0)))
     for address, length, status in ((99, 2, Status.BAD_ADDRESS), (1, 0, Status.BAD_LENGTH), (1, 2, Status.OK)):
         answer = host.receive(target.receive(host.ask(Kind.READ, 0.0, address=address, length=length)))
@@ -116,16 +116,16 @@ def test_a_refused_access_is_told_and_the_next_request_goes_on() -> None:
 def test_a_board_that_was_restarted_says_so_instead_of_going_on() -> None:
     memory = Counter()
     host = Host()
-    host.receive(Target(memory).receive(host.ask(Kind.GREET, 0.0)))
-    answer = host.receive(Target(memory).receive(host.ask(Kind.WRITE, 0.0, address=1, data=b"a")))
+    host.receive(BoardEndpoint(memory).receive(host.ask(Kind.GREET, 0.0)))
+    answer = host.receive(BoardEndpoint(memory).receive(host.ask(Kind.WRITE, 0.0, address=1, data=b"a")))
     assert answer is not None
     assert answer.status == Status.OUT_OF_ORDER
     assert memory.written == []
 
 
-def test_a_second_host_takes_over_and_the_first_is_told() -> None:
+def test_a_second_host_takes_over_and_the_first_gets_an_error() -> None:
     memory = Counter()
-    target, first, second = Target(memory), Host(), Host()
+    target, first, second = BoardEndpoint(memory), Host(), Host()
     first.receive(target.receive(first.ask(Kind.GREET, 0.0)))
     second.receive(target.receive(second.ask(Kind.GREET, 0.0)))
     answer = first.receive(target.receive(first.ask(Kind.WRITE, 0.0, address=1, data=b"a")))

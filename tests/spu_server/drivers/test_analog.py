@@ -16,10 +16,10 @@ from spu_link.errors import InvalidProgram, NoProgram, ReadInPast, Unsupported
 from spu_link.operators import Dense, Kept, LayerRows, LinearRows, Rows
 from spu_link.program import Program
 from spu_server.analog.presets import TWO_NODES
-from spu_server.analog.timing import Timing
 from spu_server.drivers.analog import Analog
 from spu_server.drivers.base import DriverOptions
 from spu_server.drivers.emulator import Emulator
+from spu_server.timing import Timing
 from tests.daemon import Daemon
 
 DAMPING = 0.1
@@ -171,7 +171,7 @@ def test_a_daemon_calibrates_the_board_when_it_opens_it() -> None:
     assert errors[1] < 1e-9
 
 
-def test_a_board_cannot_save_its_state_and_clients_are_told() -> None:
+def test_a_board_cannot_save_its_state_and_clients_get_an_error() -> None:
     with connect("inproc:", driver="analog", clock="stepped") as spu, spu.session() as session:
         assert "state" not in spu.info.features
         session.solve(factors(), drive(factors()), damping=DAMPING, analog_time=1.0)
@@ -245,7 +245,7 @@ def test_a_board_made_unstable_by_rounding_grows_to_its_rails_and_says_so() -> N
             break
     assert found is not None
     board, reading = found
-    scale = board._running.scale  # type: ignore[union-attr]
+    scale = board.board.rails.scale(1.0, 1.0, 0.0)
     assert float((reading.abs() * scale).max()) == pytest.approx(1.0)
     with pytest.raises(OverflowError, match="unstable"):
         board.read(1e6, None)
@@ -320,7 +320,7 @@ def test_the_soldered_network_takes_its_own_matrix_alone_and_is_noisy() -> None:
 
 
 def test_the_preset_of_the_breadboard_relaxes_in_the_published_92_microseconds() -> None:
-    """From 100 V, beside which its noise is nothing; after 3 time constants the fast mode is gone."""
+    """From 100 V, compared with which its noise is nothing; after 3 time constants the fast mode is gone."""
     board = device(preset="two-node")
     symmetric = 0.5 * torch.from_numpy(TWO_NODES.matrix + TWO_NODES.matrix.T)
     start = torch.full((2,), 100.0, dtype=torch.float64)
@@ -354,7 +354,7 @@ def test_a_matrix_that_the_resistors_hold_exactly_moves_as_in_the_emulator() -> 
     assert torch.equal(*readings)
 
 
-def test_a_client_is_told_what_the_board_has_counted(free_analog: str) -> None:
+def test_a_client_gets_what_the_board_has_counted(free_analog: str) -> None:
     for address, options in (("inproc:", {"driver": "analog", "driver_option": BOARD}), (free_analog, {})):
         with connect(address, **options) as spu:
             assert spu.report()["uploads"] == 0.0
@@ -380,8 +380,9 @@ def test_the_emulator_reports_what_the_papers_device_would_take() -> None:
     assert reports[0] == reports[1]
     taken = {name: value for name, value in reports[0].items() if name.endswith("_seconds")}
     timing = Timing()
-    solves = timing.solve_seconds(program, 10.0, 1e-6) + timing.solve_seconds(program, 5.0, 1e-6, kept=True)
-    assert sum(taken.values()) == pytest.approx(solves)
+    uploads = timing.upload_seconds(program) + timing.upload_seconds(program, kept=True)
+    readings = 2 * (2 * timing.conversion_seconds(3) + timing.reading_seconds(3))
+    assert sum(taken.values()) == pytest.approx(uploads + readings + 15e-6)
     assert taken["analog_seconds"] == pytest.approx(15e-6)
 
 

@@ -1,4 +1,4 @@
-"""Where the emulator computes."""
+"""Choice of the processor on which the emulator computes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def operators() -> list[Operator]:
 
 
 def readings(compute: str, noise: float = 0.0) -> list[torch.Tensor]:
-    """What a device reads that runs programs of all kinds one after the other, each going on from where it stood."""
+    """Readings of a device that runs programs of all kinds one after the other, each from the state it is in."""
     device = Emulator(DriverOptions(compute=compute))
     values = []
     for number, operator in enumerate(operators()):
@@ -53,7 +53,7 @@ def test_a_gpu_reads_what_a_cpu_reads() -> None:
 
 
 @pytest.mark.skipif(not NO_CUDA, reason="a CUDA device is here")
-async def test_a_gpu_that_is_not_there_is_told_at_the_start() -> None:
+async def test_a_missing_gpu_is_reported_at_the_start() -> None:
     from host_client.aio import connect
 
     with pytest.raises(DeviceFault, match=r"compute is 'cuda', but torch .* finds no accelerator here"):

@@ -21,7 +21,7 @@ from spu_server.dynamics import Transition
 from spu_server.dynamics.transition import Step
 from tests.profiles import examples
 from tests.spu_server.dynamics.law import law_by_exponentials
-from tests.statistics import assert_standard_normal, whitened
+from tests.statistics import assert_standard_normal, whiten
 
 N = 4
 
@@ -59,29 +59,18 @@ def average(one: Program, x: Tensor, duration: float) -> Tensor:
     return torch.from_numpy((law.offset + law.start @ x.double().numpy())[one.cells :] / duration)
 
 
-def test_cells_start_discharged_and_follow_the_program() -> None:
+@pytest.mark.parametrize(
+    "start", ["keep", "drive", torch.arange(N, dtype=torch.float32)], ids=["keep", "drive", "tensor"]
+)
+def test_cells_follow_the_program_from_its_start_and_are_discharged_at_first(start: str | Tensor) -> None:
     device = emulator()
-    one = load(device, program(), 3.0)
-    torch.testing.assert_close(device.read(3.0, None), torch.zeros(N, dtype=torch.float64))
-    torch.testing.assert_close(device.read(5.5, None), moved(one, torch.zeros(N), 2.5))
+    one = load(device, program(start=start), 3.0)
+    x = start if isinstance(start, Tensor) else {"keep": torch.zeros(N), "drive": one.drive}[start]
+    torch.testing.assert_close(device.read(3.0, None), x.double())
+    torch.testing.assert_close(device.read(5.5, None), moved(one, x, 2.5))
 
 
-def test_a_start_at_the_drive() -> None:
-    device = emulator()
-    one = load(device, program(start="drive"))
-    torch.testing.assert_close(device.read(0.0, None), one.drive)
-    torch.testing.assert_close(device.read(1.5, None), moved(one, one.drive, 1.5))
-
-
-def test_a_start_at_a_tensor() -> None:
-    device = emulator()
-    start = torch.arange(N, dtype=torch.float32)
-    one = load(device, program(start=start))
-    torch.testing.assert_close(device.read(0.0, None), start.double())
-    torch.testing.assert_close(device.read(1.5, None), moved(one, start, 1.5))
-
-
-def test_keep_goes_on_under_the_old_program_until_the_new_one_takes_hold() -> None:
+def test_keep_goes_on_under_the_old_program_until_the_new_one_takes_effect() -> None:
     device = emulator()
     first = load(device, program(start="drive"))
     device.stage(second := program(seed=1))
@@ -275,7 +264,7 @@ def test_noise_is_drawn_neither_without_noise_nor_without_time() -> None:
     device.read(3.0, None)
     load(device, program(noise=0.1), 3.0)
     device.read(3.0, None)
-    assert torch.equal(device._generator.get_state(), torch.Generator().manual_seed(0).get_state())
+    assert torch.equal(device.save(3.0).tensors["generator"], torch.Generator().manual_seed(0).get_state())
 
 
 def test_preparing_ahead_changes_no_bit() -> None:
@@ -303,7 +292,7 @@ def test_noisy_states_and_windows_have_their_joint_law() -> None:
         mean = device.read(10.0 * k + 1.5, 0).view(50, 2)
         samples.append(torch.cat([device.read(10.0 * k + 1.5, None).view(50, 2), 1.5 * mean], dim=1))
     law = law_by_exponentials(f, b, noise, 1.5)
-    assert_standard_normal(whitened(torch.cat(samples).numpy(), law.offset + law.start @ b, law.covariance))
+    assert_standard_normal(whiten(torch.cat(samples).numpy(), law.offset + law.start @ b, law.covariance))
 
 
 def test_capabilities_follow_the_options() -> None:

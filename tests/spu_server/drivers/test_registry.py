@@ -30,7 +30,7 @@ nothing = 7
 
 @pytest.fixture
 def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Several distributions whose drivers are broken, beside the good ones."""
+    """Several distributions whose drivers are broken, next to the good ones."""
     (tmp_path / "acme_module.py").write_text(MODULE)
     (tmp_path / "acme_crash.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
     (tmp_path / "acme_error.py").write_text("raise RuntimeError('no license')\n")
@@ -67,7 +67,7 @@ def test_a_broken_driver_that_is_named_says_what_is_wrong_and_whose_it_is(plugin
     assert "acme-boards 1.0" in str(caught.value)
 
 
-def test_a_good_driver_does_not_care_about_broken_ones_beside_it(plugins):
+def test_a_good_driver_does_not_care_about_broken_ones_next_to_it(plugins):
     open_driver("emulator", DriverOptions()).close()
 
 

@@ -8,7 +8,7 @@ import torch
 from host_client import connect
 from spu_link.errors import DeviceFault, NotInLog, ReadInPast
 from spu_link.operators import Rows
-from spu_server.event_log import Log
+from spu_server.drivers.event_log import Log
 from spu_server.replay import replay
 from tests.pressure import time_enough
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.linalg import expm
 from torch import Tensor
 
-from spu_server.dynamics import Transition
+from spu_server.dynamics import Motion
 
 Matrix = NDArray[np.float64]
 
@@ -36,27 +36,30 @@ class Law:
         )
 
 
-def law_of(build: Callable[[Tensor], Transition], b: Tensor, duration: float) -> Law:
-    """The step's law through its response to unit vectors, the inputs one at a time: b, x = e_i, z₁ = e_i, z₂ = e_i.
+def law_of(build: Callable[[Tensor], Motion], b: Tensor, duration: float, draws: int = 2) -> Law:
+    """The step's law through its response to unit vectors, one input at a time: b, x = e_i, z₁ = e_i, z₂ = e_i, ….
 
     Args:
-        build: makes the transition for a drive.
+        build: makes the motion for a drive.
         b: the drive.
         duration: Δ.
+        draws: vectors of noise that a step with its integral draws.
     """
     n = len(b)
     zero, units = torch.zeros(n, dtype=torch.float64), torch.eye(n, dtype=torch.float64)
     driven, free = build(b), build(zero)
 
-    def y(transition: Transition, state: Tensor, *normals: Tensor) -> Matrix:
+    def y(motion: Motion, state: Tensor, *normals: Tensor) -> Matrix:
         source: Iterator[Tensor] = iter(normals)
-        step = transition.step(state, duration, lambda: next(source), integral=True)
+        step = motion.step(state, duration, lambda: next(source), integral=True)
         assert step.integral is not None
         return torch.cat(step).numpy()
 
-    start = np.stack([y(free, e, zero, zero) for e in units], axis=1)
-    noise = np.stack([y(free, zero, *z) for e in units for z in ((e, zero), (zero, e))], axis=1)
-    return Law(y(driven, zero, zero, zero), start, noise @ noise.T)
+    silent = [zero] * draws
+    start = np.stack([y(free, e, *silent) for e in units], axis=1)
+    kicks = [[e if j == place else zero for j in range(draws)] for place in range(draws) for e in units]
+    noise = np.stack([y(free, zero, *normals) for normals in kicks], axis=1)
+    return Law(y(driven, zero, *silent), start, noise @ noise.T)
 
 
 def law_by_exponentials(f: Matrix, b: Matrix, noise: float, duration: float) -> Law:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from spu_server.dynamics.lanczos import GAP, Target, krylov
+from spu_server.dynamics.lanczos import GAP, FunctionOutput, krylov
 
 
 def problem(m: int, n: int, seed: int = 0, decades: float = 3.0):
@@ -35,7 +35,7 @@ def test_the_change_of_the_output_bounds_its_error(m: int, n: int, tolerance: fl
     a, v = problem(m, n)
     gram, p = a @ a.T, a @ v
     u, square = target(v)
-    found = krylov(gram, p, [Target(inverse, square, a @ u)], tolerance=tolerance, max_steps=m)
+    found = krylov(gram, p, [FunctionOutput(inverse, square, a @ u)], tolerance=tolerance, max_steps=m)
     output, expected = u + a.T @ found.products[0], u + a.T @ exact(gram, p)
     assert np.linalg.norm(output - expected) <= tolerance * np.linalg.norm(expected)
     assert found.steps <= m
@@ -45,7 +45,7 @@ def test_a_looser_tolerance_takes_fewer_steps() -> None:
     a, v = problem(300, 600)
     u, square = target(v)
     steps = [
-        krylov(a @ a.T, a @ v, [Target(inverse, square, a @ u)], tolerance=tolerance, max_steps=300).steps
+        krylov(a @ a.T, a @ v, [FunctionOutput(inverse, square, a @ u)], tolerance=tolerance, max_steps=300).steps
         for tolerance in (1e-2, 1e-5, 1e-8)
     ]
     assert steps[0] < steps[1] < steps[2] < 300
@@ -58,7 +58,7 @@ def test_several_targets_share_one_process() -> None:
     both = krylov(
         gram,
         p,
-        [Target(inverse, square, a @ u), Target(lambda s: np.exp(-s), 0.0, np.zeros(100))],
+        [FunctionOutput(inverse, square, a @ u), FunctionOutput(lambda s: np.exp(-s), 0.0, np.zeros(100))],
         tolerance=1e-10,
         max_steps=100,
     ).products
@@ -69,20 +69,22 @@ def test_several_targets_share_one_process() -> None:
 
 def test_an_eigenvector_takes_one_step() -> None:
     gram = np.diag([3.0, 2.0, 1.0])
-    found = krylov(gram, np.array([0.0, 5.0, 0.0]), [Target(inverse, 0.0, np.zeros(3))], tolerance=1e-8, max_steps=3)
+    found = krylov(
+        gram, np.array([0.0, 5.0, 0.0]), [FunctionOutput(inverse, 0.0, np.zeros(3))], tolerance=1e-8, max_steps=3
+    )
     assert found.steps == 1
     np.testing.assert_allclose(found.products[0], [0.0, 5.0 * inverse(2.0), 0.0], rtol=1e-14)
 
 
 def test_a_low_rank_ends_the_process_early() -> None:
     a, v = problem(60, 4, decades=0.0)
-    found = krylov(a @ a.T, a @ v, [Target(inverse, 0.0, np.zeros(60))], tolerance=0.0, max_steps=60)
+    found = krylov(a @ a.T, a @ v, [FunctionOutput(inverse, 0.0, np.zeros(60))], tolerance=0.0, max_steps=60)
     assert found.steps <= 5
     np.testing.assert_allclose(a.T @ found.products[0], a.T @ exact(a @ a.T, a @ v), rtol=1e-9)
 
 
 def test_a_vanishing_start_takes_no_step() -> None:
-    found = krylov(np.eye(3), np.zeros(3), [Target(inverse, 0.0, np.zeros(3))], tolerance=1e-8, max_steps=3)
+    found = krylov(np.eye(3), np.zeros(3), [FunctionOutput(inverse, 0.0, np.zeros(3))], tolerance=1e-8, max_steps=3)
     assert found.steps == 0
     assert found.products.tolist() == [[0.0, 0.0, 0.0]]
 
@@ -90,7 +92,7 @@ def test_a_vanishing_start_takes_no_step() -> None:
 def test_a_process_that_does_not_converge_says_so() -> None:
     a, v = problem(100, 200, decades=8.0)
     u, square = target(v)
-    found = krylov(a @ a.T, a @ v, [Target(inverse, square, a @ u)], tolerance=1e-12, max_steps=2 * GAP)
+    found = krylov(a @ a.T, a @ v, [FunctionOutput(inverse, square, a @ u)], tolerance=1e-12, max_steps=2 * GAP)
     assert found.products is None
     assert found.steps == 2 * GAP
 
@@ -98,5 +100,5 @@ def test_a_process_that_does_not_converge_says_so() -> None:
 @pytest.mark.parametrize("m", [1, 2, 3])
 def test_tiny_matrices(m: int) -> None:
     a, v = problem(m, 5)
-    found = krylov(a @ a.T, a @ v, [Target(inverse, 0.0, np.zeros(m))], tolerance=1e-8, max_steps=m)
+    found = krylov(a @ a.T, a @ v, [FunctionOutput(inverse, 0.0, np.zeros(m))], tolerance=1e-8, max_steps=m)
     np.testing.assert_allclose(found.products[0], exact(a @ a.T, a @ v), rtol=1e-10)

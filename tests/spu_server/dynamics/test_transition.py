@@ -182,11 +182,3 @@ def test_the_mean_is_linear_in_drive_and_start(scale: float) -> None:
     one = transition(a, b, damping=0.1).step(x, 0.7, never).state
     scaled = transition(a, scale * b, damping=0.1).step(scale * x, 0.7, never).state
     torch.testing.assert_close(scaled, scale * one, rtol=1e-12, atol=0)
-
-
-def test_time_and_curvature_trade_off() -> None:
-    """(F, λ, b) over Δ is (cF, cλ, cb) over Δ/c."""
-    a, b, x = problem(3, 5)
-    one = transition(a, b, damping=0.1).step(x, 0.7, never).state
-    other = transition(2.0 * a, 4.0 * b, damping=0.4).step(x, 0.175, never).state
-    torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-14)

@@ -12,8 +12,8 @@ import pytest
 
 from spu_server.clock import SteppedClock
 from spu_server.drivers.base import DriverOptions
+from spu_server.drivers.event_log import Header, LogWriter
 from spu_server.drivers.recording import RecordingPort
-from spu_server.event_log import Header, LogWriter
 from spu_server.testing.bench import Bench
 from spu_server.testing.checks import CHECKS, Check, can_be_closed_and_opened_again
 from spu_server.testing.runner import run_all, run_check
@@ -22,7 +22,7 @@ from tests.plugins.install import distribution
 BROKEN = {
     "name": "states_its_capabilities",
     "reads nothing": "refuses_to_read_or_commit_without_a_program",
-    "starts at zero": "starts_where_it_is_told",
+    "starts at zero": "starts_where_it_should",
     "too fast": "follows_the_law_in_time",
     "wrong time": "reads_at_the_times_it_says",
     "wrong dtype": "gives_readings_in_the_dtype_of_the_drive",
@@ -39,7 +39,7 @@ BROKEN = {
     "slow with noise": "relaxes_with_the_time_constant_it_should_have",
     "keeps the line": "can_be_closed_and_opened_again",
 }
-"""What is broken, and the first rule that it breaks."""
+"""Broken parts by name, and the first rule that each breaks."""
 
 
 async def failures(bench: Bench) -> list[str]:
@@ -92,11 +92,11 @@ async def test_a_played_run_of_every_rule_passes_every_rule(tmp_path: Path) -> N
     first = can_be_closed_and_opened_again
     checks = [first, *(check for check in CHECKS if check is not first)]
     recorded = RecordedBench(tmp_path)
-    told = await verdicts(recorded, checks)
+    expected = await verdicts(recorded, checks)
     options = DriverOptions(clock="stepped", settings={"log": str(recorded.log)})
-    assert await verdicts(Bench("replay", options), checks) == told
-    assert [problem for _, problem, _ in told if problem] == []
-    assert [name for name, _, skipped in told if skipped] == ["has_a_clock_that_can_be_believed"]
+    assert await verdicts(Bench("replay", options), checks) == expected
+    assert [problem for _, problem, _ in expected if problem] == []
+    assert [name for name, _, skipped in expected if skipped] == ["has_a_clock_that_can_be_believed"]
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ async def test_every_broken_driver_fails_where_it_is_broken(nonconforming: Bench
         if broken in ("name", "accepts everything"):
             await nonconforming.reopen()
         assert (await run_check(nonconforming, by_name[rule])).problem, f"{broken!r} breaks {rule} unseen"
-        other = by_name["finds_nothing_wrong_with_itself" if broken != "self-test" else "starts_where_it_is_told"]
+        other = by_name["finds_nothing_wrong_with_itself" if broken != "self-test" else "starts_where_it_should"]
         if broken not in ("slow to halt", "keeps the line"):
             assert not (await run_check(nonconforming, other)).problem, f"{broken!r} breaks what it should not"
         write("")

@@ -1,4 +1,4 @@
-"""What may be wrong with a header: how it is spoilt, which error says so, and what that names."""
+"""Wrong headers: how each is spoilt, which error says so, and what that names."""
 
 from __future__ import annotations
 

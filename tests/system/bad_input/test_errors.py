@@ -1,4 +1,4 @@
-"""Every error that the wire can tell is told in one of these tests."""
+"""Every error that the wire can carry is raised in one of these tests."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from tests.system.bad_input.headers import HEADERS
 from tests.system.bad_input.uploads import UPLOADS
 
 
-def test_every_error_of_the_wire_is_told_by_an_error_of_python():
-    told = {HEADERS[name][1] for name in HEADERS} | {UPLOADS[name][1] for name in UPLOADS}
-    told |= {DeadlineExceeded, DeviceBusy, DeviceFault, DeviceUnavailable, NoProgram, ReadInPast, ClockMismatch}
-    told |= {SessionExpired, SessionRequired, StaleSession}
+def test_every_error_of_the_wire_has_an_error_of_python():
+    covered = {HEADERS[name][1] for name in HEADERS} | {UPLOADS[name][1] for name in UPLOADS}
+    covered |= {DeadlineExceeded, DeviceBusy, DeviceFault, DeviceUnavailable, NoProgram, ReadInPast, ClockMismatch}
+    covered |= {SessionExpired, SessionRequired, StaleSession}
     every = set(itertools.chain(*(_leaves(cls) for cls in SpuError.__subclasses__())))
     elsewhere = {
         "Clipped",
@@ -36,7 +36,7 @@ def test_every_error_of_the_wire_is_told_by_an_error_of_python():
         "Unsupported",
         "WrongProcess",
     }  # have their tests in other files
-    assert {cls.__name__ for cls in every - told} <= elsewhere
+    assert {cls.__name__ for cls in every - covered} <= elsewhere
 
 
 def _leaves(cls):

@@ -72,8 +72,7 @@ async def test_a_daemon_that_dies_in_the_middle_of_a_read(daemon):
     async with await aio.connect(one.address) as spu, spu.session() as session:
         reading = await waiting_read(session, spu)
         begin = time.monotonic()
-        one.process.kill()
-        one.process.wait()
+        one.kill()
         with pytest.raises(DeviceUnavailable, match=r"s is|spu-server serve"):
             await asyncio.wait_for(reading, SECONDS)
         assert time.monotonic() - begin < 15.0

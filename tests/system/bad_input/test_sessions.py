@@ -1,4 +1,4 @@
-"""Who has no session, or one that is over, is told so."""
+"""A call without a session, or with one that is over, raises an error that says so."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_session_that_was_closed(device):
         session.close()
 
 
-def test_a_second_session_is_told_how_long_to_wait(device):
+def test_the_error_of_a_second_session_says_how_long_to_wait(device):
     with device.raw(ttl=30.0):
         with device.raw(ttl=None) as second, refused(DeviceBusy, "'raw'"):
             second.open()

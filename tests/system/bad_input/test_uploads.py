@@ -46,6 +46,7 @@ def test_an_upload_that_is_cancelled_leaves_no_trace(device):
         silence.over.set()
         with pytest.raises(grpc.RpcError):
             list(call)
+        assert call.code() == grpc.StatusCode.CANCELLED
         eventually(lambda: not uploads_in(device.daemon), "the upload is forgotten")
         raw.renew()
 

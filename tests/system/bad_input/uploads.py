@@ -59,7 +59,7 @@ UPLOADS = {
 
 
 class Silence:
-    """Sends the first messages of an upload, and then waits until it is told to end."""
+    """Sends the first messages of an upload, and then waits until it is to end."""
 
     def __init__(self, parts, seconds=SECONDS):
         self.parts = parts

@@ -27,7 +27,7 @@ SECONDS = 0.5
 """Deadline of every call."""
 
 MARGIN = 1.5
-"""What a call may take on top of it: to break off, and to say so."""
+"""Max time of a call on top of it, in seconds: to break off, and to say so."""
 
 SMALL = Rows(torch.ones(1, 3)), torch.ones(3)
 LARGE = Rows(torch.ones(20, 20_000)), torch.ones(20_000)
@@ -50,7 +50,7 @@ def stopped(daemon: Daemon) -> Iterator[None]:
 def trained(session: Session, **options: Any) -> Callable[[], None]:
     """A step of a training that has taken one already."""
     model, criterion = nn.Linear(3, 2), nn.CrossEntropyLoss()
-    optimizer = TNGD(model, criterion, session, lr=0.1, damping=0.1, analog_time=1.0, patience=SECONDS, **options)
+    optimizer = TNGD(model, criterion, session, lr=0.1, damping=0.1, analog_time=1.0, timeout=SECONDS, **options)
 
     def step() -> None:
         criterion(model(torch.ones(4, 3)), torch.zeros(4, dtype=torch.long)).backward()
@@ -111,7 +111,7 @@ def test_a_daemon_that_is_killed(tmp_path_factory: pytest.TempPathFactory) -> No
             tasks = [asyncio.create_task(one) for one in calls]
             for _ in range(2):
                 await spu.info()  # by its answer the daemon has the calls as well
-            daemon.process.kill()
+            daemon.kill()
             return await asyncio.gather(*tasks, return_exceptions=True)
 
     with Daemon(tmp_path_factory.mktemp("d") / "s", "--clock", "stepped") as daemon:
@@ -141,7 +141,7 @@ def test_a_driver_that_is_killed_in_the_middle_of_a_step(tmp_path_factory: pytes
         spu.session() as session,
     ):
         model, criterion = nn.Linear(3, 2), nn.CrossEntropyLoss()
-        optimizer = TNGD(model, criterion, session, lr=0.1, damping=0.1, analog_time=600.0, patience=30.0)
+        optimizer = TNGD(model, criterion, session, lr=0.1, damping=0.1, analog_time=600.0, timeout=30.0)
         criterion(model(torch.ones(4, 3)), torch.zeros(4, dtype=torch.long)).backward()
         kill = threading.Timer(0.5, daemon.driver_process().kill)
         kill.start()
@@ -166,7 +166,7 @@ asyncio.run(kernel())
 """
 
 
-def test_a_notebook_whose_kernel_was_killed_is_told_how_long_the_device_is_busy(stepped: Daemon) -> None:
+def test_after_a_killed_kernel_the_error_says_how_long_the_device_is_busy(stepped: Daemon) -> None:
     with connect(stepped.address, timeout=20.0) as spu:
         eventually(lambda: spu.info.session_holder is None, "nobody holds the device")
         killed = subprocess.run(
@@ -191,6 +191,6 @@ def test_calls_of_a_session_that_was_closed_say_so(stepped: Daemon) -> None:
         session = spu.open_session()
         feed = session.feed()
         session.close()
-        for call in (session.read, session.save_state, lambda: session.advance(1.0), lambda: feed.back(1.0)):
+        for call in (session.read, session.save_state, lambda: session.advance(1.0), lambda: feed.wait_back(1.0)):
             with pytest.raises(SessionClosed, match="closed in this process"):
                 call()

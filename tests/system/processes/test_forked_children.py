@@ -39,8 +39,34 @@ ADDRESSES = pytest.mark.parametrize("address", ["unix:", "inproc:"])
 
 def run(zygote, code, address, stepped):
     ended = zygote.run(PARENT + code, ADDRESS=stepped.address if address == "unix:" else address)
-    assert ended.err == ""
+    assert ended.err == "", ended.err
     assert ended.code == 0
+
+
+@ADDRESSES
+def test_a_child_computes_though_its_parent_has_computed_with_several_threads(zygote, stepped, address):
+    code = """
+torch.set_num_threads(2)
+LARGE = torch.randn(300, 400, dtype=torch.float64)
+
+
+def product():
+    return (LARGE @ LARGE.T).tanh().sum()  # torch waits for threads of the parent where it computes with several
+
+
+def work():
+    assert torch.isclose(product(), expected)
+    with connect(ADDRESS, timeout=20.0, **OPTIONS) as spu, spu.session() as session:
+        solution = session.solve(Rows(LARGE), torch.ones(400, dtype=torch.float64), damping=1.0, analog_time=50.0)
+        assert solution.value.isfinite().all()
+
+
+expected = product()
+with connect(ADDRESS, timeout=20.0, **OPTIONS):
+    pass
+assert in_child(work) == 0
+"""
+    run(zygote, code, address, stepped)
 
 
 @ADDRESSES
@@ -126,6 +152,7 @@ session = spu.open_session()
 model, criterion = nn.Linear(3, 2), nn.CrossEntropyLoss()
 optimizer = TNGD(model, criterion, session, lr=0.1, damping=0.1, analog_time=5.0)
 feed, upload = session.feed(), session.upload(Rows(A))
+aio_session, aio_spu = session.aio, spu.aio
 
 def step():
     criterion(model(torch.ones(4, 3)), torch.zeros(4, dtype=torch.long)).backward()
@@ -141,10 +168,10 @@ CALLS = [
     lambda: session.program(Rows(A), B), lambda: solved(session), lambda: session.read(), lambda: session.advance(1.0),
     lambda: session.save_state(), lambda: session.restore_state(b""), lambda: session.upload(Rows(A)),
     lambda: session.feed(), lambda: session.device_time,
-    lambda: upload.program(B), lambda: feed.abandon(), lambda: feed.back(1.0), lambda: feed.lost,
+    lambda: upload.program(B), lambda: feed.abandon(), lambda: feed.wait_back(1.0), lambda: feed.lost,
     step, lambda: (loss.backward(), optimizer.step()), loaded,
-    lambda: asyncio.run(session._behind.read()), lambda: asyncio.run(spu._behind.info()),
-    lambda: asyncio.run(spu._behind.open_session()),
+    lambda: session.aio, lambda: asyncio.run(aio_session.read()), lambda: asyncio.run(aio_spu.info()),
+    lambda: asyncio.run(aio_spu.open_session()),
 ]
 
 def work():

@@ -1,4 +1,4 @@
-"""What workers of a loader do; a module of its own, so that `spawn` can import it."""
+"""Programs of a loader's workers; a module of its own, so that `spawn` can import it."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from spu_link.program import Program
 from tests.system.device import LONG, B, solution
 from tests.system.raw import encoded, eventually
 from tests.system.shared_memory.wide import DRIVE, WIDE, place, small, solve, upload
-from tests.system.side import Side, memory, shared_in, told
+from tests.system.side import Side, memory, rejected, shared_in
 from tngd.spu.v1 import spu_pb2 as pb
 
 GARBAGE = {
@@ -37,7 +37,7 @@ GARBAGE = {
 def test_garbage_ends_the_connection_and_what_it_registered(device, packet, descriptors):
     with device.raw() as raw, Side(raw) as side, memory(bytes(8)) as descriptor:
         side.register(descriptor)
-        with told(ProtocolError, "packet"):
+        with rejected(ProtocolError, "packet"):
             side.ask(packet, [descriptor] * descriptors)
         assert side.is_closed()
         eventually(lambda: not shared_in(device.daemon), "nothing is left")
@@ -47,7 +47,7 @@ def test_garbage_ends_the_connection_and_what_it_registered(device, packet, desc
 def test_a_registration_with_another_number_of_descriptors(device, count):
     with device.raw() as raw, Side(raw) as side, memory(bytes(8)) as descriptor:
         request = pb.MemoryRequest(session=raw.session, register=pb.MemoryRequest.Register())
-        with told(ProtocolError, "descriptor"):
+        with rejected(ProtocolError, "descriptor"):
             side.ask(request.SerializeToString(), [descriptor] * count)
         assert side.is_closed()
 

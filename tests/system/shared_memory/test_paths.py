@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from host_client import aio, connect
-from host_client.links.upload import SMALL_BYTES
+from host_client.links.remote_upload import SMALL_BYTES
 from spu_link.operators import Rows
 from tests.system.device import A, B
 from tests.system.raw import eventually
@@ -51,14 +51,14 @@ def test_without_the_memory_socket_bytes_go_over_grpc(daemon, caplog):
     with connect(one.address) as spu:
         path = Path(spu.info.memory_address.removeprefix("unix:"))
         path.unlink()
-        path.write_text("in the way, so that the socket is not made again")
+        path.write_text("in the way, so that the socket is not recreated")
         with spu.session() as session:
             solve(session)
             solve(session)
             assert set(session.bytes_by_path) == {"grpc"}
         assert caplog.text.count("bytes travel over gRPC") == 1
         path.unlink()
-        eventually(path.is_socket, "the memory socket is there again")
+        eventually(path.is_socket, "the memory socket is back")
         with spu.session() as session:
             solve(session)
             assert set(session.bytes_by_path) == {"shared-memory"}

@@ -19,7 +19,7 @@ from spu_link.errors import (
 from tests.daemon import Daemon
 from tests.system.raw import SECONDS, Raw, refused
 from tests.system.shared_memory.wide import place, small, upload
-from tests.system.side import SEALS, Side, memory, told
+from tests.system.side import SEALS, Side, memory, rejected
 from tngd.spu.v1 import spu_pb2 as pb
 
 
@@ -98,17 +98,17 @@ def test_a_region_of_another_session(device):
         with device.raw() as second:
             with refused(InvalidProgram, "no region"):
                 upload(second, header, upload=place(region, data=data))
-            with told(StaleSession):
+            with rejected(StaleSession):
                 side.register(descriptor)
 
 
 def test_a_session_that_may_not(device):
     with memory(bytes(8)) as descriptor:
-        with device.raw(ttl=None) as nobody, Side(nobody) as side, told(SessionRequired):
+        with device.raw(ttl=None) as nobody, Side(nobody) as side, rejected(SessionRequired):
             side.register(descriptor)
         with device.raw(ttl=0.1) as raw, Side(raw) as side:
             raw.wait_until_free()
-            with told(SessionExpired):
+            with rejected(SessionExpired):
                 side.register(descriptor)
 
 
@@ -119,7 +119,7 @@ def test_a_session_that_may_not(device):
 )
 def test_memory_that_is_not_sealed_as_it_must_be(device, seals):
     with device.raw() as raw, Side(raw) as side:
-        with memory(bytes(8), seals=seals) as descriptor, told(InvalidProgram, "sealed with"):
+        with memory(bytes(8), seals=seals) as descriptor, rejected(InvalidProgram, "sealed with"):
             side.register(descriptor)
         with memory(bytes(8)) as descriptor:  # the connection goes on
             assert side.register(descriptor)
@@ -130,11 +130,11 @@ def test_descriptors_that_are_no_memory(device, tmp_path):
     (tmp_path / "file").touch()
     with device.raw() as raw, Side(raw) as side, ours, theirs, (tmp_path / "file").open("r+b") as file:
         for descriptor in (ours.fileno(), file.fileno()):
-            with told(InvalidProgram, "memory is"):
+            with rejected(InvalidProgram, "memory is"):
                 side.register(descriptor)
         with memory(bytes(8)) as descriptor:
             one_way = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY)
-            with told(InvalidProgram, "one direction"):
+            with rejected(InvalidProgram, "one direction"):
                 side.register(one_way)
             os.close(one_way)
 
@@ -142,12 +142,12 @@ def test_descriptors_that_are_no_memory(device, tmp_path):
 def test_a_region_too_large_and_one_too_many(device, small_daemon):
     with Raw(small_daemon.address) as raw, memory(bytes(8), nbytes=10_001) as descriptor:
         raw.open()
-        with Side(raw) as side, told(CapacityExceeded, "larger than the device takes"):
+        with Side(raw) as side, rejected(CapacityExceeded, "larger than the device takes"):
             side.register(descriptor)
     with device.raw() as raw, Side(raw) as side, Side(raw) as other, memory(bytes(8)) as descriptor:
         regions = [side.register(descriptor) for _ in range(8)]
         for one in (side, other):
-            with told(CapacityExceeded, "8 regions"):
+            with rejected(CapacityExceeded, "8 regions"):
                 one.register(descriptor)
         side.unregister(regions[0])
         assert other.register(descriptor)

@@ -1,4 +1,4 @@
-"""Solves that differ in everything in which they may, and a device that afterwards is what it was."""
+"""Solves that differ in everything in which they may, and a device that afterwards is unchanged."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def stepped_inproc(seed: int = 0, **options: object) -> Iterator[Session]:
 
 @contextmanager
 def untouched(address: str) -> Iterator[Session]:
-    """A device that afterwards is what it was: program, time and bits."""
+    """A device that afterwards is unchanged: program, time and bits."""
     with connect(address) as spu, spu.session() as session:
         before = session.solve(Rows(2 * A), B, damping=0.5, analog_time=1.0)
         yield session

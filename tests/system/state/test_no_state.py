@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 
+import google_crc32c
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -13,12 +14,12 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from host_client import Session
+from spu_link import packing
 from spu_link.errors import (
     CapacityExceeded,
     InvalidProgram,
 )
 from spu_link.operators import Rows
-from spu_server import saved
 from tests.profiles import examples
 from tests.system.device import A, B
 from tests.system.state.runs import (
@@ -62,11 +63,15 @@ def test_no_bit_of_a_state_may_be_another(state, inproc, data):
 def forged(state: bytes, change: Callable[[dict, dict[str, Tensor]], None]) -> bytes:
     """A state by somebody who knows the format."""
     tensors = load(state)
-    about = json.loads(bytes(tensors[saved.ABOUT].numpy()))
-    del tensors[saved.CHECK]
+    about = json.loads(bytes(tensors[packing.ABOUT].numpy()))
+    del tensors[packing.CHECK]
     change(about, tensors)
-    tensors[saved.ABOUT] = torch.frombuffer(bytearray(json.dumps(about).encode()), dtype=torch.uint8)
-    tensors[saved.CHECK] = saved._check(tensors)
+    tensors[packing.ABOUT] = torch.frombuffer(bytearray(json.dumps(about).encode()), dtype=torch.uint8)
+    crc = 0
+    for name, tensor in sorted(tensors.items()):
+        crc = google_crc32c.extend(crc, f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        crc = google_crc32c.extend(crc, tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    tensors[packing.CHECK] = torch.frombuffer(bytearray(crc.to_bytes(4, "little")), dtype=torch.uint8)
     return save(tensors)
 
 

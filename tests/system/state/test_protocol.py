@@ -21,11 +21,12 @@ from spu_link.errors import (
     UploadCorrupt,
 )
 from spu_link.operators import Rows
-from spu_server import saved
+from spu_link.packing import ABOUT
 from spu_server.clock import SteppedClock
 from spu_server.device import Device
+from spu_server.drivers import saved
 from spu_server.drivers.base import DriverOptions
-from spu_server.drivers.local import LocalDriver
+from spu_server.drivers.port import LocalDriver
 from tests.system.device import memory_in
 from tests.system.raw import Raw, eventually, refused
 from tests.system.state.runs import (
@@ -48,7 +49,7 @@ def parts_of(raw: Raw, state: bytes, **header: int) -> list[pb.RestoreStateReque
 
 def test_broken_transfers_leave_nothing_behind(stepped, state):
     with untouched(stepped.address) as session, Raw(stepped.address) as raw:
-        raw.session.CopyFrom(session._aio._ref)
+        raw.session.CopyFrom(session.aio.lease.ref)
         good = parts_of(raw, state)
         with refused(UploadCorrupt, "crc32c"):
             restore(raw, *good[:-1], pb.RestoreStateRequest(trailer=pb.StateTrailer(crc32c=1)))
@@ -75,7 +76,7 @@ def test_a_client_that_leaves_in_the_middle_leaves_nothing_behind(stepped):
     with connect(stepped.address) as spu, spu.session() as session:
         session.program(Rows(torch.ones(4, 200_000)), torch.ones(200_000))
         with Raw(stepped.address) as raw:
-            raw.session.CopyFrom(session._aio._ref)
+            raw.session.CopyFrom(session.aio.lease.ref)
             call = raw.stub.SaveState(pb.SaveStateRequest(session=raw.session), timeout=20.0)
             assert next(call).header.nbytes > 3_000_000
             call.cancel()
@@ -101,7 +102,7 @@ async def test_a_driver_without_the_ability_says_so():
 
 
 def test_tensors_come_back_to_where_they_were_in_memory(state):
-    about = json.loads(bytes(load(state)[saved.ABOUT].numpy()))
+    about = json.loads(bytes(load(state)[ABOUT].numpy()))
     back, standing = saved.decode(state, "emulator", 1000)
     assert back.program is not None
     assert place_of(back.program.drive) == about["places"]["program.1"]

@@ -84,7 +84,7 @@ class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType],
     ROLE_DRIVE: _Role.ValueType  # 1
     """b, shape (N,): the gradient."""
     ROLE_START: _Role.ValueType  # 2
-    """x at the instant the program takes hold, shape (N,); only with START_TENSOR."""
+    """x at the instant the program takes effect, shape (N,); only with START_TENSOR."""
     ROLE_MATRIX: _Role.ValueType  # 3
     """F of a dense block, shape (N, N), symmetric positive semi-definite."""
     ROLE_ROWS: _Role.ValueType  # 4
@@ -106,7 +106,7 @@ ROLE_UNSPECIFIED: Role.ValueType  # 0
 ROLE_DRIVE: Role.ValueType  # 1
 """b, shape (N,): the gradient."""
 ROLE_START: Role.ValueType  # 2
-"""x at the instant the program takes hold, shape (N,); only with START_TENSOR."""
+"""x at the instant the program takes effect, shape (N,); only with START_TENSOR."""
 ROLE_MATRIX: Role.ValueType  # 3
 """F of a dense block, shape (N, N), symmetric positive semi-definite."""
 ROLE_ROWS: Role.ValueType  # 4
@@ -190,19 +190,19 @@ class _StartEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Start.ValueType
     START_UNSPECIFIED: _Start.ValueType  # 0
     """Refused."""
     START_KEEP: _Start.ValueType  # 1
-    """Go on from where the cells stand; cells not used before start at 0."""
+    """Go on from the cells' current state; cells not used before start at 0."""
     START_DRIVE: _Start.ValueType  # 2
     """x = b."""
     START_TENSOR: _Start.ValueType  # 3
     """x = the tensor of role ROLE_START."""
 
 class Start(_Start, metaclass=_StartEnumTypeWrapper):
-    """State of the cells at the instant a program takes hold."""
+    """State of the cells at the instant a program takes effect."""
 
 START_UNSPECIFIED: Start.ValueType  # 0
 """Refused."""
 START_KEEP: Start.ValueType  # 1
-"""Go on from where the cells stand; cells not used before start at 0."""
+"""Go on from the cells' current state; cells not used before start at 0."""
 START_DRIVE: Start.ValueType  # 2
 """x = b."""
 START_TENSOR: Start.ValueType  # 3
@@ -252,9 +252,9 @@ class GetInfoResponse(_message.Message):
     version: _builtins.str
     """Version of the daemon's distribution."""
     cells: _builtins.int
-    """Most cells a program may use, N <= cells."""
+    """Max number of cells of a program, N <= cells."""
     max_upload_bytes: _builtins.int
-    """Most bytes of all tensors of one program."""
+    """Max bytes of all tensors of one program."""
     tau: _builtins.float
     """Time constant in seconds, > 0."""
     clock: Global___ClockKind.ValueType
@@ -601,7 +601,7 @@ class TensorSpec(_message.Message):
     SHAPE_FIELD_NUMBER: _builtins.int
     SCALES_FIELD_NUMBER: _builtins.int
     role: Global___Role.ValueType
-    """What it is for."""
+    """Its role."""
     block: _builtins.int
     """Index of the block it belongs to; 0 for drive and start."""
     dtype: Global___DType.ValueType
@@ -860,7 +860,7 @@ class ScheduledRead(_message.Message):
     AFTER_FIELD_NUMBER: _builtins.int
     WINDOW_FIELD_NUMBER: _builtins.int
     after: _builtins.float
-    """Device time from the instant the program takes hold to the reading, in tau, >= 0."""
+    """Device time from the instant the program takes effect to the reading, in tau, >= 0."""
     window: _builtins.float
     """Average over the last `window` tau before the reading, 0 to `after`; 0: the state itself."""
     def __init__(
@@ -930,9 +930,9 @@ class ProgramHeader(_message.Message):
     noise: _builtins.float
     """kappa0 >= 0."""
     start: Global___Start.ValueType
-    """State at the instant the program takes hold."""
+    """State at the instant the program takes effect."""
     not_before: _builtins.float
-    """Earliest device time at which the program may take hold, in tau."""
+    """Earliest device time at which the program may take effect, in tau."""
     @_builtins.property
     def session(self) -> Global___SessionRef:
         """The session that uploads."""
@@ -1073,7 +1073,7 @@ Global___ProgramRequest: _TypeAlias = ProgramRequest  # noqa: Y015
 
 @_typing.final
 class Applied(_message.Message):
-    """The program has taken hold."""
+    """The program has taken effect."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1082,7 +1082,7 @@ class Applied(_message.Message):
     sequence: _builtins.int
     """Number of the program; grows by one with each program of this epoch."""
     time: _builtins.float
-    """Device time of the instant it took hold, in tau."""
+    """Device time of the instant it took effect, in tau."""
     def __init__(
         self,
         *,
@@ -1452,11 +1452,11 @@ class RestoreStateResponse(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     time: _builtins.float
-    """Device time at which the state took hold, in tau."""
+    """Device time at which the state took effect, in tau."""
     shift: _builtins.float
     """By how much that is later than when it was saved, in tau; exactly 0 at the same time."""
     sequence: _builtins.int
-    """Number of the program in force; 0 without one. A device on which nothing has taken hold goes"""
+    """Number of the program in force; 0 without one. A device on which nothing has taken effect goes"""
     epoch: _builtins.int
     """on with the numbers of the state, so that kept blocks may name them; else it is the next one.
     Run of the daemon.
@@ -1519,7 +1519,7 @@ Global___HaltResponse: _TypeAlias = HaltResponse  # noqa: Y015
 
 @_typing.final
 class MemoryRequest(_message.Message):
-    """Shared memory. Beside each Unix socket it serves, the daemon listens on a second one (GetInfoResponse.memory_address),
+    """Shared memory. Next to each Unix socket it serves, the daemon listens on a second one (GetInfoResponse.memory_address),
     of type SOCK_SEQPACKET. A client sends one MemoryRequest a packet there and receives one MemoryResponse for each. A region
     belongs to the session it was registered in and to the connection it came over: it is forgotten with the first of them,
     while calls that are using it keep the memory until they end.

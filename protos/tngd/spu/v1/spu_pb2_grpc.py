@@ -184,7 +184,7 @@ class SpuServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RestoreState(self, request_iterator, context):
-        """Lets a saved state take hold, from when on everything is, to the bit, as if it had not been interrupted. A stepped clock
+        """Restores a saved state, from when on everything is, to the bit, as if it had not been interrupted. A stepped clock
         that has not come so far moves to the time of saving, running the events on the way; else all device times of the
         state shift to now. Readings under way when the state was saved are not part of it.
 

@@ -80,7 +80,7 @@ class SpuServiceStub:
     without the feature "state".
     """
     RestoreState: _grpc.StreamUnaryMultiCallable[_spu_pb2.RestoreStateRequest, _spu_pb2.RestoreStateResponse]
-    """Lets a saved state take hold, from when on everything is, to the bit, as if it had not been interrupted. A stepped clock
+    """Restores a saved state, from when on everything is, to the bit, as if it had not been interrupted. A stepped clock
     that has not come so far moves to the time of saving, running the events on the way; else all device times of the
     state shift to now. Readings under way when the state was saved are not part of it.
 
@@ -134,7 +134,7 @@ class SpuServiceAsyncStub(SpuServiceStub):
     without the feature "state".
     """
     RestoreState: _aio.StreamUnaryMultiCallable[_spu_pb2.RestoreStateRequest, _spu_pb2.RestoreStateResponse]  # type: ignore[assignment]
-    """Lets a saved state take hold, from when on everything is, to the bit, as if it had not been interrupted. A stepped clock
+    """Restores a saved state, from when on everything is, to the bit, as if it had not been interrupted. A stepped clock
     that has not come so far moves to the time of saving, running the events on the way; else all device times of the
     state shift to now. Readings under way when the state was saved are not part of it.
 
@@ -251,7 +251,7 @@ class SpuServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_spu_pb2.RestoreStateRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_spu_pb2.RestoreStateResponse, _abc.Awaitable[_spu_pb2.RestoreStateResponse]]:
-        """Lets a saved state take hold, from when on everything is, to the bit, as if it had not been interrupted. A stepped clock
+        """Restores a saved state, from when on everything is, to the bit, as if it had not been interrupted. A stepped clock
         that has not come so far moves to the time of saving, running the events on the way; else all device times of the
         state shift to now. Readings under way when the state was saved are not part of it.
 

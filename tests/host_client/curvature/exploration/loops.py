@@ -15,7 +15,7 @@ from tests.host_client.curvature.exploration.programs import Batch
 
 
 class Runner(Protocol):
-    """What an action of a loop works with."""
+    """State that an action of a loop works with."""
 
     model: nn.Module
     kept: list[Tensor]

@@ -1,4 +1,4 @@
-"""What an operation of a random model is, what it may choose, and the table of them all."""
+"""Operations of random models: their definition, their choices, and the table of them all."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class Axes:
 
 
 Choice: TypeAlias = Axes | st.SearchStrategy[Any]
-"""What an operation may choose: axes of its operand, or something that does not depend on it."""
+"""A choice of an operation: axes of its operand, or something that does not depend on it."""
 
 ANY = Axes(("any",))
 FIXED = Axes(("fixed",))
@@ -142,7 +142,7 @@ class Operation:
         functions: the functions of torch that it calls.
         choices: what it may choose, by argument of `run`.
         run: from its place in the model, the operand and the choices to the result.
-        dims: the least and the greatest number of dimensions of the operand.
+        dims: min and max number of dimensions of the operand.
         precision: relative error of F that its arithmetic causes.
         recomputable: whether a checkpoint can run it again.
     """

@@ -1,4 +1,4 @@
-"""Random models: a list of operations with all their choices, from which the same model can be made again."""
+"""Random models: a list of operations with all their choices, from which the same model can be reproduced."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.host_client.curvature.exploration.brief import Brief, rarely
 from tests.host_client.curvature.exploration.operations import OPERATIONS, Data, Place, Shapes
 
 MODULES = (arithmetic, layers, routing, unusual)
-"""Where the operations are; importing them fills the table."""
+"""Modules of the operations; importing them fills the table."""
 
 MAX_ELEMENTS = 48
 """Of a tensor in the model."""
@@ -454,10 +454,11 @@ def _heads(draw: st.DrawFn, hidden: Sequence[Tensor], after: int, forms: Sequenc
 
 
 def _called_by_a_recomputation(watch: Watch, steps: Sequence[Step]) -> bool:
-    """Return whether a hook belongs to the input of a checkpoint that differentiates with respect to it: said so."""
-    after = steps[watch.step + 1 : watch.step + 2]
-    inside = [f for step in after if step.wrap == "checkpoint" for f in OPERATIONS[step.operation].functions]
-    return watch.kind in ("retain_grad", "tensor hook", "node hook") and any("autograd.grad" in f for f in inside)
+    """Return whether a hook belongs to what a checkpoint differentiates with respect to: docs/curvature.md says so."""
+    first = {"retain_grad": 1, "tensor hook": 1, "node hook": 1, "parameter hook": 0}.get(watch.kind, len(steps))
+    at = steps[watch.step + first : watch.step + first + 1]
+    inside = [f for step in at if step.wrap == "checkpoint" for f in OPERATIONS[step.operation].functions]
+    return any("autograd.grad" in f for f in inside)
 
 
 @st.composite

@@ -1,0 +1,1 @@
+"""Kronecker factors of the curvature (KFAC), from curvlinops."""

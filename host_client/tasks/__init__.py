@@ -1,1 +1,0 @@
-"""What to train: data, network and loss, by name."""

@@ -1,0 +1,1 @@
+"""The laboratory: tasks, training runs, experiments, pictures and benchmarks, and the command ``tngd``."""

@@ -1,0 +1,70 @@
+"""Experiments and benchmarks by name: the modules of a package that define ``run``."""
+
+from __future__ import annotations
+
+import ast
+import pkgutil
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import ClassVar
+
+
+class UnknownName(Exception):
+    """No experiment or benchmark has this name."""
+
+    remedy: ClassVar[str] = "use one of the names that the message lists"
+
+
+def names(package: str) -> list[str]:
+    """Return the names of a package's modules that define ``run``, with hyphens for underscores; none is imported."""
+    return sorted(_sources(package))
+
+
+def summary(package: str, name: str) -> str:
+    """Return the first line of a module's docstring, without importing it."""
+    return (ast.get_docstring(_sources(package)[name]) or "").partition("\n")[0]
+
+
+def find(package: str, name: str) -> ModuleType:
+    """Import the module of that name.
+
+    Raises:
+        UnknownName: when there is none; nothing has been imported then.
+    """
+    check(package, name)
+    return import_module(f"{package}.{name.replace('-', '_')}")
+
+
+def check(package: str, name: str) -> None:
+    """Refuse a name that no module has.
+
+    Raises:
+        UnknownName: listing those there are.
+    """
+    known = names(package)
+    if name not in known:
+        raise UnknownName(f"{name!r} is none of {', '.join(known) or 'nothing: there are none yet'}")
+
+
+@cache
+def _sources(package: str) -> dict[str, ast.Module]:
+    """Return the syntax trees of the modules that define ``run``, by name."""
+    spec = find_spec(package)
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    folder = spec.submodule_search_locations[0]
+    modules = {}
+    for module in pkgutil.iter_modules([folder]):
+        tree = ast.parse(Path(folder, f"{module.name}.py").read_text(encoding="utf-8"))
+        if any(_defines_run(node) for node in tree.body):
+            modules[module.name.replace("_", "-")] = tree
+    return modules
+
+
+def _defines_run(node: ast.stmt) -> bool:
+    if isinstance(node, ast.Assign):
+        return any(isinstance(target, ast.Name) and target.id == "run" for target in node.targets)
+    return isinstance(node, ast.FunctionDef) and node.name == "run"

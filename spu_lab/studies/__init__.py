@@ -1,0 +1,1 @@
+"""Runs of one property at several values, over seeds: sweeps, paired tests, tables and pictures."""

@@ -1,0 +1,1 @@
+"""Training tasks: data, network and loss, by name."""

@@ -1,0 +1,1 @@
+"""Training runs: settings, the loop, and what a run leaves in its folder."""

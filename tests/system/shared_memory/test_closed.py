@@ -1,0 +1,52 @@
+"""Shared memory that is closed while a region is being asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from host_client.links.memory import ANSWER_SECONDS, SharedMemory
+from tngd.spu.v1 import spu_pb2 as pb
+
+
+async def test_a_region_asked_for_before_the_end_opens_nothing_after_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "memory"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        memory = SharedMemory(f"unix:{path}", pb.SessionRef(), 1 << 20)
+        before = len(os.listdir("/proc/self/fd"))
+        taking = asyncio.create_task(memory.take(1000))
+        await asyncio.sleep(0)  # it has begun, and its request has not
+        memory.close()
+        assert await taking is None
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert not caplog.records
+
+
+async def test_a_region_asked_for_is_given_up_at_the_end_and_the_next_socket_is_heard(tmp_path: Path) -> None:
+    path = tmp_path / "memory"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        memory = SharedMemory(f"unix:{path}", pb.SessionRef(), 1 << 20)
+        taking = asyncio.create_task(memory.take(1000))
+        daemon, _ = await asyncio.to_thread(listening.accept)
+        with daemon:
+            await asyncio.to_thread(daemon.recv, 1000)  # the request; there will be no answer
+            before = set(os.listdir("/proc/self/fd"))
+            memory.close()
+            here, there = socket.socketpair()
+            with here, there:
+                here.setblocking(False)
+                there.send(b"heard")
+                async with asyncio.timeout(ANSWER_SECONDS / 2):
+                    assert await asyncio.get_running_loop().sock_recv(here, 10) == b"heard"
+                    assert await taking is None
+            assert len(before) - len(os.listdir("/proc/self/fd")) == 3  # its socket, the region and its mapping
