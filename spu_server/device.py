@@ -28,7 +28,8 @@ from spu_link.program import Applied, Reading, Restored, non_negative
 from spu_server.agenda import Agenda
 from spu_server.clock import Clock, SteppedClock
 from spu_server.drivers.base import Capabilities
-from spu_server.drivers.port import CheckedDriver, DriverPort
+from spu_server.drivers.hosted import CheckedDriver
+from spu_server.drivers.port import DriverPort
 from spu_server.drivers.saved import Standing
 from spu_server.lifecycle import Event, State, following
 from spu_server.sessions import SessionKey, Sessions
@@ -185,7 +186,7 @@ class Device(Generic[P]):
         self.sessions.check(key)
         # Again: a program given up by its client may have taken effect since the staging.
         self._check_kept(program.kept)
-        await self._port.commit(at)
+        await self._port.call(CheckedDriver.commit, at)
         self._last_event = at
         self._applied = Applied(self._applied.sequence + 1, at, self.epoch)
         if program.kept is None:
@@ -270,7 +271,7 @@ class Device(Generic[P]):
 
     async def _commit_state(self, key: SessionKey, standing: Standing, at: float) -> Restored:
         self.sessions.check(key)
-        await self._port.commit(at)
+        await self._port.call(CheckedDriver.commit, at)
         shift = at - standing.time
         fresh = self.sequence == 0  # then its numbers go on too, and programs may keep the operator by those they know
         self._last_event = max(0.0, standing.last_event + shift)

@@ -16,7 +16,7 @@ from spu_link.aligned import aligned_copy
 from spu_link.errors import LogUnusable, SpuError
 from spu_server.drivers.base import DriverOptions, measured
 from spu_server.drivers.event_log import Blob, Log, LoggedCall, machine, versions
-from spu_server.drivers.port import CheckedDriver
+from spu_server.drivers.hosted import CheckedDriver
 from spu_server.drivers.registry import open_driver
 
 

@@ -11,7 +11,7 @@ import structlog
 
 from spu_link.errors import DeviceFault
 from spu_server.device import Device
-from spu_server.drivers.port import CheckedDriver
+from spu_server.drivers.hosted import CheckedDriver
 from spu_server.drivers.process import DriverProcess
 from spu_server.drivers.watch import ClockWatch
 

@@ -22,8 +22,7 @@ USERS = (
     "grpc",
     "grpc_status",
     "host_client.links.remote",
-    "host_client.links.responses",
-    "host_client.links.remote_upload",
+    "host_client.links.remote_calls",
     "spu_link.status",
     "tngd.spu.v1.spu_pb2_grpc",
 )

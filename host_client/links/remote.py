@@ -16,8 +16,7 @@ from host_client.clock import Exchange
 from host_client.links.base import Link, info_from, until
 from host_client.links.lease import Lease
 from host_client.links.memory import SharedMemory
-from host_client.links.remote_upload import SMALL_BYTES, RemoteUpload
-from host_client.links.responses import errors, next_of, receive
+from host_client.links.remote_calls import SMALL_BYTES, RemoteUpload, errors, next_of, receive
 from spu_link import wire
 from spu_link.addresses import channel_options, channel_target
 from spu_link.errors import DeviceUnavailable

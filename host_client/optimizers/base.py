@@ -16,7 +16,6 @@ from host_client.curvature import Capture, Check, Criteria, Diverged, GradScaler
 from host_client.curvature.base import BaseCapture, CaptureOptions
 from host_client.curvature.hooks import WeakHook
 from host_client.frames import releasing
-from host_client.optimizers.change import Change
 from host_client.optimizers.checkpoints import Resumable
 from host_client.optimizers.groups import check_frozen, make_groups
 from host_client.optimizers.levenberg_marquardt import LevenbergMarquardt
@@ -28,6 +27,7 @@ from host_client.optimizers.spring import keep_direction, spring_drive
 from host_client.optimizers.state_checks import shapes_of
 from host_client.optimizers.trial import LineSearch, Trial, number
 from host_client.optimizers.trust_region import TrustRegion
+from host_client.optimizers.update import Change
 from host_client.optimizers.vectors import check_finite, dense_gradient, gradient_of, parts_of, rates_of
 from spu_link.errors import InvalidProgram
 from spu_link.operators import Operator

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from host_client.optimizers.ranges import COMMON, Ranges
-from host_client.optimizers.rules import complete, state_names
 from host_client.optimizers.state_checks import check_fits, check_groups, check_state, present_format
+from host_client.optimizers.update import complete, state_names
 
 
 class Resumable(torch.optim.Optimizer):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from host_client.optimizers.rules import State
+from host_client.optimizers.update import State
 from host_client.optimizers.vectors import parts_of, vector_of
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from host_client.curvature.base import BaseCapture
-from host_client.optimizers.change import Change
 from host_client.optimizers.levenberg_marquardt import LevenbergMarquardt, predicted_decrease, ratio
 from host_client.optimizers.trust_region import Curved
+from host_client.optimizers.update import Change
 from host_client.optimizers.vectors import dense_gradient, gradient_of, vector_of
 from host_client.random_state import RandomState, replay
 

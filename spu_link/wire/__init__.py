@@ -7,8 +7,16 @@ and a CRC-32C over all of them. A header may describe the operator alone; what t
 
 from spu_link.wire.checks import Layout, Limits, check_features, layout
 from spu_link.wire.chunking import CHUNK_BYTES, MAX_CHUNK_BYTES, Assembler, chunks, numbered, writer
-from spu_link.wire.headers import complete, header_of, kept_of, late_header, operator_header, parse_header
-from spu_link.wire.programs import program_from, program_of
+from spu_link.wire.programs import (
+    complete,
+    header_of,
+    kept_of,
+    late_header,
+    operator_header,
+    parse_header,
+    program_from,
+    program_of,
+)
 from spu_link.wire.saved import restore_operator, restore_program, save_operator, save_program
 from spu_link.wire.tables import DTYPES, WIDEST
 from spu_link.wire.tensors import byte_views, nbytes_of, tensor_from, tensor_spec

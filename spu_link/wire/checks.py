@@ -13,7 +13,7 @@ from spu_link.errors import CapacityExceeded, UnknownRole, UnsupportedBlock, eit
 from spu_link.operators.base import BlockFactor, Shapes
 from spu_link.precision import NARROW
 from spu_link.program import non_negative
-from spu_link.wire.headers import kept_of
+from spu_link.wire.programs import kept_of
 from spu_link.wire.tables import (
     BLOCKS,
     DIMENSIONS,

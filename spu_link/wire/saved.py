@@ -14,8 +14,7 @@ from spu_link.errors import mismatch
 from spu_link.operators import Dense, FactorOperator, Operator
 from spu_link.program import Program
 from spu_link.wire.checks import layout
-from spu_link.wire.headers import header_of, kept_of
-from spu_link.wire.programs import operator_of, program_of
+from spu_link.wire.programs import header_of, kept_of, operator_of, program_of
 from spu_link.wire.tables import DTYPES, OPERAND_ROLES, ROLES, block_of
 from tngd.spu.v1 import spu_pb2 as pb
 

@@ -1,28 +1,36 @@
-"""The driver's end of a driver in a separate process: calls come over a connection, and so do their answers.
+"""The driver's end: its calls with everything checked, and how they come from the daemon to a separate process.
 
-A call is a method of `HostedDriver` and its arguments, with a descriptor behind it where one is needed. A message back
-is `Done`, `Due`, or an error: `DeviceFault` where the driver failed, else one that refuses the call.
+There a call is a method of `HostedDriver` and its arguments, over a connection, with a descriptor behind it where one
+is needed. A message back is `Done`, `Due`, or an error: `DeviceFault` where the driver failed, else one that refuses
+the call.
 """
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import signal
 import traceback
+from collections.abc import Callable, Mapping
 from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
 from typing import NamedTuple, TypeAlias
 
+import torch
+
+from spu_link import wire
 from spu_link.aligned import aligned, aligned_copy
 from spu_link.errors import DeviceFault, SpuError
+from spu_link.program import Program
 from spu_link.tuning import settle_process
+from spu_link.values import all_finite
 from spu_server.descriptors import read_all, write_all
-from spu_server.drivers.base import Driver, DriverOptions
-from spu_server.drivers.port import CheckedDriver
+from spu_server.drivers.base import Driver, DriverOptions, Measured, measured
 from spu_server.drivers.registry import open_driver
-from spu_server.drivers.saved import Standing
+from spu_server.drivers.saved import Standing, decode, encode
+from spu_server.dynamics.effort import max_seconds
 
 READINGS = -1
 """Number of the memory that readings come through; regions of clients have others."""
@@ -41,6 +49,112 @@ class Due(NamedTuple):
 
 
 Message: TypeAlias = Done | Due | SpuError
+
+
+class CheckedDriver:
+    """The calls of a driver: makes verified programs of bytes, knows which one runs, and checks readings.
+
+    Args:
+        driver: the device's.
+    """
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._staged: Program | None = None
+        self._running: Program | None = None
+
+    def stage(self, header: bytes, memory: memoryview) -> None:
+        """Verify every value of a program that has not been verified, and stage it with its readings.
+
+        Raises:
+            InvalidProgram: when a value is not what it must be.
+            OperatorGone: when it keeps the running program's operator, and none runs.
+        """
+        message = wire.parse_header(header)
+        program = wire.program_from(message, memory, self._running)
+        self._driver.announce(max_seconds(program.operator))
+        if self._running is not None and program.operator is self._running.operator:
+            program.check_vectors()
+        else:
+            program.check_values()
+        self._driver.stage(program)
+        self._driver.schedule([(read.after, read.window) for read in message.reads])
+        self._staged = program
+
+    def save(self, at: float, standing: Standing) -> bytes:
+        """Return the device's whole state at device time `at`."""
+        saved = self._driver.save(at)
+        if saved.program is not None:
+            self._driver.announce(max_seconds(saved.program.operator))
+        return encode(saved, standing, self._driver.capabilities.name)
+
+    def restore(self, data: bytes | bytearray | memoryview) -> Standing:
+        """Verify a saved state and stage it; return the status that the device had.
+
+        Raises:
+            InvalidProgram: when it is not one of this driver.
+        """
+        saved, standing = decode(data, self._driver.capabilities.name, self._driver.capabilities.cells)
+        if saved.program is not None:
+            self._driver.announce(max_seconds(saved.program.operator))
+        self._driver.restore(saved)
+        self._staged = saved.program
+        return standing
+
+    def commit(self, at: float) -> None:
+        """Apply the staged program."""
+        self._driver.commit(at)
+        self._running, self._staged = self._staged, None
+
+    def open_window(self, window: int, start: float) -> None:
+        """Begin a time average."""
+        self._driver.open_window(window, start)
+
+    def close_window(self, window: int) -> None:
+        """Forget a time average."""
+        self._driver.close_window(window)
+
+    def read(self, at: float, window: int | None) -> Measured:
+        """Measure.
+
+        Raises:
+            DeviceFault: when the driver returns a reading that cannot be the cells' state.
+        """
+        reading = measured(self._driver.read(at, window), at)
+        assert self._running is not None, "a driver measured without a program"
+        value, drive = reading.value, self._running.drive
+        if value.shape != drive.shape or value.dtype != drive.dtype:
+            wrong = f"of shape {tuple(value.shape)} and {value.dtype}; expected {tuple(drive.shape)} and {drive.dtype}"
+        elif not (all_finite(value) and math.isfinite(reading.time)):
+            wrong = f"with {int((~torch.isfinite(value)).sum())} values that are not finite, taken at {reading.time} τ"
+        else:
+            return reading
+        raise DeviceFault(f"the driver returned a reading {wrong}", field="driver", expected="a state")
+
+    def halt(self, at: float) -> None:
+        """Drop all programs and discharge the cells."""
+        self._driver.halt(at)
+        self._running = self._staged = None
+
+    def clock(self) -> float | None:
+        """Return the seconds on the device's own clock; None where it has none."""
+        return self._driver.clock()
+
+    def self_test(self) -> str:
+        """Return what an idle device's self-test finds; empty if nothing."""
+        return self._driver.self_test()
+
+    def calibrate(self) -> None:
+        """Let an idle device measure and correct its own errors."""
+        self._driver.calibrate()
+
+    def report(self) -> Mapping[str, float]:
+        """Return counts and measurements of the device, by name."""
+        return self._driver.report()
+
+
+PREPARED_AFTER: Callable[..., object] = CheckedDriver.commit
+"""The call after which a driver works ahead, until the next one."""
 
 
 class HostedDriver(CheckedDriver):
@@ -125,7 +239,7 @@ def serve(connection: Connection, name: str, options: DriverOptions, min_announc
                 connection.send(error)
             except Exception:  # noqa: BLE001 - any other failure is the device's fault
                 connection.send(_fault(name))
-            if method is CheckedDriver.commit and not connection.poll():
+            if method is PREPARED_AFTER and not connection.poll():
                 try:
                     driver.prepare()
                 except Exception:  # noqa: BLE001 - nobody waits for it, so this is a message of its own

@@ -1,25 +1,19 @@
-"""The calls of a driver: where it is, and as the device makes them, awaitable."""
+"""The daemon's end of a driver: its calls, awaitable, and where it is."""
 
 from __future__ import annotations
 
 import asyncio
-import math
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar, TypeVarTuple
 
-import torch
-
-from spu_link import wire
 from spu_link.errors import DeviceFault, SpuError
-from spu_link.program import Program
-from spu_link.values import all_finite
-from spu_server.drivers.base import Capabilities, Driver, DriverOptions, Measured, measured
+from spu_server.drivers.base import Capabilities, Driver, DriverOptions, Measured
+from spu_server.drivers.hosted import PREPARED_AFTER, CheckedDriver
 from spu_server.drivers.registry import open_driver
-from spu_server.drivers.saved import Standing, decode, encode
-from spu_server.dynamics.effort import max_seconds
+from spu_server.drivers.saved import Standing
 
 P = TypeVar("P")
 T = TypeVar("T")
@@ -27,108 +21,6 @@ Ts = TypeVarTuple("Ts")
 
 NOT_RESTARTED = "a driver in this process is not started again: close this connection and open another"
 """Remedy in a fault after the device has been opened; a daemon starts its driver again by itself."""
-
-
-class CheckedDriver:
-    """The calls of a driver: makes verified programs of bytes, knows which one runs, and checks readings.
-
-    Args:
-        driver: the device's.
-    """
-
-    def __init__(self, driver: Driver) -> None:
-        self._driver = driver
-        self._staged: Program | None = None
-        self._running: Program | None = None
-
-    def stage(self, header: bytes, memory: memoryview) -> None:
-        """Verify every value of a program that has not been verified, and stage it with its readings.
-
-        Raises:
-            InvalidProgram: when a value is not what it must be.
-            OperatorGone: when it keeps the running program's operator, and none runs.
-        """
-        message = wire.parse_header(header)
-        program = wire.program_from(message, memory, self._running)
-        self._driver.announce(max_seconds(program.operator))
-        if self._running is not None and program.operator is self._running.operator:
-            program.check_vectors()
-        else:
-            program.check_values()
-        self._driver.stage(program)
-        self._driver.schedule([(read.after, read.window) for read in message.reads])
-        self._staged = program
-
-    def save(self, at: float, standing: Standing) -> bytes:
-        """Return the device's whole state at device time `at`."""
-        saved = self._driver.save(at)
-        if saved.program is not None:
-            self._driver.announce(max_seconds(saved.program.operator))
-        return encode(saved, standing, self._driver.capabilities.name)
-
-    def restore(self, data: bytes | bytearray | memoryview) -> Standing:
-        """Verify a saved state and stage it; return the status that the device had.
-
-        Raises:
-            InvalidProgram: when it is not one of this driver.
-        """
-        saved, standing = decode(data, self._driver.capabilities.name, self._driver.capabilities.cells)
-        if saved.program is not None:
-            self._driver.announce(max_seconds(saved.program.operator))
-        self._driver.restore(saved)
-        self._staged = saved.program
-        return standing
-
-    def commit(self, at: float) -> None:
-        """Apply the staged program."""
-        self._driver.commit(at)
-        self._running, self._staged = self._staged, None
-
-    def open_window(self, window: int, start: float) -> None:
-        """Begin a time average."""
-        self._driver.open_window(window, start)
-
-    def close_window(self, window: int) -> None:
-        """Forget a time average."""
-        self._driver.close_window(window)
-
-    def read(self, at: float, window: int | None) -> Measured:
-        """Measure.
-
-        Raises:
-            DeviceFault: when the driver returns a reading that cannot be the cells' state.
-        """
-        reading = measured(self._driver.read(at, window), at)
-        assert self._running is not None, "a driver measured without a program"
-        value, drive = reading.value, self._running.drive
-        if value.shape != drive.shape or value.dtype != drive.dtype:
-            wrong = f"of shape {tuple(value.shape)} and {value.dtype}; expected {tuple(drive.shape)} and {drive.dtype}"
-        elif not (all_finite(value) and math.isfinite(reading.time)):
-            wrong = f"with {int((~torch.isfinite(value)).sum())} values that are not finite, taken at {reading.time} τ"
-        else:
-            return reading
-        raise DeviceFault(f"the driver returned a reading {wrong}", field="driver", expected="a state")
-
-    def halt(self, at: float) -> None:
-        """Drop all programs and discharge the cells."""
-        self._driver.halt(at)
-        self._running = self._staged = None
-
-    def clock(self) -> float | None:
-        """Return the seconds on the device's own clock; None where it has none."""
-        return self._driver.clock()
-
-    def self_test(self) -> str:
-        """Return what an idle device's self-test finds; empty if nothing."""
-        return self._driver.self_test()
-
-    def calibrate(self) -> None:
-        """Let an idle device measure and correct its own errors."""
-        self._driver.calibrate()
-
-    def report(self) -> Mapping[str, float]:
-        """Return counts and measurements of the device, by name."""
-        return self._driver.report()
 
 
 class DriverPort(ABC, Generic[P]):
@@ -168,19 +60,15 @@ class DriverPort(ABC, Generic[P]):
 
     @abstractmethod
     async def call(self, method: Callable[[CheckedDriver, *Ts], T], *arguments: *Ts) -> T:
-        """Make a call whose arguments and result are small."""
+        """Make a call whose arguments and result are small; after a commit the driver works ahead."""
 
-    async def commit(self, at: float) -> None:
-        """Apply the staged program."""
-        await self.call(CheckedDriver.commit, at)
-
+    @abstractmethod
     async def read(self, at: float, window: int | None) -> Measured:
         """Measure."""
-        return await self.call(CheckedDriver.read, at, window)
 
+    @abstractmethod
     async def halt(self, at: float) -> None:
         """Drop all programs and discharge the cells."""
-        await self.call(CheckedDriver.halt, at)
 
     def note_restart(self) -> None:
         """Note that the driver has failed and been opened again: nothing is in force."""
@@ -234,15 +122,21 @@ class LocalDriver(DriverPort[memoryview]):
     async def call(self, method: Callable[[CheckedDriver, *Ts], T], *arguments: *Ts) -> T:
         """Make a call."""
         try:
-            return await self._run(method, self._checked, *arguments)
+            result = await self._run(method, self._checked, *arguments)
         except DeviceFault as error:
             self.on_fault(error)
             raise
+        if method is PREPARED_AFTER:
+            self._preparation = self._thread.submit(self._driver.prepare)
+        return result
 
-    async def commit(self, at: float) -> None:
-        """Apply the staged program, and work ahead under it."""
-        await super().commit(at)
-        self._preparation = self._thread.submit(self._driver.prepare)
+    async def read(self, at: float, window: int | None) -> Measured:
+        """Measure."""
+        return await self.call(CheckedDriver.read, at, window)
+
+    async def halt(self, at: float) -> None:
+        """Drop all programs and discharge the cells."""
+        await self.call(CheckedDriver.halt, at)
 
     async def close(self) -> None:
         """Close the device and end the thread."""

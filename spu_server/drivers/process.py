@@ -19,8 +19,8 @@ from spu_server.descriptors import close
 from spu_server.drivers.base import Capabilities, DriverOptions, Measured
 from spu_server.drivers.deadline import ANSWER_SECONDS, Deadline
 from spu_server.drivers.forking import start_process
-from spu_server.drivers.hosted import READINGS, Done, Due, HostedDriver, Message, serve
-from spu_server.drivers.port import CheckedDriver, DriverPort
+from spu_server.drivers.hosted import READINGS, CheckedDriver, Done, Due, HostedDriver, Message, serve
+from spu_server.drivers.port import DriverPort
 from spu_server.drivers.saved import Standing
 from spu_server.memory import Payload, SharedBytes, Stretch
 

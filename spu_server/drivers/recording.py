@@ -14,7 +14,8 @@ from spu_link.errors import DeviceFault, SpuError
 from spu_server.clock import Clock
 from spu_server.drivers.base import Measured
 from spu_server.drivers.event_log import Blob, LoggedCall, LogWriter
-from spu_server.drivers.port import CheckedDriver, DriverPort
+from spu_server.drivers.hosted import CheckedDriver
+from spu_server.drivers.port import DriverPort
 from spu_server.drivers.saved import Standing
 from spu_server.memory import Payload, pieces
 
@@ -75,10 +76,6 @@ class RecordingPort(DriverPort[P]):
         if method in (CheckedDriver.report, CheckedDriver.self_test, CheckedDriver.clock):
             return await call
         return await self._record_call(method.__name__, arguments, call)
-
-    async def commit(self, at: float) -> None:
-        """Pass a call on, and write it down."""
-        await self._record_call("commit", (at,), self._port.commit(at))
 
     async def read(self, at: float, window: int | None) -> Measured:
         """Pass a call on, and write it down with the reading."""

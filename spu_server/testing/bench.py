@@ -14,6 +14,7 @@ from spu_link.operators import Dense
 from spu_link.program import Program, StartPolicy
 from spu_server.drivers.base import Capabilities, DriverOptions, Measured
 from spu_server.drivers.deadline import ANSWER_SECONDS
+from spu_server.drivers.hosted import CheckedDriver
 from spu_server.drivers.process import DriverProcess
 
 
@@ -138,7 +139,7 @@ class Bench:
         """
         await self.stage(program, [(age, 0.0) for age in ages])
         at = self.later(1.0)
-        await self.port.commit(at)
+        await self.port.call(CheckedDriver.commit, at)
         taken = [await self.port.read(at + age, None) for age in ages]
         self._now = max([at, *(at + age for age in ages), *(reading.time for reading in taken)])
         return [Measured(reading.value, reading.time - at) for reading in taken]

@@ -20,7 +20,7 @@ from spu_link.errors import DeviceFault, NoProgram, SpuError
 from spu_link.operators import Conv2dRows, Dense, EmbeddingRows, LinearRows, Operator, Rows
 from spu_link.precision import NARROW
 from spu_link.program import Program
-from spu_server.drivers.port import CheckedDriver
+from spu_server.drivers.hosted import CheckedDriver
 from spu_server.drivers.watch import ClockWatch
 from spu_server.testing.bench import Bench
 from spu_server.testing.statistics import FALSE_ALARM, assert_standard_normal
@@ -97,7 +97,9 @@ async def states_its_capabilities(bench: Bench) -> None:
 async def refuses_to_read_or_commit_without_a_program(bench: Bench) -> None:
     """Before the first program there is nothing to read and nothing that could take effect."""
     await _assert_refused(bench.port.read(bench.later(1.0), None), "a reading before the first program", NoProgram)
-    await _assert_refused(bench.port.commit(bench.later(1.0)), "a commit with nothing staged", NoProgram)
+    await _assert_refused(
+        bench.port.call(CheckedDriver.commit, bench.later(1.0)), "a commit with nothing staged", NoProgram
+    )
 
 
 @check
@@ -183,7 +185,7 @@ async def goes_on_under_the_old_program_until_the_commit(bench: Bench) -> None:
         reading = await bench.port.read(bench.later(1.0), None)
         bench.assert_close(reading.value, law.drive / law.rates, "the state while another program is staged")
     at = bench.later(1.0)
-    await bench.port.commit(at)
+    await bench.port.call(CheckedDriver.commit, at)
     reading = await bench.port.read(at, None)
     bench.later(max(0.0, reading.time - at))
     expected = 2.0 * (
@@ -204,7 +206,7 @@ async def averages_over_windows(bench: Bench) -> None:
         raise Skipped("it takes no averages, and says so")
     await bench.stage(law.program())
     at = bench.later(1.0)
-    await bench.port.commit(at)
+    await bench.port.call(CheckedDriver.commit, at)
     await bench.port.call(CheckedDriver.open_window, 1, at + 0.5)
     await bench.port.call(CheckedDriver.open_window, 2, at + 1.0)
     await bench.port.call(CheckedDriver.open_window, 3, at + 1.0)
@@ -231,7 +233,9 @@ async def halts_at_once_and_discharges_the_cells(bench: Bench) -> None:
         allowed = bench.capabilities.halt_seconds
         assert took <= allowed, f"a halt took {took:.3f} s; {allowed:.3f} s is stated"
         await _assert_refused(bench.port.read(bench.later(1.0), None), "a reading after a halt", NoProgram)
-        await _assert_refused(bench.port.commit(bench.later(1.0)), "a commit after a halt", NoProgram)
+        await _assert_refused(
+            bench.port.call(CheckedDriver.commit, bench.later(1.0)), "a commit after a halt", NoProgram
+        )
     (one,) = await bench.run(law.program(start="keep"), [0.0])
     bench.assert_close(one.value, torch.zeros_like(law.drive), "the state after a halt")
     await bench.port.halt(bench.later(1.0))

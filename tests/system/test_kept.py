@@ -16,6 +16,7 @@ from spu_link.program import Program
 from spu_server.clock import SteppedClock
 from spu_server.device import Device
 from spu_server.drivers.base import DriverOptions
+from spu_server.drivers.hosted import CheckedDriver
 from spu_server.drivers.port import LocalDriver
 from tests.daemon import Daemon
 from tests.system.device import LONG, A, B, solution
@@ -168,10 +169,12 @@ class SlowToCommit(LocalDriver):
         await super().stage(header, payload)
         self.staged.set()
 
-    async def commit(self, at: float) -> None:
-        await super().commit(at)
-        self.committing.set()
-        await self.may_commit.wait()
+    async def call(self, method, *arguments):
+        result = await super().call(method, *arguments)
+        if method is CheckedDriver.commit:
+            self.committing.set()
+            await self.may_commit.wait()
+        return result
 
 
 async def test_an_operator_that_goes_between_staging_and_taking_hold_is_not_kept():

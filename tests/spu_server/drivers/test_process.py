@@ -17,7 +17,7 @@ from spu_link.errors import DeviceFault
 from spu_link.operators import Dense
 from spu_link.program import Program
 from spu_server.drivers.base import DriverOptions
-from spu_server.drivers.port import CheckedDriver
+from spu_server.drivers.hosted import CheckedDriver
 from spu_server.drivers.process import DriverProcess
 from tests.plugins.install import distribution
 

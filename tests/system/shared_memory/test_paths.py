@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from host_client import aio, connect
-from host_client.links.remote_upload import SMALL_BYTES
+from host_client.links.remote_calls import SMALL_BYTES
 from spu_link.operators import Rows
 from tests.system.device import A, B
 from tests.system.raw import eventually

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from host_client import NGD, TNGD, Session
-from host_client.optimizers.rules import update
+from host_client.optimizers.update import update
 from host_client.solvers import solve_woodbury
 from spu_link.operators import Rows
 from tests.cases import Problem

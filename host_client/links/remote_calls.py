@@ -1,9 +1,10 @@
-"""Programs on their way to a daemon: through shared memory, or in chunks over gRPC."""
+"""The calls of a daemon that carry tensors: programs on their way there, readings on their way back."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import google_crc32c
@@ -13,9 +14,10 @@ from torch import Tensor
 from host_client.links.base import Path, until
 from host_client.links.lease import SingleUpload
 from host_client.links.memory import Region
-from host_client.links.responses import errors, next_of, receive
 from spu_link import wire
+from spu_link.errors import DeviceUnavailable
 from spu_link.program import Applied, Program, Reading
+from spu_link.status import from_rpc_error
 from tngd.spu.v1 import spu_pb2 as pb
 
 if TYPE_CHECKING:
@@ -28,6 +30,9 @@ ALIGNMENT = 64
 """Readings begin at multiples of this, in bytes."""
 
 Call: TypeAlias = "grpc.aio.StreamStreamCall[pb.ProgramRequest, pb.ProgramResponse]"
+
+Source: TypeAlias = Callable[[], Awaitable[Any]]
+"""A call's ``read``; its messages are `ProgramResponse` or `ReadResponse`."""
 
 
 class RemoteUpload(SingleUpload):
@@ -165,3 +170,63 @@ class RemoteUpload(SingleUpload):
 
 def _nbytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
+
+
+async def next_of(read: Source, address: str) -> Any:
+    """The next message of a call.
+
+    Raises:
+        DeviceUnavailable: when there is none.
+    """
+    response = await read()
+    if response is grpc.aio.EOF:
+        raise DeviceUnavailable(f"{address} ended the call before its answer was complete")
+    return response
+
+
+async def receive(read: Source, address: str, epoch: int, region: Region | None) -> Reading:
+    """Receive one reading of an epoch: its header, and its value in chunks or in the call's region.
+
+    Raises:
+        UploadCorrupt: when the bytes are not those that were sent.
+    """
+    response = await next_of(read, address)
+    header = response.reading
+    if region is not None and header.HasField("place"):
+        value = await region.read(header.value, header.place.offset)
+    else:
+        buffer = bytearray(wire.nbytes_of(header.value))
+        assembler = wire.Assembler(len(buffer), wire.writer(buffer))
+        left = len(buffer)
+        while True:
+            assembler.add(response.chunk)
+            left -= len(response.chunk.data)
+            if left <= 0:
+                break
+            response = await next_of(read, address)
+        assembler.finish(header.crc32c)
+        value = wire.tensor_from(header.value, memoryview(buffer))
+    return Reading(value, header.time, header.sequence, header.age, header.window, header.sent, epoch)
+
+
+@contextmanager
+def errors(address: str, call: str) -> Iterator[None]:
+    """Raise what the daemon's status says, whenever gRPC reports one inside."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        if error.details() == "Internal error from Core":
+            # Of a message that could not be written; a daemon that refuses hears us out first.
+            raise DeviceUnavailable(f"{call}: the connection to {address} broke off while bytes were sent") from None
+        raise from_rpc_error(error, call=call, address=address) from None
+    except grpc.aio.UsageError:
+        raise _closed_error(call, address) from None
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise _closed_error(call, address) from None  # gRPC cancels the calls of a channel that is closed
+
+
+def _closed_error(call: str, address: str) -> DeviceUnavailable:
+    return DeviceUnavailable(f"{call}: the connection to {address} is closed", field="address", found=address)
