@@ -24,9 +24,12 @@ from spu_link.program import Reading, Restored
 from tngd.spu.v1 import spu_pb2 as pb
 from tngd.spu.v1 import spu_pb2_grpc
 
+ATTEMPT_SECONDS = 10.0
+"""How long one attempt to connect may take; one that is under way when the connection is closed ends only then."""
+
 RECONNECT = [
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 10_000),  # despite its name: how long one attempt may take
+    ("grpc.min_reconnect_backoff_ms", int(1000 * ATTEMPT_SECONDS)),  # despite its name
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.use_local_subchannel_pool", 1),  # else a new connection fails while an old one to the address pauses
 ]

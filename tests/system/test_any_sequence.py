@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from host_client import TNGD, Session, Spu, connect
 from host_client.blocking.thread import client_thread
+from host_client.links.remote import ATTEMPT_SECONDS
 from spu_link.errors import DeviceBusy, DeviceUnavailable, SpuError, WrongProcess
 from spu_link.operators import Rows
 from tests import profiles
@@ -248,7 +249,8 @@ class Training(RuleBasedStateMachine):
         gc.collect()
         watch = Undisturbed()
         while left := left_open() - self.before:
-            assert watch.seconds < 10.0, [*left, *(f"{name}: {ends_of(name)}" for name in left if "socket:" in name)]
+            described = [*left, *(f"{name}: {ends_of(name)}" for name in left if "socket:" in name)]
+            assert watch.seconds < ATTEMPT_SECONDS + 5.0, described
             time.sleep(0.01)
             gc.collect()
 
