@@ -13,7 +13,7 @@ from spu_link.operators import Operator
 LOST = 0.01
 """Fraction of the decrease of the quadratic model that a reading may miss."""
 
-MAX_STEPS = 32
+MAX_STEPS = 16
 """Max number of products with F for each of two vectors."""
 
 CLOSE = 1.2
