@@ -3,10 +3,12 @@
     python -m examples.choose_settings digits
     python -m examples.choose_settings regression --seeds 3 --grid
     python -m examples.choose_settings poisson --seeds 3 --grid
+    python -m examples.choose_settings digits --seeds 3 --times
 
 The recipe is that of docs/choosing.md: λ and η from short sweeps of the learning rate, or the smallest λ and a line
 search if the loss has no noise; t = 5/λ. Its steps are taken through an emulated device in this process, on a stepped
-clock. Those of the grid are solved digitally, which is what a device with t = 5/λ returns to 1 %.
+clock. Those of the grid are solved digitally, which is what a device with t = 5/λ returns to 1 %. With --times the
+λ and η of the recipe are tried with other t, and with analog_time="auto"; there is the device time of a step, too.
 
 digits: MNIST, 784-32-10, 64 images a batch, one epoch of 10,000 images; the test loss.
 regression: the data and the network of docs/tutorial.md, 128 points a batch, 10 epochs; the validation loss.
@@ -34,6 +36,8 @@ from host_client import NGD, TNGD, Capture, LineSearch, Session, connect
 Batch = tuple[Tensor, Tensor]
 LossOf = Callable[[nn.Module, Any], Tensor]
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
+TIMES = (5.0, 2.0, 1.0, 0.3, 0.1, 0.03)
+"""Fixed t that are tried, times λ."""
 
 
 def largest_eigenvalue(model, criterion, loss_of, batch):
@@ -243,20 +247,25 @@ def train(problem: Problem, optimizer: torch.optim.Optimizer) -> float:
             optimizer.close()
 
 
+def settings_of(problem: Problem, session: Session) -> tuple[dict[str, Any], float]:
+    """Return the settings that the recipe chooses, and μ_max."""
+    largest = largest_eigenvalue(problem.model, problem.criterion, problem.loss, next(problem.batches))
+    if problem.without_noise:
+        settings = settings_for(1e-7 * largest) | {"lr": 1.0, "line_search": LineSearch()}
+    else:
+        settings = choose(problem.model, problem.criterion, session, problem.loss, problem.batches)
+    print(f"  {settings}")
+    return settings, largest
+
+
 def recipe(name: str, seed: int, session: Session) -> dict[str, float]:
     """Return what the recipe reaches, and with bounded updates instead of η from a sweep."""
     make = PROBLEMS[name]
-    first = make(seed)
+    settings, largest = settings_of(make(seed), session)
     exact = make.without_noise
-    largest = largest_eigenvalue(first.model, first.criterion, first.loss, next(first.batches))
-    if exact:
-        settings = settings_for(1e-7 * largest) | {"lr": 1.0}
-    else:
-        settings = choose(first.model, first.criterion, session, first.loss, first.batches)
-    print(f"  {settings}")
     bounded: dict[str, Any] = {"lr": 1.0, "trust_region": 0.01}
     variants: dict[str, dict[str, Any]] = {
-        "recipe": {"line_search": LineSearch()} if exact else {},
+        "recipe": {},
         "line search": {"lr": 1.0, "line_search": LineSearch()},
         "trust region": bounded,
         "trust region, no sweeps": bounded | settings_for(0.01 * largest),
@@ -267,6 +276,22 @@ def recipe(name: str, seed: int, session: Session) -> dict[str, float]:
             continue
         problem = make(seed)
         scores[label] = train(problem, TNGD(problem.model, problem.criterion, session, **settings | changes))
+        print(f"  {label}: {scores[label]:.3g}", flush=True)
+    return scores
+
+
+def times(name: str, seed: int, session: Session) -> dict[str, float]:
+    """Return the scores with fixed t and with "auto", and the latter's device time a step times λ."""
+    settings, _ = settings_of(PROBLEMS[name](seed), session)
+    damping, scores = settings["damping"], {}
+    for time_by_damping in (None, *TIMES):
+        problem, began = PROBLEMS[name](seed), float(session.device_time)
+        analog_time = "auto" if time_by_damping is None else time_by_damping / damping
+        optimizer = TNGD(problem.model, problem.criterion, session, **settings | {"analog_time": analog_time})
+        label = "auto" if time_by_damping is None else f"t = {time_by_damping:g}/λ"
+        scores[label] = train(problem, optimizer)
+        if time_by_damping is None:
+            scores["auto: mean tλ"] = damping * (float(session.device_time) - began) / problem.steps
         print(f"  {label}: {scores[label]:.3g}", flush=True)
     return scores
 
@@ -291,6 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, list[float]]:
     parser.add_argument("--seed", type=int, default=0, help="first seed of data and weights (default: 0)")
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds, one after the other (default: 1)")
     parser.add_argument("--grid", action="store_true", help="also train with each λ and η of a grid")
+    parser.add_argument("--times", action="store_true", help="train with other t instead, and with t found by itself")
     given = parser.parse_args(arguments)
 
     scores: dict[str, list[float]] = {}
@@ -298,7 +324,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, list[float]]:
         for seed in range(given.seed, given.seed + given.seeds):
             begin = time.monotonic()
             print(f"seed {seed}")
-            reached = recipe(given.problem, seed, session)
+            reached = (times if given.times else recipe)(given.problem, seed, session)
             reached |= grid(given.problem, seed) if given.grid else {}
             for label, score in reached.items():
                 scores.setdefault(label, []).append(score)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from host_client.loop import NoOlderThan, TooStale
     from host_client.optimizers import KFAC, NGD, TNGD, Diverged, LevenbergMarquardt, LineSearch, make_optimizer
     from host_client.record import RunRecord
-    from host_client.solvers import ConjugateGradients, solve_dense, solve_direct, solve_woodbury
+    from host_client.solvers import ConjugateGradients, settling_time, solve_dense, solve_direct, solve_woodbury
     from spu_link.errors import (
         CapacityExceeded,
         Clipped,
@@ -130,6 +130,7 @@ __all__ = [
     "WrongProcess",
     "connect",
     "make_optimizer",
+    "settling_time",
     "solve_dense",
     "solve_direct",
     "solve_woodbury",
@@ -145,7 +146,7 @@ _NAMES = {
     "host_client.loop": "NoOlderThan TooStale",
     "host_client.optimizers": "KFAC NGD TNGD Diverged LevenbergMarquardt LineSearch make_optimizer",
     "host_client.record": "RunRecord",
-    "host_client.solvers": "ConjugateGradients solve_dense solve_direct solve_woodbury",
+    "host_client.solvers": "ConjugateGradients settling_time solve_dense solve_direct solve_woodbury",
     "spu_link.errors": """
         CapacityExceeded Clipped ClockMismatch DeadlineExceeded DeviceBusy DeviceFault DeviceHalted DeviceUnavailable
         EpochMismatch InvalidProgram NoProgram OperatorGone Persistent ProtocolError ReadInPast Retryable SessionClosed

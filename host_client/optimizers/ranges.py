@@ -34,6 +34,10 @@ Ranges: TypeAlias = Mapping[str, Range]
 """The range of each hyperparameter, by its name; a name that is not there is none."""
 
 AT_LEAST_ZERO = Range("it must be at least 0", lambda value: value >= 0.0)
+AUTO_OR_AT_LEAST_ZERO = Range(
+    "it must be at least 0, or 'auto'",
+    lambda value: value == "auto" if isinstance(value, str) else value >= 0.0,
+)
 ABOVE_ZERO = Range("it must be more than 0", lambda value: value > 0.0)
 NONE_OR_ABOVE_ZERO = Range("it must be more than 0, or None", lambda value: value is None or value > 0.0)
 SOLVABLE = Range("a digital solve needs more than 0", lambda value: value > 0.0)

@@ -21,11 +21,12 @@ from host_client.loop import Freshness, NoOlderThan, OnLoss, Sampling, TooStale
 from host_client.loop.recovery import LOST
 from host_client.optimizers.base import NaturalGradient
 from host_client.optimizers.options import NaturalGradientOptions
-from host_client.optimizers.ranges import AT_LEAST_ZERO, COMMON, COUNT, Ranges, one_of
+from host_client.optimizers.ranges import AT_LEAST_ZERO, AUTO_OR_AT_LEAST_ZERO, COMMON, COUNT, Ranges, one_of
 from host_client.optimizers.schedules import Scheduled
 from host_client.optimizers.vectors import gradient_of, kept_vector, parts_of
 from host_client.record.events import Differentiated, Event, Source, Updated
 from host_client.solvers.direct import solve_direct
+from host_client.solvers.settling import settling_time
 from spu_link.errors import SessionClosed, SpuError
 from spu_link.operators import Operator
 from spu_link.precision import PRECISIONS, Precision
@@ -56,7 +57,9 @@ class TNGD(NaturalGradient):
         session: the device, a session of ``host_client.connect``. With an embedding it may have fewer cells than there
             are parameters; under ``"kronecker"`` the curvature is that of `KFAC`, whose restrictions on model and
             criterion then hold here.
-        analog_time: t ≥ 0, in units of the device's τ: how long a program runs before it is read.
+        analog_time: t ≥ 0, in units of the device's τ: how long a program runs before it is read. ``"auto"``: at each
+            step, long enough for a reading to miss at most 1 % of the decrease of the quadratic model, see
+            `settling_time`; for λ > 0, without an embedding.
         delay: t_d ≥ 0, in τ: min time between a reading and the moment the next program takes effect; the device goes
             on under the old one.
         noise: κ₀ ≥ 0.
@@ -101,7 +104,8 @@ class TNGD(NaturalGradient):
 
     ranges: ClassVar[Ranges] = {
         **COMMON,
-        **dict.fromkeys(("analog_time", "delay", "noise", "spacing"), AT_LEAST_ZERO),
+        **dict.fromkeys(("delay", "noise", "spacing"), AT_LEAST_ZERO),
+        "analog_time": AUTO_OR_AT_LEAST_ZERO,
         "start": one_of(*get_args(StartPolicy)),
         "precision": one_of(*PRECISIONS, None),
     }
@@ -112,7 +116,7 @@ class TNGD(NaturalGradient):
         criterion: Criteria,
         session: Session,
         *,
-        analog_time: Scheduled,
+        analog_time: Scheduled | Literal["auto"],
         delay: Scheduled = 0.0,
         noise: Scheduled = 0.0,
         start: StartPolicy = "keep",
@@ -145,7 +149,7 @@ class TNGD(NaturalGradient):
                 "training, or give spu.open_session() and close it yourself"
             )
         if session.embedding is not None:
-            _check_embedding(session.embedding, readings, period)
+            _check_embedding(session.embedding, analog_time, readings, period)
         self._session: Session | None = None
         self._embedding = session.embedding
         self._ahead: ref[Operator] | None = None
@@ -337,7 +341,11 @@ class TNGD(NaturalGradient):
             start=group["start"],
             precision=group["precision"],
         )
-        sampling = Sampling(group["analog_time"], self._readings, group["spacing"], group["delay"], self._period)
+        analog_time = group["analog_time"]
+        if analog_time == "auto":
+            start = self._last_value() if group["start"] == "keep" else None
+            analog_time = settling_time(operator, drive, group["damping"], start)
+        sampling = Sampling(analog_time, self._readings, group["spacing"], group["delay"], self._period)
         rate = self.session.spu.rate
         programs = 1 if self._embedding is None else self._embedding.programs(operator)
         device_time = sampling.delay + programs * sampling.length + (self._period or 0.0)
@@ -394,7 +402,12 @@ def _mean(values: list[Tensor]) -> Tensor:
     return values[0] if len(values) == 1 else torch.stack(values).mean(0)  # no copy of a single one
 
 
-def _check_embedding(embedding: Embedding, readings: int, period: float | None) -> None:
+def _check_embedding(embedding: Embedding, analog_time: object, readings: int, period: float | None) -> None:
+    if analog_time == "auto":
+        raise ValueError(
+            f"Invalid analog_time: 'auto'; with embedding {embedding.name!r}, whose programs have spectra of their "
+            "own, it must be a number or a schedule"
+        )
     if period is not None and not embedding.single:
         raise ValueError(
             f"Invalid period: {period}; with embedding {embedding.name!r}, which reads each part once, it must be None"

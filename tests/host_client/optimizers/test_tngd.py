@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from host_client import NGD, TNGD, Session
+from host_client import NGD, TNGD, Session, connect, settling_time
 from host_client.record.events import Event, Updated
 from spu_link.errors import DeviceUnavailable
 from tests.cases import Problem
@@ -31,6 +31,42 @@ def test_no_analog_time_is_gradient_descent(problem: Problem, session: Session, 
     train(problem, _optimizer(problem, session, analog_time=0.0, start="drive", momentum=momentum), 5)
     train(other, torch.optim.SGD(other.model.parameters(), lr=0.3, momentum=momentum), 5)
     torch.testing.assert_close(flat(problem.model), flat(other.model), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("start", ["keep", "drive"])
+def test_an_automatic_analog_time_is_that_of_each_step(problem: Problem, start: str) -> None:
+    recorder = Recorder()
+    train(problem, _optimizer(problem, recorder, analog_time="auto", start=start), 3)
+    last = None
+    for asked in recorder.asked:
+        program = asked["program"]
+        expected = settling_time(program.operator, program.drive, program.damping, last)
+        assert asked["sampling"].analog_time == expected > 0.0
+        last = program.drive if start == "keep" else None  # the recorder answers with it
+
+
+def test_with_an_automatic_analog_time_training_goes_nearly_as_far_as_with_a_solver(
+    problem: Problem, session: Session
+) -> None:
+    other = copy.deepcopy(problem)
+    losses = train(problem, _optimizer(problem, session, analog_time="auto", start="drive"), 20)
+    exact = train(other, NGD(other.model, other.criterion, lr=0.3, damping=0.1), 20)
+    assert losses[-1] < 2.0 * exact[-1] < losses[0] / 10
+
+
+def test_an_automatic_analog_time_needs_damping_and_a_device_without_embedding(problem: Problem) -> None:
+    recorder = Recorder()
+    with pytest.raises(ValueError, match=r"Invalid damping: 0\.0; a bound on the analog time needs more than 0"):
+        train(problem, _optimizer(problem, recorder, analog_time="auto", damping=0.0), 1)
+    assert not recorder.asked
+    with pytest.raises(ValueError, match="Invalid analog_time: 'soon'; it must be at least 0, or 'auto'"):
+        _optimizer(problem, recorder, analog_time="soon")
+    with (
+        connect("inproc:", cells=100, embedding="sample") as spu,
+        spu.session() as session,
+        pytest.raises(ValueError, match="Invalid analog_time: 'auto'; with embedding 'sample'"),
+    ):
+        _optimizer(problem, session, analog_time="auto")
 
 
 def test_training_with_delay_and_noise_brings_the_loss_down(problem: Problem, session: Session) -> None:
