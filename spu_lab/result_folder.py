@@ -56,7 +56,7 @@ def _files_of(folder: Path, name: str) -> list[Path]:
     patterns = {
         "run": ["run.json", "run.png", "steps.csv", "events.jsonl", "events-*.jsonl", CHECKPOINT],
         "demo": ["demo.json", "demo.png", "tngd.csv", "adam.csv"],
-    }.get(name, [f"{name}.{ending}" for ending in ("json", "csv", "md", "png")] + [f"{name}-curves.csv"])
+    }.get(name, [f"{name}.{ending}" for ending in ("json", "csv", "md", "png", "cir")] + [f"{name}-curves.csv"])
     return [path for pattern in patterns for path in (*folder.glob(pattern), *folder.glob(f"{pattern}.new"))]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import os
 import re
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from host_client import KFAC, NGD, TNGD, Session, connect, solve_dense
 from host_client.record import load
 from spu_lab import catalogue, result_folder
 from spu_lab.performance.page import read_results
+from spu_lab.spice.ngspice import ngspice
 from spu_lab.timeline import parse_steps
 from spu_lab.training import checkpoint
 from spu_link import wire
@@ -62,6 +64,7 @@ WITHOUT_EXAMPLE = {
     "NotInLog": "needs a recorded run",
     "Persistent": "a base class",
     "Retryable": "a base class",
+    "SimulationFailed": "needs ngspice",
     "SpuError": "a base class",
     "TooStale": "waits for a reading",
 }
@@ -239,6 +242,12 @@ def no_kfac() -> None:
         step(nn.Linear(3, 3), torch.ones(4, 3), KFAC)
 
 
+def no_ngspice() -> None:
+    """Look for ngspice where no programs are."""
+    with mock.patch.dict(os.environ, {"PATH": ""}):
+        ngspice()
+
+
 def in_use() -> None:
     """Ask for the folder of another run."""
     with tempfile.TemporaryDirectory() as folder:
@@ -309,6 +318,7 @@ EXAMPLES: dict[str, Callable[[], object]] = {
     "InvalidProgram": call(lambda session: session.program(ROWS, DRIVE, damping=-1.0)),
     "LibraryMissing": no_kfac,
     "LogUnusable": lambda: Log.load(NOWHERE),
+    "NgspiceMissing": no_ngspice,
     "NoProgram": call(lambda session: session.read()),
     "NoResults": lambda: read_results(NOWHERE),
     "NoSuchWindow": lambda: parse_steps("four"),
