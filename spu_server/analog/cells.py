@@ -51,7 +51,8 @@ class Amplifier:
     """Open-loop gain at low frequency. Usual: 1e4 to 1e6."""
 
     conductance: float = 1.0
-    """Sum of all conductances at a cell's input, in units of 1/R. All cells have the same one here."""
+    """Sum of all conductances at a cell's input, in units of 1/R: Σⱼ |Fᵢⱼ| + λ, and 1 for the drive's resistor. All
+    cells have the same one here, 1 unless it is set."""
 
     @property
     def leak(self) -> float:
@@ -67,7 +68,8 @@ class Offsets:
     """
 
     input: float = 0.0
-    """Offset of the drive, V rms over the cells. Trimmed amplifiers have 1e-5 to 1e-3. Calibration measures it."""
+    """Offset of the drive, V rms over the cells. Calibration measures it. Trimmed amplifiers have 1e-5 to 1e-3 at their
+    inputs, each of which counts as often as `Amplifier.conductance` says."""
 
     output: float = 0.0
     """Offset of the reading, V rms over the cells. Calibration measures it."""
