@@ -309,6 +309,7 @@ EXAMPLES: dict[str, Callable[[], object]] = {
     "InvalidProgram": call(lambda session: session.program(ROWS, DRIVE, damping=-1.0)),
     "LibraryMissing": no_kfac,
     "LogUnusable": lambda: Log.load(NOWHERE),
+    "NoMiniature": lambda: catalogue.miniature_of(catalogue.find("spu_lab.experiments", "noise"), "noise"),
     "NoProgram": call(lambda session: session.read()),
     "NoResults": lambda: read_results(NOWHERE),
     "NoSuchWindow": lambda: parse_steps("four"),
