@@ -68,7 +68,7 @@ def test_the_error_is_relative_to_the_solution_and_the_same_for_all_seeds(equati
 
 def test_a_seed_gives_the_same_points_and_network_and_another_seed_others() -> None:
     losses = [
-        float(Problem(HEAT, points, interior=30, boundary=10).loss(HEAT.build(network)))
+        Problem(HEAT, points, interior=30, boundary=10).loss(HEAT.build(network)).item()
         for points, network in ((0, 0), (0, 0), (1, 0), (0, 1))
     ]
     assert losses[0] == losses[1]
