@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import pkgutil
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class UnknownName(Exception):
     """No experiment or benchmark has this name."""
 
     remedy: ClassVar[str] = "use one of the names that the message lists"
+
+
+class NoMiniature(ValueError):
+    """A miniature was asked for of an experiment that has none."""
+
+    remedy: ClassVar[str] = "leave out --quick"
 
 
 def names(package: str) -> list[str]:
@@ -47,6 +54,17 @@ def check(package: str, name: str) -> None:
     known = names(package)
     if name not in known:
         raise UnknownName(f"{name!r} is none of {', '.join(known) or 'nothing: there are none yet'}")
+
+
+def miniature_of(module: ModuleType, name: str) -> dict[str, Any]:
+    """Return the arguments with which an experiment's ``run`` does its miniature.
+
+    Raises:
+        NoMiniature: when it has none.
+    """
+    if "quick" not in inspect.signature(module.run).parameters:
+        raise NoMiniature(f"the experiment {name} has no miniature; leave out --quick")
+    return {"quick": True}
 
 
 @cache

@@ -319,6 +319,7 @@ EXAMPLES: dict[str, Callable[[], object]] = {
     "LibraryMissing": no_kfac,
     "LogUnusable": lambda: Log.load(NOWHERE),
     "NgspiceMissing": no_ngspice,
+    "NoMiniature": lambda: catalogue.miniature_of(catalogue.find("spu_lab.experiments", "noise"), "noise"),
     "NoProgram": call(lambda session: session.read()),
     "NoResults": lambda: read_results(NOWHERE),
     "NoSuchWindow": lambda: parse_steps("four"),

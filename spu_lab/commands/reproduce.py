@@ -28,6 +28,9 @@ def reproduce(
         str | None,
         typer.Option(help="Device: unix:PATH or HOST:PORT of a daemon.", show_default="a daemon of its own"),
     ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Run a miniature of at most a minute, of an experiment that has one (pinn).")
+    ] = False,
 ) -> None:
     """Repeat an experiment: seeds, bands and a table, as CSV, JSON, Markdown and a plot."""
     from spu_lab import catalogue
@@ -41,5 +44,6 @@ def reproduce(
     folder = out or Path("results") / name
     check_free(folder, name, overwrite=overwrite)
     module = catalogue.find(PACKAGE, name)
+    options = catalogue.miniature_of(module, name) if quick else {}
     with new_results(folder, name):
-        module.run(folder, spu, Console())
+        module.run(folder, spu, Console(), **options)

@@ -1,0 +1,65 @@
+"""Runs of several methods on several problems as files: a line for each point, a table with verdicts, and JSON."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from spu_lab.studies.descent import Descent
+from spu_lab.studies.descent_verdict import COLUMNS, ERRORS, Verdict
+from spu_lab.studies.tables import show_and_write
+
+POINT_COLUMNS = ("method", "problem", "seed", "step", "error", "loss", "wall_seconds", "device_seconds")
+
+
+def write_points(path: Path, descents: Iterable[Descent]) -> Iterator[Descent]:
+    """Write the points of runs as they come, so that they stay when this is broken off, and give the runs.
+
+    Raises:
+        OSError: when the file cannot be written.
+    """
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(POINT_COLUMNS)
+        for run in descents:
+            head = (run.method, run.problem, run.seed)
+            rows = ((p.step, p.error, p.loss, p.wall_seconds, p.device_seconds) for p in run.points)
+            writer.writerows((*head, *row) for row in rows)
+            stream.flush()
+            yield run
+
+
+def write_table(
+    path: Path, rows: Sequence[Sequence[str]], verdicts: Sequence[Verdict], console: Console, *, title: str
+) -> None:
+    """Show a table with verdicts below, and write both as Markdown.
+
+    Raises:
+        OSError: when the file cannot be written.
+    """
+    show_and_write(path, COLUMNS, rows, console, title=title)
+    sentences = [verdict.sentence for verdict in verdicts]
+    path.write_text("\n".join([path.read_text(encoding="utf-8"), *(f"- {line}" for line in sentences), ""]), "utf-8")
+    for line in sentences:
+        console.print(line, highlight=False)
+
+
+def summary(run: Descent) -> dict[str, Any]:
+    """Return the end and the best of a run, ready for JSON."""
+    last, best = run.points[-1], run.best
+    return {
+        "method": run.method,
+        "problem": run.problem,
+        "seed": run.seed,
+        "steps": last.step,
+        "wall_seconds": last.wall_seconds,
+        "modelled_device_seconds": last.device_seconds,
+        "lowest_error": best.error,
+        "lowest_error_at_step": best.step,
+        "reached": {f"{error:.0e}": None if (at := run.first_below(error)) is None else asdict(at) for error in ERRORS},
+    }
