@@ -150,7 +150,6 @@ def reproduce(plan: Plan, out: Path, spu: str | None, console: Console) -> list[
     content = {
         "status": "finished",
         **provenance(),
-        "netket": nk.__version__,
         "device": info,
         "plan": asdict(plan),
         "field": FIELD,
