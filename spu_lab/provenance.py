@@ -22,6 +22,8 @@ COMPARED = (
     "jax",
     "backpack-for-pytorch",
     "curvlinops-for-pytorch",
+    "netket",
+    "optax",
     "transformers",
     "peft",
 )

@@ -248,6 +248,13 @@ def no_ngspice() -> None:
         ngspice()
 
 
+def no_netket() -> None:
+    """Run the experiment without the library that it needs."""
+    with mock.patch.dict(sys.modules, {"netket": None}):
+        sys.modules.pop("spu_lab.experiments.ising", None)
+        catalogue.find("spu_lab.experiments", "ising")
+
+
 def in_use() -> None:
     """Ask for the folder of another run."""
     with tempfile.TemporaryDirectory() as folder:
@@ -320,6 +327,7 @@ EXAMPLES: dict[str, Callable[[], object]] = {
     "LogUnusable": lambda: Log.load(NOWHERE),
     "NgspiceMissing": no_ngspice,
     "NoMiniature": lambda: catalogue.miniature_of(catalogue.find("spu_lab.experiments", "noise"), "noise"),
+    "NetKetMissing": no_netket,
     "NoProgram": call(lambda session: session.read()),
     "NoResults": lambda: read_results(NOWHERE),
     "NoSuchWindow": lambda: parse_steps("four"),

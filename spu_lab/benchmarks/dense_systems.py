@@ -33,7 +33,7 @@ def thermox_draw(n: int) -> Callable[[], Any]:
     import jax
     import thermox
 
-    jax.config.update("jax_enable_x64", True)  # type: ignore[no-untyped-call]
+    jax.config.update("jax_enable_x64", True)
     matrix, drive = dense_system(n)
     damped = matrix + DAMPING * torch.eye(n, dtype=torch.float64)
     drift, displacement, start = (
