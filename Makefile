@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or later is needed as $(PYTHON); name another with: make PYTHON=python3 $(MAKECMDGOALS)"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "Installing into $(VENV): some 2 GB, a few minutes the first time; no output until it is done"
+	@echo "Installing into $(VENV): some 2.5 GB, a few minutes the first time; no output until it is done"
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
 	@# BackPACK names torchvision, and uses it in its examples alone. With a torch for CPUs only, which no torchvision on
 	@# the package index is built for, it cannot be imported, and neither can Lightning then.
