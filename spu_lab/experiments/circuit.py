@@ -34,7 +34,7 @@ from spu_lab.spice.netlist import CAPACITANCE, RESISTANCE, Network, Transient, n
 from spu_lab.spice.ngspice import Trajectory, simulate, version
 from spu_lab.spice.prediction import mean
 from spu_lab.studies.study import DeviceNotTaken
-from spu_lab.studies.tables import show_and_write
+from spu_lab.studies.verdicts import Verdict, to_json, write_table
 from spu_lab.training.report import save_whole
 
 NETWORK: Final = Network(
@@ -76,27 +76,6 @@ ALIKE = 0.2
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """One claim.
-
-    Attributes:
-        claim: as a sentence.
-        number: what decides.
-        found: the number in words.
-        holds: whether the claim does.
-    """
-
-    claim: str
-    number: float
-    found: str
-    holds: bool
-
-    def __str__(self) -> str:
-        """Return it as one line."""
-        return f"{self.claim}: {'holds' if self.holds else 'does not hold'}; {self.found}."
-
-
-@dataclass(frozen=True)
 class Measured:
     """All that was measured."""
 
@@ -130,11 +109,13 @@ def run(out: Path, spu: str | None, console: Console) -> None:
     measured = measure(noisy, console)
     verdicts = judge(measured)
     _write_csv(out / "circuit.csv", noisy, measured)
-    _write_table(out / "circuit.md", measured, verdicts, f"ngspice {used}", console)
+    title = f"Relative error in ngspice {used}: stationary, and for GBW the largest on the way"
+    columns = ("amplifiers", "circuit", *PREDICTED)
+    write_table(out / "circuit.md", columns, list(_rows(measured)), verdicts, console, title=title)
     panels = measured.quiet, measured.noisy, measured.gains, measured.bandwidths
     save_whole(circuit_figure(noisy, *panels, caption=_caption()), out / "circuit.png")
     content = {"status": "finished", **provenance(), "ngspice": used, "settings": _settings(), **_content(measured)}
-    write_json(out / "circuit.json", {**content, "verdict": [asdict(v) | {"sentence": str(v)} for v in verdicts]})
+    write_json(out / "circuit.json", {**content, "verdicts": to_json(verdicts)})
     console.print(f"CSV, JSON, table, plot and netlist: {out}", highlight=False)
 
 
@@ -166,17 +147,15 @@ def _judge_law(measured: Measured) -> Iterator[Verdict]:
     error = float(np.abs(measured.quiet.states[:, 0] - measured.emulator).max())
     yield Verdict(
         f"Without noise the circuit follows the emulator within {TOLERANCE:g} V",
-        error,
-        f"the largest deviation over {DURATION:g} τ and all cells is {error:.1e} V",
+        f"The largest deviation over {DURATION:g} τ and all cells is {error:.1e} V.",
         error < TOLERANCE,
     )
     tests = [test for tests in measured.noisy.comparisons.values() for test in tests]
     least = min(test.p for test in tests)
     yield Verdict(
         f"With noise, means and covariances at {len(SNAPSHOTS)} times and settled are those of the OU law",
-        least,
-        f"the smallest p of {len(tests)} comparisons is {least:.2g}, and {FALSE_ALARM / len(tests):.2g} would be a "
-        f"difference (false-alarm rate {FALSE_ALARM:g} for all together)",
+        f"The smallest p of {len(tests)} comparisons is {least:.2g}, and {FALSE_ALARM / len(tests):.2g} would be a "
+        f"difference (false-alarm rate {FALSE_ALARM:g} for all together).",
         least >= FALSE_ALARM / len(tests),
     )
 
@@ -199,8 +178,8 @@ def _judge_ratios(claim: str, deviations: Sequence[Deviation], name: str) -> Ver
     ratios = [deviation.circuit / deviation.expected[name] for deviation in deviations]
     worst = max(ratios, key=lambda ratio: abs(ratio - 1.0))
     low, high = (f"{ratio:.3f}" for ratio in (min(ratios), max(ratios)))
-    found = f"the circuit has {low if low == high else f'{low} to {high}'} times the predicted error"
-    return Verdict(f"{claim} within {ALIKE:.0%}", worst, found, abs(worst - 1.0) < ALIKE)
+    outcome = f"The circuit has {low if low == high else f'{low} to {high}'} times the predicted error."
+    return Verdict(f"{claim} within {ALIKE:.0%}", outcome, abs(worst - 1.0) < ALIKE)
 
 
 def _judge_bandwidth(bandwidths: Sequence[Deviation]) -> Verdict:
@@ -209,9 +188,8 @@ def _judge_bandwidth(bandwidths: Sequence[Deviation]) -> Verdict:
     enough = math.exp(float(np.interp(math.log(100.0), -y, x)))
     return Verdict(
         "A finite GBW, which the driver leaves out, makes an error on the way that falls as 1/GBW",
-        slope,
-        f"the exponent is {slope:.3f} above {bandwidths[-3].setting / 1e6:g} MHz; an error of 1 % takes "
-        f"{enough / 1e6:.2g} MHz at τ = 1 µs",
+        f"The exponent is {slope:.3f} above {bandwidths[-3].setting / 1e6:g} MHz; an error of 1 % takes "
+        f"{enough / 1e6:.2g} MHz at τ = 1 µs.",
         abs(slope + 1.0) < 0.05,
     )
 
@@ -223,15 +201,6 @@ def _caption() -> str:
         "relative to the norm of the solution. Driver: `analog` with amplifier.conductance, the sum of the "
         f"conductances at a summing node, of {NETWORK.conductances.mean():.2g}, the mean, and of 1, its default."
     )
-
-
-def _write_table(path: Path, measured: Measured, verdicts: Sequence[Verdict], simulator: str, console: Console) -> None:
-    title = f"Relative error in {simulator}: stationary, and for GBW the largest on the way"
-    show_and_write(path, ("amplifiers", "circuit", *PREDICTED), list(_rows(measured)), console, title=title)
-    lines = "".join(f"- {verdict}\n" for verdict in verdicts)
-    write_whole(path, f"{path.read_text(encoding='utf-8')}\n{lines}".encode())
-    for verdict in verdicts:
-        console.print(str(verdict), highlight=False)
 
 
 def _rows(measured: Measured) -> Iterator[tuple[str, ...]]:

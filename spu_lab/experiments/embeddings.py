@@ -17,12 +17,16 @@ from host_client.optimizers.named import make_optimizer
 from spu_lab.studies.convergence import convergence_figure
 from spu_lab.studies.study import Results, Study
 from spu_lab.studies.sweeps import Arm, Panel
+from spu_lab.studies.verdicts import Verdict
 from spu_lab.tasks.mnist import mnist
 from spu_lab.tasks.task import Task
 from spu_link.operators import Operator
 
 TIMES = (20.0, 200.0, 2000.0)
 """Analog times in τ. At the longest, e^{-λt} is at most 2e-9 of the way to the solution."""
+
+ALIKE = 0.01
+"""Largest difference of two test losses that count as the same, relative to the second."""
 
 
 def network() -> nn.Sequential:
@@ -78,18 +82,21 @@ def panel(
     return Panel(f"{name}, {cells:,} cells", digital, arms)
 
 
-def verdict(panels: Sequence[Panel], results: Results) -> list[str]:
-    """Return the distance of the devices from what is computed, at the longest time."""
-    sentences = []
+def judge(panels: Sequence[Panel], results: Results) -> list[Verdict]:
+    """Return whether the devices do what is computed digitally, at the longest time."""
+    verdicts = []
     for panel in panels:
         longest, digital = results[panel.arms[-1].label], results[panel.reference.label]
-        paired = longest.against(digital)
+        paired, loss = longest.against(digital), fmean(digital.finals("loss"))
         largest = max(map(abs, paired.differences)) if paired is not None else math.inf
-        sentences.append(
-            f"{longest.arm.label}: the test loss differs from that of {digital.arm.label} by at most {largest:.1g}, "
-            f"of {fmean(digital.finals('loss')):.3g}, with the same seed."
+        verdicts.append(
+            Verdict(
+                f"{longest.arm.label}: the test loss is that of {digital.arm.label} within {ALIKE:.0%}",
+                f"With the same seed it differs by at most {largest:.1g}, of {loss:.3g}.",
+                largest <= ALIKE * loss,
+            )
         )
-    return sentences
+    return verdicts
 
 
 EXACT = {"lr": 0.03, "damping": 0.01}
@@ -114,7 +121,7 @@ STUDY = Study(
     ],
     common={"epochs": 1},
     seeds=(0, 1, 2),
-    verdict=verdict,
+    judge=judge,
     task=small_mnist,
     draw=convergence_figure,
 )

@@ -27,7 +27,7 @@ from spu_lab.local_daemon import local_daemon
 from spu_lab.provenance import provenance
 from spu_lab.result_folder import write_json
 from spu_lab.studies.netket_missing import NetKetMissing
-from spu_lab.studies.tables import show_and_write
+from spu_lab.studies.verdicts import Verdict, to_json, write_table
 from spu_lab.training.report import (
     COLOURS,
     INK,
@@ -143,9 +143,9 @@ def reproduce(plan: Plan, out: Path, spu: str | None, console: Console) -> list[
         trainings = _write_csv(out / "ising.csv", _train_all(plan, session, console))
         info = {"address": device.address, **device_summary(device.info)}
     shown = _choose(plan, trainings)
-    verdict = [line for spins in plan.chains for line in judge(plan, spins, shown)]
+    verdicts = [verdict for spins in plan.chains for verdict in judge(plan, spins, shown)]
     title = f"Ising chains at h = {FIELD:g}: iterations to a relative energy error of {TARGET:g}"
-    _write_table(out / "ising.md", plan, shown, title, verdict, console)
+    _write_table(out / "ising.md", plan, shown, title, verdicts, console)
     save_whole(_draw(plan, shown), out / "ising.png")
     content = {
         "status": "finished",
@@ -155,7 +155,7 @@ def reproduce(plan: Plan, out: Path, spu: str | None, console: Console) -> list[
         "field": FIELD,
         "target": TARGET,
         "trainings": [_summary(training) for training in trainings],
-        "verdict": verdict,
+        "verdicts": to_json(verdicts),
     }
     write_json(out / "ising.json", content)
     console.print(f"CSV, JSON, table and plot: {out}", highlight=False)
@@ -234,7 +234,7 @@ def _choose(plan: Plan, trainings: Sequence[Training]) -> dict[tuple[int, str], 
     return chosen
 
 
-def judge(plan: Plan, spins: int, shown: Mapping[tuple[int, str], Sequence[Training]]) -> list[str]:
+def judge(plan: Plan, spins: int, shown: Mapping[tuple[int, str], Sequence[Training]]) -> list[Verdict]:
     """Return the two claims about a chain, what came out, and whether they hold; of medians over the seeds."""
     spu, cholesky, adam = (median(t.reached() for t in shown[spins, method]) for method in (SPU, CHOLESKY, ADAM))
     least_adam = min(adam, plan.adam_iterations)
@@ -247,10 +247,16 @@ def judge(plan: Plan, spins: int, shown: Mapping[tuple[int, str], Sequence[Train
     faster = FASTER * spu <= least_adam
     seen = f"{counts[SPU]} iterations (median of {len(plan.seeds)} seeds)"
     return [
-        f"{spins} spins: that the SPU reaches {TARGET:g} in no more than {MARGIN:g} × the iterations of {CHOLESKY} "
-        f"{'holds' if as_fast else 'does not hold'}: {seen}, against {counts[CHOLESKY]}.",
-        f"{spins} spins: that it reaches {TARGET:g} in a fifth of Adam's iterations "
-        f"{'holds' if faster else 'does not hold'}: {seen}, against {counts[ADAM]}.",
+        Verdict(
+            f"{spins} spins: the SPU reaches {TARGET:g} in no more than {MARGIN:g} × the iterations of {CHOLESKY}",
+            f"{seen}, against {counts[CHOLESKY]}.",
+            as_fast,
+        ),
+        Verdict(
+            f"{spins} spins: it reaches {TARGET:g} in a fifth of Adam's iterations",
+            f"{seen}, against {counts[ADAM]}.",
+            faster,
+        ),
     ]
 
 
@@ -279,7 +285,7 @@ def _write_table(
     plan: Plan,
     shown: Mapping[tuple[int, str], Sequence[Training]],
     title: str,
-    verdict: Sequence[str],
+    verdicts: Sequence[Verdict],
     console: Console,
 ) -> None:
     rows = []
@@ -296,10 +302,7 @@ def _write_table(
             ]
         )
     columns = ("chain and method", "η", f"iterations to {TARGET:g}, by seed", "error at the end", "iterations")
-    show_and_write(path, columns, rows, console, title=title)
-    path.write_text("\n".join([path.read_text(encoding="utf-8"), *(f"- {line}" for line in verdict), ""]), "utf-8")
-    for line in verdict:
-        console.print(line, highlight=False)
+    write_table(path, columns, rows, verdicts, console, title=title)
 
 
 def _draw(plan: Plan, shown: Mapping[tuple[int, str], Sequence[Training]]) -> Figure:

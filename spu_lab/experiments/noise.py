@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from spu_lab.studies.study import Results, Study, describe_differences, find_differences
 from spu_lab.studies.sweeps import Arm, Panel
+from spu_lab.studies.verdicts import Verdict
 
 CLAIM = 0.01
 """Below this, says the paper, noise makes essentially no difference at t = τ."""
@@ -21,14 +22,16 @@ def panel(varied: str, start: str, lr: float) -> Panel:
     return Panel(varied, arms[0], arms[1:])
 
 
-def verdict(panels: Sequence[Panel], results: Results) -> list[str]:
-    """Return the verdict on the paper's claim."""
-    sentences = []
-    for panel in panels:
-        refuted = "refuted" if find_differences(panel, results, is_claimed) else "not refuted"
-        seen = describe_differences(panel, results, is_claimed)
-        sentences.append(f"That κ₀ < {CLAIM:g} makes no difference is {refuted}; {seen}")
-    return sentences
+def judge(panels: Sequence[Panel], results: Results) -> list[Verdict]:
+    """Return the verdict on the paper's claim, for each start."""
+    return [
+        Verdict(
+            f"κ₀ < {CLAIM:g} makes no difference, for {panel.varied}",
+            describe_differences(panel, results, is_claimed),
+            not find_differences(panel, results, is_claimed),
+        )
+        for panel in panels
+    ]
 
 
 def is_claimed(noise: float) -> bool:
@@ -47,7 +50,7 @@ STUDY = Study(
     ],
     common={"analog_time": 1.0, "epochs": 1},
     seeds=(0, 1, 2, 3, 4),
-    verdict=verdict,
+    judge=judge,
 )
 
 run = STUDY.reproduce

@@ -24,11 +24,12 @@ from spu_lab.provenance import provenance
 from spu_lab.result_folder import write_json
 from spu_lab.studies.descent import Descent, descend
 from spu_lab.studies.descent_figure import descent_figure
-from spu_lab.studies.descent_report import summary, write_points, write_table
-from spu_lab.studies.descent_verdict import Verdict, judge_error, judge_likeness, judge_speed, row
+from spu_lab.studies.descent_report import summary, write_points
+from spu_lab.studies.descent_verdict import COLUMNS, judge_error, judge_likeness, judge_speed, row
 from spu_lab.studies.pinn_methods import Growth, Stepper, by_adam, by_device, by_lbfgs, by_solver
 from spu_lab.studies.refinement import RefinedReadings
 from spu_lab.studies.study import DeviceNotTaken
+from spu_lab.studies.verdicts import Verdict, to_json, write_table
 from spu_lab.tasks.pinn import HEAT, POISSON_2D, POISSON_5D, Equation, Problem
 from spu_lab.training.report import save_whole
 from spu_lab.training.results import device_summary
@@ -298,7 +299,7 @@ def _report(
     over = f"{len(seeds)} seeds" if len(seeds) > 1 else "one seed"
     title = f"Physics-informed networks: relative L2 error, medians over {over}"
     table = [row(name, runs) for name, by_method in rows.items() for runs in by_method.values()]
-    write_table(out / "pinn.md", table, verdicts, console, title=title)
+    write_table(out / "pinn.md", COLUMNS, table, verdicts, console, title=title)
     caption = (
         f"Median, and min to max, over {over}. TNGD: through a device with a stepped clock, whose "
         "modelled time is added to the wall time of host and emulator. 16 bits: drive, resistors and readings, "
@@ -315,7 +316,7 @@ def _report(
         "seeds": seeds,
         "settings": settings,
         "runs": [summary(descent) for descent in descents],
-        "verdicts": [{"sentence": verdict.sentence, **asdict(verdict)} for verdict in verdicts],
+        "verdicts": to_json(verdicts),
     }
     write_json(out / "pinn.json", results)
     console.print(f"CSV, JSON, table and plot: {out}", highlight=False)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from spu_lab.studies.study import Study, describe_differences
+from spu_lab.studies.study import Results, Study, describe_differences, find_differences
 from spu_lab.studies.sweeps import Arm, Panel
+from spu_lab.studies.verdicts import Verdict
+from spu_link.errors import either
 
 IDEAL = Arm("ideal device")
 
@@ -18,6 +20,22 @@ def panel(varied: str, name: str, values: Iterable[float], *parts: str, **fixed:
         for value in values
     ]
     return Panel(varied, IDEAL, arms)
+
+
+def judge(panels: Sequence[Panel], results: Results) -> list[Verdict]:
+    """Return whether each fault, as large as is tried, leaves the test loss as it is."""
+    return [
+        Verdict(
+            f"The test loss is that of the ideal device, with {panel.varied} of {_values(panel)}",
+            describe_differences(panel, results),
+            not find_differences(panel, results),
+        )
+        for panel in panels
+    ]
+
+
+def _values(panel: Panel) -> str:
+    return either(f"{arm.value:g}" for arm in panel.arms)
 
 
 SIXTEEN = {"preset": "paper-16-bit", "thermal__temperature": "0"}
@@ -52,7 +70,7 @@ STUDY = Study(
     ],
     common={"analog_time": 50.0, "epochs": 1},
     seeds=(0, 1, 2),
-    verdict=lambda panels, results: [describe_differences(panel, results) for panel in panels],
+    judge=judge,
 )
 
 run = STUDY.reproduce

@@ -1,18 +1,15 @@
-"""Runs of several methods on several problems as files: a line for each point, a table with verdicts, and JSON."""
+"""Runs of several methods on several problems as files: a line for each point, and JSON."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from spu_lab.studies.descent import Descent
-from spu_lab.studies.descent_verdict import COLUMNS, ERRORS, Verdict
-from spu_lab.studies.tables import show_and_write
+from spu_lab.studies.descent_verdict import ERRORS
 
 POINT_COLUMNS = ("method", "problem", "seed", "step", "error", "loss", "wall_seconds", "device_seconds")
 
@@ -32,21 +29,6 @@ def write_points(path: Path, descents: Iterable[Descent]) -> Iterator[Descent]:
             writer.writerows((*head, *row) for row in rows)
             stream.flush()
             yield run
-
-
-def write_table(
-    path: Path, rows: Sequence[Sequence[str]], verdicts: Sequence[Verdict], console: Console, *, title: str
-) -> None:
-    """Show a table with verdicts below, and write both as Markdown.
-
-    Raises:
-        OSError: when the file cannot be written.
-    """
-    show_and_write(path, COLUMNS, rows, console, title=title)
-    sentences = [verdict.sentence for verdict in verdicts]
-    path.write_text("\n".join([path.read_text(encoding="utf-8"), *(f"- {line}" for line in sentences), ""]), "utf-8")
-    for line in sentences:
-        console.print(line, highlight=False)
 
 
 def summary(run: Descent) -> dict[str, Any]:

@@ -4,36 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from statistics import median
 
 from spu_lab.studies.descent import Descent, Point
+from spu_lab.studies.verdicts import Verdict
 
 ERRORS = (1e-2, 1e-3, 1e-4)
 """Relative L2 errors whose steps and times are in the table."""
 
 COLUMNS = ("problem, method", *(f"to {error:.0e}" for error in ERRORS), "lowest error")
 """Medians over seeds: steps, and seconds of wall time + modelled time of the device, to each error."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A claim and what came out.
-
-    Attributes:
-        claim: in a sentence.
-        outcome: with numbers, in a sentence.
-        holds: whether the claim is right.
-    """
-
-    claim: str
-    outcome: str
-    holds: bool
-
-    @property
-    def sentence(self) -> str:
-        """The whole in words."""
-        return f"{self.claim}: {'holds' if self.holds else 'does not hold'}. {self.outcome}"
 
 
 def row(title: str, descents: Sequence[Descent]) -> list[str]:

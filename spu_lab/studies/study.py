@@ -1,4 +1,4 @@
-"""A study: panels of arms, over seeds, as CSV, JSON, a table with a verdict, and a plot."""
+"""A study: panels of arms, over seeds, as CSV, JSON, a table with verdicts, and a plot."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from spu_lab.result_folder import write_json
 from spu_lab.studies.paired import Paired
 from spu_lab.studies.panels import panels_figure
 from spu_lab.studies.sweeps import ArmResult, Panel, sweep
-from spu_lab.studies.tables import show_and_write
+from spu_lab.studies.verdicts import Verdict, to_json, write_table
 from spu_lab.tasks.mnist import mnist
 from spu_lab.tasks.task import Task
 from spu_lab.training.report import save_whole
@@ -48,7 +48,7 @@ class Study:
         panels: what is varied, each against its reference; a reference may be that of several panels.
         common: settings of all arms.
         seeds: of network, batches and device.
-        verdict: sentences that say what has come out.
+        judge: gives the claims with what has come out.
         task: makes what is trained.
         draw: draws the picture, with the arguments of `panels_figure`.
     """
@@ -59,7 +59,7 @@ class Study:
     panels: Sequence[Panel]
     common: Mapping[str, Any]
     seeds: Sequence[int]
-    verdict: Callable[[Sequence[Panel], Results], list[str]]
+    judge: Callable[[Sequence[Panel], Results], list[Verdict]]
     task: Callable[[], Task] = mnist
     draw: Callable[..., Figure] = panels_figure
 
@@ -90,11 +90,11 @@ class Study:
         out.mkdir(parents=True, exist_ok=True)
         done = sweep(task, list(arms.values()), self.common, self.seeds, console)
         results = {result.arm.label: result for result in self._write_runs(out, done)}
-        verdict = self.verdict(self.panels, results)
-        self._write_table(out / f"{self.name}.md", results, verdict, console)
+        verdicts = self.judge(self.panels, results)
+        self._write_table(out / f"{self.name}.md", results, verdicts, console)
         caption = f"Median, and min to max, over {len(self.seeds)} seeds. {self.caption}"
         save_whole(self.draw(self.panels, results, title=self.title, caption=caption), out / f"{self.name}.png")
-        content = {"status": "finished", **provenance(), **self._summary(task, results), "verdict": verdict}
+        content = {"status": "finished", **provenance(), **self._summary(task, results), "verdicts": to_json(verdicts)}
         write_json(out / f"{self.name}.json", content)
         console.print(f"CSV, JSON, table and plot: {out}", highlight=False)
         return results
@@ -119,15 +119,12 @@ class Study:
                 curves.flush()
                 yield result
 
-    def _write_table(self, path: Path, results: Results, verdict: Sequence[str], console: Console) -> None:
+    def _write_table(self, path: Path, results: Results, verdicts: Sequence[Verdict], console: Console) -> None:
         rows: dict[str, list[str]] = {}
         for panel in self.panels:
             for arm in (panel.reference, *panel.arms):
                 rows.setdefault(arm.label, _row(results[arm.label], results[panel.reference.label]))
-        show_and_write(path, COLUMNS, list(rows.values()), console, title=self.title)
-        path.write_text("\n".join([path.read_text(encoding="utf-8"), *(f"- {line}" for line in verdict), ""]), "utf-8")
-        for line in verdict:
-            console.print(line, highlight=False)
+        write_table(path, COLUMNS, list(rows.values()), verdicts, console, title=self.title)
 
     def _summary(self, task: Task, results: Results) -> dict[str, Any]:
         return {

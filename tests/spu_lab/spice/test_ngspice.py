@@ -141,9 +141,9 @@ def test_the_experiment_leaves_tables_a_picture_and_a_netlist_that_runs(
     }
     content = read_json(tmp_path / "circuit.json")
     assert content["status"] == "finished"
-    verdicts = {verdict["claim"]: verdict["holds"] for verdict in content["verdict"]}
+    verdicts = {verdict["claim"]: verdict["holds"] for verdict in content["verdicts"]}
     assert verdicts["Without noise the circuit follows the emulator within 1e-05 V"]
     assert verdicts["The closed form predicts the error of finite gain within 20%"]
     assert not verdicts["The input offset of an op-amp acts as the driver's offsets.input within 20%"]
-    assert all(verdict["sentence"] in (tmp_path / "circuit.md").read_text() for verdict in content["verdict"])
+    assert all(verdict["sentence"] in (tmp_path / "circuit.md").read_text() for verdict in content["verdicts"])
     assert run((tmp_path / "circuit.cir").read_text(), deadline=30.0).shape[1] == 4

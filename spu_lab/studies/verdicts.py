@@ -1,0 +1,58 @@
+"""Claims with what came out: in a table's file, on the console, and in results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from spu_lab.studies.tables import show_and_write
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim and what came out.
+
+    Attributes:
+        claim: in a sentence.
+        outcome: with numbers, in a sentence.
+        holds: whether the claim is right.
+    """
+
+    claim: str
+    outcome: str
+    holds: bool
+
+    @property
+    def sentence(self) -> str:
+        """The whole in words."""
+        return f"{self.claim}: {'holds' if self.holds else 'does not hold'}. {self.outcome}"
+
+
+def write_table(
+    path: Path,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    verdicts: Sequence[Verdict],
+    console: Console,
+    *,
+    title: str,
+) -> None:
+    """Show a table with verdicts below, and write both as Markdown.
+
+    Raises:
+        OSError: when the file cannot be written.
+    """
+    show_and_write(path, columns, rows, console, title=title)
+    sentences = [verdict.sentence for verdict in verdicts]
+    path.write_text("\n".join([path.read_text(encoding="utf-8"), *(f"- {line}" for line in sentences), ""]), "utf-8")
+    for line in sentences:
+        console.print(line, highlight=False)
+
+
+def to_json(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
+    """Return verdicts ready for JSON, with the sentence of each."""
+    return [{"sentence": verdict.sentence, **asdict(verdict)} for verdict in verdicts]
