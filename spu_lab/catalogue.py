@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import pkgutil
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class UnknownName(Exception):
     """No experiment or benchmark has this name."""
 
     remedy: ClassVar[str] = "use one of the names that the message lists"
+
+
+class DataMisplaced(ValueError):
+    """An experiment on a user's own data was started without them, or another one with them."""
+
+    remedy: ClassVar[str] = "give --data to question-answering, and to no other experiment"
 
 
 def names(package: str) -> list[str]:
@@ -47,6 +54,23 @@ def check(package: str, name: str) -> None:
     known = names(package)
     if name not in known:
         raise UnknownName(f"{name!r} is none of {', '.join(known) or 'nothing: there are none yet'}")
+
+
+def data_of(module: ModuleType, name: str, path: Path | None) -> dict[str, Any]:
+    """Return the arguments with which an experiment's ``run`` reads a user's data; none if it brings its own.
+
+    A module whose ``run`` takes ``data`` says in ``DATA`` what they must be.
+
+    Raises:
+        DataMisplaced: when data are missing, or given where none are read.
+    """
+    if "data" not in inspect.signature(module.run).parameters:
+        if path is not None:
+            raise DataMisplaced(f"the experiment {name} brings its own data; leave out --data")
+        return {}
+    if path is None:
+        raise DataMisplaced(f"the experiment {name} needs {module.DATA}; name the file with --data")
+    return {"data": path}
 
 
 @cache

@@ -24,6 +24,12 @@ def reproduce(
         typer.Option(file_okay=False, help="Folder for the results; it may hold no run.", show_default="results/NAME"),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove the run that --out holds.")] = False,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="Data of question-answering: a JSON file in the layout of SQuAD."
+        ),
+    ] = None,
     spu: Annotated[
         str | None,
         typer.Option(help="Device: unix:PATH or HOST:PORT of a daemon.", show_default="a daemon of its own"),
@@ -41,5 +47,6 @@ def reproduce(
     folder = out or Path("results") / name
     check_free(folder, name, overwrite=overwrite)
     module = catalogue.find(PACKAGE, name)
+    given = catalogue.data_of(module, name, data)
     with new_results(folder, name):
-        module.run(folder, spu, Console())
+        module.run(folder, spu, Console(), **given)
