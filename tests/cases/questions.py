@@ -48,7 +48,7 @@ def write_encoder(folder: Path, **options: Any) -> Path:
     tokens = {word: number for number, word in enumerate(WORDS)}
     BertTokenizer(vocab=tokens).save_pretrained(folder)
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
-    config = BertConfig(**{"vocab_size": len(tokens), "max_position_embeddings": 48, "initializer_range": 0.5, **sizes})
+    config = BertConfig(**{"vocab_size": len(tokens), "max_position_embeddings": 64, "initializer_range": 0.5, **sizes})
     config.update(options)
     BertModel(config, add_pooling_layer=False).save_pretrained(folder)
     return folder

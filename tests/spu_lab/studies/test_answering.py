@@ -21,7 +21,7 @@ from spu_lab.tasks.encoder import encoder_folder
 from spu_lab.tasks.question_answering import question_answering
 from spu_lab.training.loop import Evaluation, Run, StepMetrics
 from spu_lab.training.settings import Settings
-from tests.cases.questions import write_encoder, write_questions
+from tests.cases.questions import layout, write_encoder, write_questions
 from tests.command_line import tngd, words
 
 PLAN = Plan(sizes=(12, 4, 6), length=24, epochs=2, seeds=(0, 1), batch_size=6)
@@ -35,7 +35,7 @@ def quiet() -> Console:
 def test_all_methods_are_tuned_and_compared_over_seeds(tmp_path: Path) -> None:
     data, encoder = write_questions(tmp_path / "questions.json"), write_encoder(tmp_path / "encoder")
     task, out = question_answering(data, encoder, PLAN.sizes, PLAN.length), tmp_path / "out"
-    results = experiment.answer(out, None, quiet(), task, PLAN)
+    results = experiment.answer(out, "inproc:", quiet(), task, PLAN)
     content = json.loads((out / "question-answering.json").read_text())
     for method in METHODS:
         mine = [result for result in results if result.method == method.name]
@@ -56,8 +56,22 @@ def test_all_methods_are_tuned_and_compared_over_seeds(tmp_path: Path) -> None:
     assert len(steps) == sum(len(method.grid) for method in METHODS) + 2 + len(results)
     assert content["arms"][0]["runs"][0]["results"]["parameters"] == 4 * 2 * (8 + 8) + 2 * 8 + 2
     assert content["arms"][0]["runs"][0]["evaluations"][-1]["scores"]["f1"] == results[0].scores("f1")[0]
-    assert (out / "question-answering.md").read_text().count("\n- ") == len(content["verdict"]) == 5
+    assert (out / "question-answering.md").read_text().count("\n- ") == len(content["verdict"])
+    for method in METHODS:
+        (best,) = (r.runs.arm.value for r in results if r.method == method.name and "best" in r.chosen)
+        said = any(line.startswith(f"{method.name}: its best η") for line in content["verdict"])
+        assert said == (best in (min(method.grid), max(method.grid)))
     assert (out / "question-answering.png").stat().st_size > 10_000
+
+
+def test_the_miniature_has_one_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = write_encoder(tmp_path / "encoder")
+    monkeypatch.setattr(experiment, "encoder_folder", lambda: encoder)
+    data = write_questions(tmp_path / "questions.json", layout(60))
+    experiment.run(tmp_path / "out", None, quiet(), data=data, quick=True)
+    content = json.loads((tmp_path / "out" / "question-answering.json").read_text())
+    assert content["plan"]["seeds"] == [0]
+    assert {run["results"]["iterations"] for arm in content["arms"] for run in arm["runs"]} == {2}
 
 
 def result(method: int, lr: float, chosen: str, ends: Sequence[float | None], **changed: float) -> Result:
