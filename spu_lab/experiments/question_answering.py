@@ -55,7 +55,7 @@ class Plan:
         batch_size: questions in a batch.
     """
 
-    sizes: tuple[int, int, int] = (320, 80, 120)
+    sizes: tuple[int, int, int] = (256, 80, 120)
     length: int = 96
     epochs: int = 5
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
@@ -126,7 +126,7 @@ def answer(out: Path, spu: str | None, console: Console, task: Task, plan: Plan)
         results = _all_seeds(plan, runs, searched)
     epoch = task.batches_per_epoch(plan.batch_size)
     sentences = verdict(results, epoch) + _ends_of_grids(results)
-    title = f"Question answering: LoRA on a pretrained encoder, {len(plan.seeds)} seeds"
+    title = "Question answering: LoRA on a pretrained encoder"
     path = out / "question-answering.md"
     show_and_write(path, COLUMNS, [row(result, epoch) for result in results], console, title=title)
     path.write_text("\n".join([path.read_text(encoding="utf-8"), *(f"- {line}" for line in sentences), ""]), "utf-8")
@@ -221,7 +221,7 @@ def _ends_of_grids(results: Sequence[Result]) -> list[str]:
 
 def _caption(plan: Plan) -> str:
     return (
-        f"Median, and min to max, over {len(plan.seeds)} seeds. LoRA r = 2, α = 32, and a linear head; "
+        f"Median, and min to max, over seeds ({len(plan.seeds)}). LoRA r = 2, α = 32, and a linear head; "
         f"{plan.sizes[0]} questions, b = {plan.batch_size}, T = {plan.length}, {plan.epochs} epochs. λ = 1, one drawn "
         "label a sample, cells keep their state."
     )

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from host_client.optimizers import make_optimizer
 from spu_lab.studies.paired import compare
@@ -173,7 +173,7 @@ def _draw_losses(axes: Axes, results: Sequence[Result], title: str) -> None:
             median_and_range(axes, np.arange(1, losses.shape[1] + 1), losses, colour=colour, label=label)
     dress(axes, f"{title} (mean of the last {window})")
     axes.set_xlabel("iteration", color=MUTED)
-    axes.legend(**LEGEND)
+    axes.legend(**LEGEND | {"loc": "lower left"})
 
 
 def _draw_scores(axes: Axes, results: Sequence[Result]) -> None:
@@ -185,6 +185,7 @@ def _draw_scores(axes: Axes, results: Sequence[Result]) -> None:
     axes.set_yticks(range(len(results)), [f"{r.runs.arm.label}\n({r.chosen})" for r in results])
     axes.set_ylim(len(results) - 0.5, -0.5)
     axes.set_xlim(left=0.0)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
     dress(axes, "F1 on the test set, seeds and mean")
     axes.tick_params(axis="y", labelcolor=INK, labelsize=8)

@@ -144,7 +144,7 @@ def test_too_few_questions_are_refused_in_one_message(tmp_path: Path, monkeypatc
     data = str(write_questions(tmp_path / "questions.json"))
     result = tngd("reproduce", "question-answering", "--data", data, "--out", str(tmp_path / "out"))
     assert result.exit_code == 1
-    assert "holds 24 questions with an answer, on 12 passages; 320 + 80 + 120 are needed" in words(result.stderr)
+    assert "holds 24 questions with an answer, on 12 passages; 256 + 80 + 120 are needed" in words(result.stderr)
     assert json.loads((tmp_path / "out" / "question-answering.json").read_text())["status"] == "failed"
 
 
