@@ -25,6 +25,12 @@ class NoMiniature(ValueError):
     remedy: ClassVar[str] = "leave out --quick"
 
 
+class DataMisplaced(ValueError):
+    """An experiment on a user's own data was started without them, or another one with them."""
+
+    remedy: ClassVar[str] = "give --data to question-answering, and to no other experiment"
+
+
 def names(package: str) -> list[str]:
     """Return the names of a package's modules that define ``run``, with hyphens for underscores; none is imported."""
     return sorted(_sources(package))
@@ -65,6 +71,23 @@ def miniature_of(module: ModuleType, name: str) -> dict[str, Any]:
     if "quick" not in inspect.signature(module.run).parameters:
         raise NoMiniature(f"the experiment {name} has no miniature; leave out --quick")
     return {"quick": True}
+
+
+def data_of(module: ModuleType, name: str, path: Path | None) -> dict[str, Any]:
+    """Return the arguments with which an experiment's ``run`` reads a user's data; none if it brings its own.
+
+    A module whose ``run`` takes ``data`` says in ``DATA`` what they must be.
+
+    Raises:
+        DataMisplaced: when data are missing, or given where none are read.
+    """
+    if "data" not in inspect.signature(module.run).parameters:
+        if path is not None:
+            raise DataMisplaced(f"the experiment {name} brings its own data; leave out --data")
+        return {}
+    if path is None:
+        raise DataMisplaced(f"the experiment {name} needs {module.DATA}; name the file with --data")
+    return {"data": path}
 
 
 @cache

@@ -29,6 +29,7 @@ from host_client.record import load
 from spu_lab import catalogue, result_folder
 from spu_lab.performance.page import read_results
 from spu_lab.spice.ngspice import ngspice
+from spu_lab.tasks.squad import split_by_passage
 from spu_lab.timeline import parse_steps
 from spu_lab.training import checkpoint
 from spu_link import wire
@@ -48,7 +49,7 @@ INTERNAL = {
     "LinkFailed": "the board driver makes a fault of the device from it",
     "RefusedAccess": "of the board simulator's memory, becomes an answer on the line",
     "Skipped": "of the conformance suite, becomes a line of its report",
-    "SourceFailed": "becomes part of the message of DataUnavailable",
+    "SourceFailed": "becomes part of the message of DataUnavailable or EncoderUnavailable",
 }
 """Classes that no user sees, and why."""
 
@@ -59,6 +60,7 @@ WITHOUT_EXAMPLE = {
     "DataUnavailable": "needs a machine without a network",
     "DeviceUnavailable": "waits for a connection",
     "DriverUnusable": "needs a broken distribution",
+    "EncoderUnavailable": "needs a machine without a network",
     "Clipped": "needs a board",
     "WrongProcess": "needs a forked process",
     "NotInLog": "needs a recorded run",
@@ -314,6 +316,7 @@ EXAMPLES: dict[str, Callable[[], object]] = {
     "CurvatureApproximation": lambda: step(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), X),
     "CurvatureFallback": lambda: step(Network(lambda x, w: x @ torch.linalg.matrix_exp(w)), X),
     "CurvatureTooLarge": too_large,
+    "DataMisplaced": lambda: catalogue.data_of(catalogue.find("spu_lab.experiments", "noise"), "noise", NOWHERE),
     "DeadlineExceeded": deadline,
     "DeviceBusy": lambda: sessions("busy"),
     "DeviceFault": call(print, driver="board"),
@@ -322,6 +325,7 @@ EXAMPLES: dict[str, Callable[[], object]] = {
     "Diverged": lambda: step(nn.Linear(3, 3), torch.full((4, 3), float("nan"))),
     "EpochMismatch": epochs,
     "FolderInUse": in_use,
+    "InvalidQuestions": lambda: split_by_passage([], [1], lambda question: True),
     "InvalidProgram": call(lambda session: session.program(ROWS, DRIVE, damping=-1.0)),
     "LibraryMissing": no_kfac,
     "LogUnusable": lambda: Log.load(NOWHERE),

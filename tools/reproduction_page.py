@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from spu_lab.studies.verdicts import WORDS
 from tools.pages import DOCS, table
 
 PAGE = "reproduction.md"
@@ -17,7 +18,7 @@ RESULTS = DOCS / "results"
 def verdicts() -> str:
     """Return all claims with what came out."""
     rows = [
-        (f"[{name}](#{name})", verdict["claim"], "holds" if verdict["holds"] else "**does not hold**", verdict["outcome"])
+        (f"[{name}](#{name})", verdict["claim"], WORDS[verdict["holds"]], verdict["outcome"])
         for name, result in _results()
         for verdict in result["verdicts"]
     ]

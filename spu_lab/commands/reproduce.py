@@ -24,12 +24,18 @@ def reproduce(
         typer.Option(file_okay=False, help="Folder for the results; it may hold no run.", show_default="results/NAME"),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove the run that --out holds.")] = False,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="Data of question-answering: a JSON file in the layout of SQuAD."
+        ),
+    ] = None,
     spu: Annotated[
         str | None,
         typer.Option(help="Device: unix:PATH or HOST:PORT of a daemon.", show_default="a daemon of its own"),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Run a miniature of at most a minute, of an experiment that has one (pinn).")
+        bool, typer.Option("--quick", help="Run a miniature of at most a minute, of an experiment that has one.")
     ] = False,
 ) -> None:
     """Repeat an experiment: seeds, bands and a table, as CSV, JSON, Markdown and a plot."""
@@ -44,6 +50,8 @@ def reproduce(
     folder = out or Path("results") / name
     check_free(folder, name, overwrite=overwrite)
     module = catalogue.find(PACKAGE, name)
-    options = catalogue.miniature_of(module, name) if quick else {}
+    options = catalogue.data_of(module, name, data)
+    if quick:
+        options |= catalogue.miniature_of(module, name)
     with new_results(folder, name):
         module.run(folder, spu, Console(), **options)

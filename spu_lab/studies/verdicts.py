@@ -19,17 +19,21 @@ class Verdict:
     Attributes:
         claim: in a sentence.
         outcome: with numbers, in a sentence.
-        holds: whether the claim is right.
+        holds: whether the claim is right; None where the runs do not decide it.
     """
 
     claim: str
     outcome: str
-    holds: bool
+    holds: bool | None
 
     @property
     def sentence(self) -> str:
         """The whole in words."""
-        return f"{self.claim}: {'holds' if self.holds else 'does not hold'}. {self.outcome}"
+        return f"{self.claim}: {WORDS[self.holds]}. {self.outcome}"
+
+
+WORDS = {True: "holds", False: "does not hold", None: "not decided"}
+"""Verdicts in words."""
 
 
 def write_table(
@@ -40,14 +44,15 @@ def write_table(
     console: Console,
     *,
     title: str,
+    notes: Sequence[str] = (),
 ) -> None:
-    """Show a table with verdicts below, and write both as Markdown.
+    """Show a table with verdicts and further notes below, and write all as Markdown.
 
     Raises:
         OSError: when the file cannot be written.
     """
     show_and_write(path, columns, rows, console, title=title)
-    sentences = [verdict.sentence for verdict in verdicts]
+    sentences = [*(verdict.sentence for verdict in verdicts), *notes]
     path.write_text("\n".join([path.read_text(encoding="utf-8"), *(f"- {line}" for line in sentences), ""]), "utf-8")
     for line in sentences:
         console.print(line, highlight=False)

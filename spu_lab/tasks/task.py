@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 Batch = tuple[Tensor, Tensor]
-"""Inputs (b, …) and targets (b,)."""
+"""Inputs (b, …) and targets (b, …)."""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Inputs of shape (n, …) and targets of shape (n,)."""
+    """Inputs of shape (n, …) and targets of shape (n, …)."""
 
     inputs: Tensor
     targets: Tensor
@@ -41,6 +41,7 @@ class Task:
         train: what to learn from.
         validation: what to choose settings by.
         test: what to report, and nothing else.
+        score: further figures of a network in evaluation mode on the test set, by name.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Task:
     train: Examples = field(repr=False)
     validation: Examples = field(repr=False)
     test: Examples = field(repr=False)
+    score: Callable[[nn.Module], Mapping[str, float]] = field(default=lambda model: {}, repr=False)
 
     def build(self, seed: int) -> nn.Module:
         """A fresh network; the same seed gives the same one, and leaves torch's global random numbers alone."""
@@ -75,7 +77,7 @@ class Task:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, examples: Examples, chunk: int = 2_000) -> tuple[float, float]:
-        """Return the mean loss, and the fraction of examples whose largest output is the target's."""
+        """Return the mean loss, and the fraction of targets at which the largest output is."""
         was_training = model.training
         model.eval()
         loss = correct = 0.0
@@ -85,4 +87,13 @@ class Task:
             loss += float(self.criterion(outputs, part.targets)) * len(part)
             correct += float((outputs.argmax(1) == part.targets).sum())
         model.train(was_training)
-        return loss / len(examples), correct / len(examples)
+        return loss / len(examples), correct / examples.targets.numel()
+
+    @torch.no_grad()
+    def test_scores(self, model: nn.Module) -> dict[str, float]:
+        """Return `score` of a network, which keeps its mode."""
+        was_training = model.training
+        model.eval()
+        scores = dict(self.score(model))
+        model.train(was_training)
+        return scores

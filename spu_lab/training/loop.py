@@ -67,12 +67,14 @@ class Evaluation:
         split: which examples.
         loss: their mean loss.
         accuracy: fraction of them classified rightly.
+        scores: further figures, of the test set alone, see `Task.score`.
     """
 
     step: int
     split: Split
     loss: float
     accuracy: float
+    scores: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -81,7 +83,7 @@ class Run:
 
     Attributes:
         settings: those that it was made with.
-        parameters: N of the network.
+        parameters: N, those of the network that are trained.
         outputs: d_z, outputs per example.
         steps: every iteration, in order.
         evaluations: in order.
@@ -139,7 +141,7 @@ class Run:
 
 def start(task: Task, settings: Settings) -> Run:
     """An empty run for this task and these settings."""
-    parameters = sum(p.numel() for p in task.build(settings.seed).parameters())
+    parameters = sum(p.numel() for p in task.build(settings.seed).parameters() if p.requires_grad)
     return Run(settings, parameters, task.outputs)
 
 
@@ -238,9 +240,14 @@ class Training:
             )
             if number % (evaluate_every or self._per_epoch) == 0 or number == self.total:
                 for split in splits:
-                    yield Evaluation(number, split, *task.evaluate(self._model, getattr(task, split)))
+                    yield self._evaluate(number, split)
             if not go_on():
                 return
+
+    def _evaluate(self, number: int, split: Split) -> Evaluation:
+        loss, accuracy = self._task.evaluate(self._model, getattr(self._task, split))
+        scores = self._task.test_scores(self._model) if split == "test" else {}
+        return Evaluation(number, split, loss, accuracy, scores)
 
     def _step(self, number: int, inputs: Tensor, targets: Tensor) -> tuple[Tensor, float]:
         """Make an iteration; return the outputs of the batch and its loss before the update."""
