@@ -24,8 +24,11 @@ from tests.pressure import Undisturbed
 from tests.system.device import DAMPING, LONG, A, B, solution
 from tests.system.raw import SECONDS, eventually
 
-EVIDENCE_SECONDS = 2.0
-"""Longest from the evidence of a fault to the fault. That of a hang is that an answer is overdue."""
+EVIDENCE_SECONDS = 2.0 if len(os.sched_getaffinity(0)) > 1 else 4.0
+"""Longest from the evidence of a fault to the fault. That of a hang is that an answer is overdue.
+
+A driver that spins takes half of a single processor from the daemon that watches it.
+"""
 
 HALT_SECONDS = 0.1
 """Timeout of a halt, in seconds."""
@@ -182,7 +185,7 @@ def test_a_driver_that_fails_is_reported_and_restarted_and_nobody_else_notices(
     finally:
         enough.set()
         thread.join()
-    neighbour.assert_untouched(values)
+        neighbour.assert_untouched(values)  # in any case: its twin follows it
 
 
 def test_a_call_that_takes_as_long_as_was_announced_is_no_hang(device: BreakingDevice) -> None:
