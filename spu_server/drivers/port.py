@@ -149,8 +149,9 @@ class LocalDriver(DriverPort[memoryview]):
 
     async def _run(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
         def run() -> T:
-            if self._preparation is not None:
-                preparation, self._preparation = self._preparation, None
+            preparation = self._preparation
+            if preparation is not None and preparation.done():  # else it is behind this call, and would wait for it
+                self._preparation = None
                 preparation.result()
             return function(*arguments)
 

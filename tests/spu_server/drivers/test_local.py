@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,13 @@ import pytest
 
 from host_client import connect
 from host_client.blocking import Spu
+from spu_link import wire
 from spu_link.errors import DeviceFault
 from spu_link.operators import Rows
+from spu_link.program import Program
+from spu_server.drivers.base import DriverOptions
+from spu_server.drivers.hosted import CheckedDriver
+from spu_server.drivers.port import LocalDriver
 from tests.plugins.install import distribution
 from tests.system.device import DAMPING, A, B
 
@@ -59,3 +65,23 @@ def test_it_is_calibrated_if_that_is_asked_for(breaking):
         with breaking(calibrate=wanted) as spu:
             assert spu.info.calibrated == time
             assert spu.report() == {"calibrations": float(wanted)}
+
+
+async def test_a_call_that_was_made_during_a_commit_does_not_wait_for_the_work_after_it():
+    port = LocalDriver("emulator", DriverOptions())
+    await port.start()
+    header, tensors = wire.header_of(Program(Rows(A), B, damping=DAMPING))
+    await port.stage(header.SerializeToString(), memoryview(bytearray(b"".join(wire.byte_views(tensors)))))
+    committed = threading.Event()
+    try:
+        async with asyncio.timeout(20.0):
+            commit = asyncio.create_task(port.call(CheckedDriver.commit, 0.0))
+            blocked = asyncio.create_task(port.call(lambda driver: committed.wait(20.0)))
+            report = asyncio.create_task(port.call(CheckedDriver.report))
+            await commit  # the work ahead is behind the other two now
+            committed.set()
+            assert await blocked
+            assert (await report)["uploads"] == 1
+    finally:
+        committed.set()
+        await port.close()

@@ -14,13 +14,13 @@ from host_client.links.memory import ANSWER_SECONDS, SharedMemory
 from tngd.spu.v1 import spu_pb2 as pb
 
 
-def opened() -> set[str]:
-    """Sockets and shared memory that are open in this process; gRPC may still be closing some of earlier tests."""
-    links = []
+def opened() -> set[tuple[str, int]]:
+    """Kinds and inodes of sockets and shared memory that are open here; gRPC may still be closing those of others."""
+    found = []
     for descriptor in Path("/proc/self/fd").iterdir():
         with suppress(FileNotFoundError):  # that of the listing itself
-            links.append(str(descriptor.readlink()))
-    return {link for link in links if link.startswith(("socket:", "/memfd:"))}
+            found.append((str(descriptor.readlink()).partition(":")[0], descriptor.stat().st_ino))
+    return {(kind, inode) for kind, inode in found if kind in ("socket", "/memfd")}
 
 
 async def test_a_region_asked_for_before_the_end_opens_nothing_after_it(
@@ -51,8 +51,8 @@ async def test_a_region_asked_for_is_given_up_at_the_end_and_the_next_socket_is_
         daemon, _ = await asyncio.to_thread(listening.accept)
         with daemon:
             await asyncio.to_thread(daemon.recv, 1000)  # the request; there will be no answer
-            ours = opened() - before - {os.readlink(f"/proc/self/fd/{daemon.fileno()}")}
-            assert sorted(link.partition(":")[0] for link in ours) == ["/memfd", "socket"]
+            ours = opened() - before - {("socket", os.fstat(daemon.fileno()).st_ino)}
+            assert sorted(kind for kind, _ in ours) == ["/memfd", "socket"]
             memory.close()
             here, there = socket.socketpair()
             with here, there:
