@@ -90,6 +90,15 @@ def data_of(module: ModuleType, name: str, path: Path | None) -> dict[str, Any]:
     return {"data": path}
 
 
+def reads_data(package: str, name: str) -> bool:
+    """Return whether a module says in ``DATA`` that it reads a user's data, without importing it."""
+    return any(
+        isinstance(node, ast.Assign)
+        and any(isinstance(target, ast.Name) and target.id == "DATA" for target in node.targets)
+        for node in _sources(package)[name].body
+    )
+
+
 @cache
 def _sources(package: str) -> dict[str, ast.Module]:
     """Return the syntax trees of the modules that define ``run``, by name."""

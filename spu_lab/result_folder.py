@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -27,6 +27,11 @@ class CheckpointUnusable(Exception):
 
 CHECKPOINT: Final = "checkpoint.pt"
 """File from which an interrupted run goes on."""
+
+
+def kept_in(folder: Path) -> Path:
+    """Return the folder of what an experiment has done so far, from which it goes on."""
+    return folder / "runs"
 
 
 def checkpoint_in(folder: Path) -> Path:
@@ -56,7 +61,10 @@ def _files_of(folder: Path, name: str) -> list[Path]:
     patterns = {
         "run": ["run.json", "run.png", "steps.csv", "events.jsonl", "events-*.jsonl", CHECKPOINT],
         "demo": ["demo.json", "demo.png", "tngd.csv", "adam.csv"],
-    }.get(name, [f"{name}.{ending}" for ending in ("json", "csv", "md", "png", "cir")] + [f"{name}-curves.csv"])
+    }.get(
+        name,
+        [f"{name}.{ending}" for ending in ("json", "csv", "md", "png", "cir")] + [f"{name}-curves.csv", "runs/*.json"],
+    )
     return [path for pattern in patterns for path in (*folder.glob(pattern), *folder.glob(f"{pattern}.new"))]
 
 
@@ -83,17 +91,45 @@ def check_free(folder: Path, name: str, *, overwrite: bool) -> None:
             "them, or name another folder with --out"
         )
     if results and not overwrite:
-        resume = "go on with it with --resume, " if folder / CHECKPOINT in results else ""
+        resume = "go on with it with --resume, " if _can_go_on(folder, results) else ""
         raise FolderInUse(
-            f"{folder} holds a run already ({', '.join(path.name for path in results)}); {resume}name another folder "
+            f"{folder} holds a run already ({', '.join(_names(folder, results))}); {resume}name another folder "
             "with --out, or replace it with --overwrite"
         )
 
 
+def _can_go_on(folder: Path, results: Sequence[Path]) -> bool:
+    return folder / CHECKPOINT in results or any(path.parent == kept_in(folder) for path in results)
+
+
+def check_resumable(folder: Path, name: str) -> None:
+    """Refuse to go on with an experiment in a folder that holds none that was broken off.
+
+    Raises:
+        CheckpointUnusable: when there is none of this name.
+        FolderInUse: when it has finished.
+    """
+    status = read_json(folder / f"{name}.json").get("status")
+    if status is None:
+        raise CheckpointUnusable(f"{folder} holds no run of {name} that could go on; start one without --resume")
+    if status == "finished":
+        raise FolderInUse(f"the run in {folder} has finished; name another folder with --out for a new one")
+
+
 def clear(folder: Path) -> None:
-    """Remove the results of earlier runs; the JSON files last, without which the others are of no run."""
-    for path in sorted(results_in(folder), key=lambda path: path.suffix == ".json"):
+    """Remove the results of earlier runs; the JSON files that say so last, without which the others are of no run."""
+    for path in sorted(results_in(folder), key=lambda path: path.parent == folder and path.suffix == ".json"):
         path.unlink()
+    forget_kept(folder)
+
+
+def forget_kept(folder: Path) -> None:
+    """Remove what was kept for an experiment to go on."""
+    kept = kept_in(folder)
+    for path in kept.glob("*.json"):
+        path.unlink()
+    if kept.is_dir() and not any(kept.iterdir()):
+        kept.rmdir()
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -127,12 +163,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def new_results(folder: Path, name: str) -> Iterator[None]:
+def new_results(folder: Path, name: str, *, resume: bool = False) -> Iterator[None]:
     """Clear a folder for a new run, whose ``NAME.json`` says from now on whether it is running, interrupted or failed.
 
-    What is done within writes the file anew, with the status ``"finished"``, when it has finished.
+    What is done within writes the file anew, with the status ``"finished"``, when it has finished; what was kept for an
+    experiment to go on is removed then. With `resume` nothing is cleared.
     """
-    clear(folder)
+    if not resume:
+        clear(folder)
     path = folder / f"{name}.json"
     write_json(path, {"status": "running"})
     try:
@@ -144,6 +182,7 @@ def new_results(folder: Path, name: str) -> Iterator[None]:
             status = {"status": "interrupted"} if interrupted else {"status": "failed", "reason": str(error)}
             write_json(path, {**content, **status})
         raise
+    forget_kept(folder)
 
 
 def interrupted_run(folder: Path) -> str:
@@ -151,4 +190,10 @@ def interrupted_run(folder: Path) -> str:
     results = results_in(folder) if folder.is_dir() else []
     if not any(read_json(path).get("status") == "interrupted" for path in results if path.suffix == ".json"):
         return ""
-    return f"{folder} holds what there is of the run: {', '.join(path.name for path in results)}"
+    resume = "; go on with it with --resume" if any(path.parent == kept_in(folder) for path in results) else ""
+    return f"{folder} holds what there is of the run: {', '.join(_names(folder, results))}{resume}"
+
+
+def _names(folder: Path, results: Sequence[Path]) -> list[str]:
+    """Return the names of files, those in a folder of their own as one."""
+    return list(dict.fromkeys(path.name if path.parent == folder else f"{path.parent.name}/" for path in results))

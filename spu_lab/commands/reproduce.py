@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
 
 from spu_lab.commands.command import MessageCommand
+from spu_lab.commands.messages import explain, note, print_error
 
 app = typer.Typer()
 
@@ -16,14 +17,27 @@ PACKAGE: Final = "spu_lab.experiments"
 """Its modules are the experiments."""
 
 
+ALL: Final = "all"
+"""In the place of a name."""
+
+
 @app.command(cls=MessageCommand)
 def reproduce(
-    name: Annotated[str, typer.Argument(help="Name of the experiment; `list` shows all of them.")],
+    name: Annotated[
+        str, typer.Argument(help="Name of the experiment; `list` shows all of them, `all` runs one after another.")
+    ],
     out: Annotated[
         Path | None,
-        typer.Option(file_okay=False, help="Folder for the results; it may hold no run.", show_default="results/NAME"),
+        typer.Option(
+            file_okay=False,
+            help="Folder for the results; it may hold no run. `all` makes one in it for each experiment.",
+            show_default="results/NAME",
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove the run that --out holds.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run that --out holds; what is done is not done again.")
+    ] = False,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -32,26 +46,70 @@ def reproduce(
     ] = None,
     spu: Annotated[
         str | None,
-        typer.Option(help="Device: unix:PATH or HOST:PORT of a daemon.", show_default="a daemon of its own"),
+        typer.Option(help="Device: unix:PATH or HOST:PORT of a daemon, or inproc:.", show_default="daemons of its own"),
     ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Run a miniature of at most a minute, of an experiment that has one.")
-    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Run a miniature, of at most three minutes.")] = False,
 ) -> None:
-    """Repeat an experiment: seeds, bands and a table, as CSV, JSON, Markdown and a plot."""
+    """Repeat an experiment: seeds, bands, a table and verdicts, as CSV, JSON, Markdown and a plot."""
     from spu_lab import catalogue
-    from spu_lab.result_folder import check_free, new_results
 
+    if overwrite and resume:
+        raise typer.BadParameter("--overwrite removes what --resume goes on with; give one of the two")
     if name == "list":
         for known in catalogue.names(PACKAGE):
             typer.echo(f"{known}: {catalogue.summary(PACKAGE, known)}")
         return
-    catalogue.check(PACKAGE, name)
-    folder = out or Path("results") / name
-    check_free(folder, name, overwrite=overwrite)
+    options: dict[str, Any] = {"overwrite": overwrite, "resume": resume, "data": data, "spu": spu, "quick": quick}
+    if name == ALL:
+        _reproduce_all(out or Path("results"), **options)
+    else:
+        catalogue.check(PACKAGE, name)
+        _reproduce(name, out or Path("results") / name, **options)
+
+
+def _reproduce(
+    name: str, folder: Path, *, overwrite: bool, resume: bool, data: Path | None, spu: str | None, quick: bool
+) -> None:
+    """Run one experiment."""
+    from spu_lab import catalogue
+    from spu_lab.result_folder import check_free, check_resumable, new_results
+
+    if resume:
+        check_resumable(folder, name)
+    else:
+        check_free(folder, name, overwrite=overwrite)
     module = catalogue.find(PACKAGE, name)
     options = catalogue.data_of(module, name, data)
     if quick:
         options |= catalogue.miniature_of(module, name)
-    with new_results(folder, name):
+    with new_results(folder, name, resume=resume):
         module.run(folder, spu, Console(), **options)
+
+
+def _reproduce_all(folder: Path, *, resume: bool, data: Path | None, **options: Any) -> None:
+    """Run every experiment in a folder of its own; those that fail do not keep the others from running.
+
+    With `resume` those that have finished are left as they are, and those that have not begun begin.
+    """
+    from spu_lab import catalogue
+    from spu_lab.result_folder import read_json
+
+    failed = []
+    for name in catalogue.names(PACKAGE):
+        place = folder / name
+        status = read_json(place / f"{name}.json").get("status")
+        needs_data = catalogue.reads_data(PACKAGE, name)
+        if needs_data and data is None:
+            note(f"{name} is left out: it reads data of yours; name the file with --data")
+        elif resume and status == "finished":
+            note(f"{name} has finished, see {place}")
+        else:
+            given = data if needs_data else None
+            try:
+                _reproduce(name, place, resume=resume and status is not None, data=given, **options)
+            except Exception as error:  # noqa: BLE001 - each becomes a message
+                print_error(*explain(error, {}, place))
+                failed.append(name)
+    if failed:
+        print_error("error", f"failed: {', '.join(failed)}; the messages are above")
+        raise typer.Exit(1)

@@ -14,7 +14,6 @@ from statistics import fmean, stdev
 
 from rich.console import Console
 
-from host_client.blocking import connect
 from host_client.optimizers import OptimizerName
 from spu_lab.local_daemon import local_daemon
 from spu_lab.provenance import provenance
@@ -24,7 +23,7 @@ from spu_lab.studies.tables import show_and_write
 from spu_lab.tasks.mnist import mnist
 from spu_lab.training.loop import Split
 from spu_lab.training.report import plot_runs
-from spu_lab.training.results import device_summary, summary
+from spu_lab.training.results import summary
 from spu_lab.training.settings import LEARNING_RATES
 
 SEEDS = (0, 1, 2)
@@ -56,10 +55,10 @@ def run(out: Path, spu: str | None, console: Console) -> None:
     """
     task = mnist()
     with ExitStack() as stack:
-        device = stack.enter_context(connect(spu or stack.enter_context(local_daemon(log=out / "daemon.log"))))
+        address = spu or stack.enter_context(local_daemon(log=out / "daemon.log"))
         splits: tuple[Split, ...] = ("validation", "test")
-        results = list(sweep(task, ARMS, {}, SEEDS, console, device, evaluate_every=EVALUATE_EVERY, splits=splits))
-        info = {"address": device.address, **device_summary(device.info)}
+        every = {"evaluate_every": EVALUATE_EVERY, "splits": splits}
+        results = sweep(task, ARMS, {}, SEEDS, out, console, address=address, **every)
     by_optimizer = {name: [r for r in results if r.arm.settings["optimizer"] == name] for name in GRIDS}
     chosen = {
         "paper's": [r for r in results if r.arm.value == LEARNING_RATES[r.arm.settings["optimizer"]]],
@@ -77,7 +76,7 @@ def run(out: Path, spu: str | None, console: Console) -> None:
     content = {
         "status": "finished",
         **provenance(),
-        "device": info,
+        "device": address,
         "seeds": SEEDS,
         "grids": GRIDS,
         "arms": [_summary(result, chosen) for result in results],

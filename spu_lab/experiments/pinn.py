@@ -6,33 +6,32 @@ Devices have a stepped clock: their modelled time is added to the wall time, whi
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from rich.console import Console
-from torch import nn
 
-from host_client.blocking import Session, Spu, connect
+from host_client.blocking import Session, Spu
 from host_client.curvature import CurvatureFallback
 from host_client.solvers import solve_dense
-from spu_lab.local_daemon import local_daemon
 from spu_lab.provenance import provenance
 from spu_lab.result_folder import write_json
 from spu_lab.studies.descent import Descent, descend
 from spu_lab.studies.descent_figure import descent_figure
 from spu_lab.studies.descent_report import summary, write_points
 from spu_lab.studies.descent_verdict import COLUMNS, judge_error, judge_likeness, judge_speed, row
-from spu_lab.studies.pinn_methods import Growth, Stepper, by_adam, by_device, by_lbfgs, by_solver
+from spu_lab.studies.devices import open_device
+from spu_lab.studies.jobs import work_off
+from spu_lab.studies.pinn_methods import Growth, by_adam, by_device, by_lbfgs, by_solver
 from spu_lab.studies.refinement import RefinedReadings
 from spu_lab.studies.study import DeviceNotTaken
 from spu_lab.studies.verdicts import Verdict, to_json, write_table
 from spu_lab.tasks.pinn import HEAT, POISSON_2D, POISSON_5D, Equation, Problem
 from spu_lab.training.report import save_whole
-from spu_lab.training.results import device_summary
 from spu_server.timing import PARTS
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -55,9 +54,6 @@ LIKENESS = 3.0
 """Factor within which the error of the 16-bit device is to be that of the exact one."""
 
 TNGD, SIXTEEN, DIGITAL, ADAM, LBFGS = "TNGD", "TNGD, 16 bits", "NGD, digital", "Adam", "L-BFGS"
-
-Make: TypeAlias = Callable[[Problem, nn.Sequential, Session | None], Stepper]
-"""Makes a stepper; the session is None for methods without a device."""
 
 
 @dataclass(frozen=True)
@@ -153,8 +149,8 @@ def run(out: Path, spu: str | None, console: Console, *, quick: bool = False) ->
 
     Args:
         out: folder for ``pinn.csv``, ``.json``, ``.md`` and ``.png``.
-        spu: None starts two daemons with a stepped clock, an exact device and one with 16 bits; ``"inproc:"`` puts
-            both devices into this process.
+        spu: None gives each run a daemon with a stepped clock, whose device is exact or has 16 bits; ``"inproc:"`` puts
+            the device into the run's process.
         console: where to show it.
         quick: whether to run the miniature.
 
@@ -165,118 +161,87 @@ def run(out: Path, spu: str | None, console: Console, *, quick: bool = False) ->
     if spu not in (None, "inproc:"):
         raise DeviceNotTaken("pinn needs two devices, an exact one and one with 16 bits, and starts their daemons")
     plans, seeds, rates = ([MINIATURE], SEEDS[:1], RATES[2:3]) if quick else (PLANS, SEEDS, RATES)
+    descents = _descents(plans, seeds, rates, spu, out, console)
+    write_points(out / "pinn.csv", descents)
+    _report(out, plans, seeds, descents, {"rates": rates}, console)
+
+
+def _descents(
+    plans: Sequence[Plan], seeds: Sequence[int], rates: Sequence[float], spu: str | None, out: Path, console: Console
+) -> list[Descent]:
+    """Solve each equation by each method with each seed; Adam with each rate for the first one, and then the best."""
+    first, *others = seeds
+    works = {plan.equation.name: plan for plan in plans}
+
+    def solved(jobs: Iterable[tuple[str, str, int]]) -> list[Descent]:
+        asked = {
+            f"{name}, {method}, seed {seed}": {
+                "problem": name,
+                "method": method,
+                "seed": seed,
+                "settings": _settings(works[name]),
+            }
+            for name, method, seed in jobs
+        }
+        return list(work_off(partial(_solve, works, spu), asked, out, console, kind=Descent).values())
+
+    methods = [(method, seeds) for method in (TNGD, SIXTEEN, DIGITAL, LBFGS)]
+    methods += [(_adam_at(rate), (first,)) for rate in rates]
+    descents = solved((name, method, seed) for name in works for method, those in methods for seed in those)
+    best = {}
+    for name in works:
+        tried = [d for d in descents if d.problem == name and d.method.startswith(ADAM)]
+        best[name] = min(tried, key=lambda d: d.best.error)
+    descents += [replace(descent, method=ADAM) for descent in best.values()]
+    more = solved((name, best[name].method, seed) for name in works for seed in others)
+    return descents + [replace(descent, method=ADAM) for descent in more]
+
+
+def _adam_at(rate: float) -> str:
+    return f"{ADAM}, η = {rate:g}"
+
+
+def _solve(
+    plans: Mapping[str, Plan], spu: str | None, problem: str, method: str, seed: int, settings: Mapping[str, Any]
+) -> Descent:
+    """Solve an equation once; the seed is that of network and points."""
+    plan = plans[problem]
+    task, network = Problem(plan.equation, seed), plan.equation.build(seed)
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         # Measured: the written-out derivatives take less time so than in a form whose rows have a rule.
         warnings.simplefilter("ignore", CurvatureFallback)
-        devices = {name: stack.enter_context(_device(name, spu, out)) for name in (TNGD, SIXTEEN)}
-        info = {name: device_summary(device.info) for name, device in devices.items()}
-        descents = list(write_points(out / "pinn.csv", _descents(plans, seeds, rates, devices, console)))
-    _report(out, plans, seeds, descents, {"devices": info, "rates": rates}, console)
 
+        def through(**options: Any) -> tuple[Session, Callable[[], float]]:
+            """Return a session on a device, and its modelled time so far."""
+            device = stack.enter_context(open_device(spu, **options))
+            return stack.enter_context(device.session(ttl=60.0)), partial(_modelled_seconds, device)
 
-@contextmanager
-def _device(name: str, spu: str | None, out: Path) -> Iterator[Spu]:
-    """Give a device with a stepped clock, in a daemon or in this process."""
-    board = BOARD if name == SIXTEEN else {}
-    driver = "analog" if board else "emulator"
-    with ExitStack() as stack:
-        if spu is None:
-            options = ["--driver", driver]
-            options += [word for key, value in board.items() for word in ("--driver-option", f"{key}={value}")]
-            log = out / f"daemon-{driver}.log"
-            address = stack.enter_context(local_daemon(clock="stepped", options=options, log=log))
-            yield stack.enter_context(connect(address))
+        steps, every = plan.steps, 1
+        modelled: Callable[[], float] = float  # 0.0, without a device
+        if method == TNGD:
+            session, modelled = through()
+            stepper = by_device(task, network, session, damping=plan.damping, analog_time=plan.analog_time)
+        elif method == SIXTEEN:
+            session, modelled = through(driver="analog", driver_option=BOARD)
+            solver = RefinedReadings(session, plan.coarse_time, NOISE, REFINEMENTS)
+            stepper = by_solver(task, network, solver, plan.coarse_damping)
+        elif method == DIGITAL:
+            stepper = by_solver(task, network, solve_dense, plan.digital_damping)
+        elif method == LBFGS:
+            steps, every = plan.lbfgs_steps, 10
+            stepper = by_lbfgs(task, network)
         else:
-            yield stack.enter_context(connect(spu, clock="stepped", driver=driver, driver_option=board))
-
-
-def _descents(
-    plans: Sequence[Plan],
-    seeds: Sequence[int],
-    rates: Sequence[float],
-    devices: Mapping[str, Spu],
-    console: Console,
-) -> Iterator[Descent]:
-    """Solve each equation by each method with each seed."""
-    for plan in plans:
-        for seed in seeds:
-            for method, make in _methods(plan).items():
-                descent = _solve(plan, method, seed, make, plan.steps, spu=devices.get(method))
-                yield _show(descent, console)
-        yield from _adam(plan, seeds, rates, console)
-        for seed in seeds:
-            yield _show(_solve(plan, LBFGS, seed, _without_device(by_lbfgs), plan.lbfgs_steps, every=10), console)
-
-
-def _methods(plan: Plan) -> dict[str, Make]:
-    """Return the natural gradient methods for an equation."""
-
-    def refined(problem: Problem, network: nn.Sequential, session: Session | None) -> Stepper:
-        assert session is not None
-        solver = RefinedReadings(session, plan.coarse_time, NOISE, REFINEMENTS)
-        return by_solver(problem, network, solver, plan.coarse_damping)
-
-    def exact(problem: Problem, network: nn.Sequential, session: Session | None) -> Stepper:
-        assert session is not None
-        return by_device(problem, network, session, damping=plan.damping, analog_time=plan.analog_time)
-
-    return {
-        TNGD: exact,
-        SIXTEEN: refined,
-        DIGITAL: _without_device(partial(by_solver, solver=solve_dense, damping=plan.digital_damping)),
-    }
-
-
-def _without_device(make: Callable[[Problem, nn.Sequential], Stepper]) -> Make:
-    return lambda problem, network, session: make(problem, network)
-
-
-def _adam(plan: Plan, seeds: Sequence[int], rates: Sequence[float], console: Console) -> Iterator[Descent]:
-    """Give a run of the first seed for each rate, named after it, and runs of all seeds with the best rate."""
-    first, *others = seeds
-
-    def descent(rate: float, seed: int) -> Descent:
-        make = _without_device(partial(by_adam, rate=rate, steps=plan.adam_steps))
-        return _solve(plan, f"{ADAM}, η = {rate:g}", seed, make, plan.adam_steps, every=50)
-
-    tried = {rate: _show(descent(rate, first), console) for rate in rates}
-    best = min(tried, key=lambda rate: tried[rate].best.error)
-    yield from tried.values()
-    yield replace(tried[best], method=ADAM)
-    for seed in others:
-        yield _show(replace(descent(best, seed), method=ADAM), console)
-
-
-def _solve(
-    plan: Plan, method: str, seed: int, make: Make, steps: int, *, every: int = 1, spu: Spu | None = None
-) -> Descent:
-    """Solve an equation once; the seed is that of network and points."""
-    problem, network = Problem(plan.equation, seed), plan.equation.build(seed)
-    with ExitStack() as stack:
-        session = None if spu is None else stack.enter_context(spu.session(ttl=60.0))
-        modelled = (lambda: 0.0) if spu is None else partial(_modelled_seconds, spu)
-        stepper = make(problem, network, session)
-        points = descend(problem, network, stepper, steps, every=every, device_seconds=modelled)
-    return Descent(method, plan.equation.name, seed, points)
+            steps, every = plan.adam_steps, 50
+            stepper = by_adam(task, network, rate=float(method.rpartition(" ")[2]), steps=steps)
+        points = descend(task, network, stepper, steps, every=every, device_seconds=modelled)
+    return Descent(method, problem, seed, points)
 
 
 def _modelled_seconds(spu: Spu) -> float:
     """Return the modelled time of all that has been asked of a device, s."""
     report = spu.report()
     return sum(report[part] for part in PARTS)
-
-
-def _show(descent: Descent, console: Console) -> Descent:
-    """Show how a run ended, and return it."""
-    last, best = descent.points[-1], descent.best
-    console.print(
-        f"{descent.problem}, {descent.method}, seed {descent.seed}: error {best.error:.1e} at step {best.step:,}; "
-        f"{last.step:,} steps in {last.wall_seconds:.1f} s"
-        + (f" + {last.device_seconds:.3g} s of device time" if last.device_seconds else ""),
-        highlight=False,
-    )
-    return descent
 
 
 def _report(

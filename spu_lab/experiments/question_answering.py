@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TextIO
+from typing import Any, ClassVar
 
 import torch
 from rich.console import Console
 
-from host_client.blocking import Spu, connect
 from host_client.optimizers import make_optimizer
-from spu_lab.local_daemon import local_daemon
 from spu_lab.provenance import provenance
 from spu_lab.result_folder import write_json
 from spu_lab.studies.answering_report import BOTH, COLUMNS, Method, Result, figure, judge, row
@@ -30,8 +27,9 @@ from spu_lab.tasks.encoder import encoder_folder
 from spu_lab.tasks.question_answering import question_answering
 from spu_lab.tasks.task import Task
 from spu_lab.tasks.wheels import SourceFailed
+from spu_lab.training.loop import Split
 from spu_lab.training.report import save_whole
-from spu_lab.training.results import device_summary, summary
+from spu_lab.training.results import summary
 
 DATA = "questions in the JSON layout of SQuAD"
 """What ``--data`` must be."""
@@ -92,7 +90,7 @@ def run(out: Path, spu: str | None, console: Console, *, data: Path, quick: bool
 
     Args:
         out: folder for ``question-answering.csv``, ``.json``, ``.md`` and ``.png``.
-        spu: address of a device; None starts a daemon with the emulator on a stepped clock.
+        spu: address of a device; None starts daemons with the emulator on a stepped clock.
         console: where to show it.
         data: a file in SQuAD's layout.
         quick: a miniature with one seed, in the place of the full extent.
@@ -115,15 +113,21 @@ def answer(out: Path, spu: str | None, console: Console, task: Task, plan: Plan)
         DaemonFailed, SpuError: when daemon or device is missing.
         OSError: when the files cannot be written.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        stream = stack.enter_context((out / "question-answering.csv").open("w", newline="", encoding="utf-8"))
-        address = spu or stack.enter_context(local_daemon(clock="stepped", log=out / "daemon.log"))
-        device = stack.enter_context(connect(address))
-        info = {"address": device.address, **device_summary(device.info)}
-        runs = _Runs(task, plan, device, console, stream)
-        searched = _search(plan, runs)
-        results = _all_seeds(plan, runs, searched)
+    evaluated = {"evaluate_every": plan.epochs * task.batches_per_epoch(plan.batch_size)}
+    common = {"epochs": plan.epochs, "batch_size": plan.batch_size}
+
+    def runs(arms: Sequence[Arm], seeds: Sequence[int]) -> list[ArmResult]:
+        splits: tuple[Split, ...] = ("validation", "test")
+        return sweep(task, arms, common, seeds, out, console, address=spu, splits=splits, **evaluated)
+
+    grids = [method.arm(lr) for method in METHODS for lr in method.grid]
+    tried = runs(grids, plan.seeds[:1])
+    searched = _by_method(tried)
+    chosen = _choose(searched)
+    arms = {arm.label: arm for _, _, arm in chosen}
+    all_seeds = {result.arm.label: result for result in runs(list(arms.values()), plan.seeds)}
+    results = [Result(method.name, kind, all_seeds[arm.label]) for method, kind, arm in chosen]
+    _write_csv(out / "question-answering.csv", ({result.arm.label: result for result in tried} | all_seeds).values())
     epoch = task.batches_per_epoch(plan.batch_size)
     verdicts, notes = judge(results, epoch), _ends_of_grids(results)
     title = "Question answering: LoRA on a pretrained encoder"
@@ -133,7 +137,7 @@ def answer(out: Path, spu: str | None, console: Console, task: Task, plan: Plan)
     content = {
         "status": "finished",
         **provenance(),
-        "device": info,
+        "device": spu or "a daemon for each run: emulator, stepped clock",
         "plan": asdict(plan),
         "searched": {
             name: {f"{result.arm.value:g}": _validation_loss(result) for result in those}
@@ -148,57 +152,33 @@ def answer(out: Path, spu: str | None, console: Console, task: Task, plan: Plan)
     return results
 
 
-class _Runs:
-    """Training runs by arm and seed, each made once and written to a CSV file when it is done.
-
-    Args:
-        task, plan: of the experiment.
-        device: for the methods that need one.
-        console: where progress is shown.
-        stream: of the CSV file.
-    """
-
-    def __init__(self, task: Task, plan: Plan, device: Spu, console: Console, stream: TextIO) -> None:
-        self._task, self._device, self._console, self._stream = task, device, console, stream
-        self._common = {"epochs": plan.epochs, "batch_size": plan.batch_size}
-        self._steps = plan.epochs * task.batches_per_epoch(plan.batch_size)
-        self._writer = csv.writer(stream)
-        self._writer.writerow(("arm", "seed", "step", "loss", "duration_s", "uploaded_bytes"))
-
-    def __call__(self, arms: Sequence[Arm], seeds: Sequence[int]) -> Iterator[ArmResult]:
-        """Give the runs of each arm when they are done; they are evaluated at the end."""
-        evaluated: dict[str, Any] = {"evaluate_every": self._steps, "splits": ("validation", "test")}
-        for result in sweep(self._task, arms, self._common, seeds, self._console, self._device, **evaluated):
-            for run in result.finished:
-                head = (result.arm.label, run.settings.seed)
-                self._writer.writerows(
-                    (*head, step.step, step.loss, step.duration, step.uploaded) for step in run.steps
-                )
-            self._stream.flush()
-            yield result
+def _by_method(results: Sequence[ArmResult]) -> dict[str, list[ArmResult]]:
+    """Return the runs of a search by the method's name, in the order of the grids."""
+    rest = iter(results)
+    return {method.name: [next(rest) for _ in method.grid] for method in METHODS}
 
 
-def _search(plan: Plan, runs: _Runs) -> dict[str, list[ArmResult]]:
-    """Return the runs of each method at the learning rates of its grid, with the first seed."""
-    return {method.name: list(runs([method.arm(lr) for lr in method.grid], plan.seeds[:1])) for method in METHODS}
-
-
-def _all_seeds(plan: Plan, runs: _Runs, searched: Mapping[str, Sequence[ArmResult]]) -> list[Result]:
-    """Return each method at the paper's and at the best learning rate, and TNGD-Adam at other times, with all seeds."""
-    chosen: list[tuple[Method, str, ArmResult]] = []
+def _choose(searched: Mapping[str, Sequence[ArmResult]]) -> list[tuple[Method, str, Arm]]:
+    """Return each method at the paper's and at the best learning rate, and TNGD-Adam at other times."""
+    chosen: list[tuple[Method, str, Arm]] = []
     for method in METHODS:
         best = min(searched[method.name], key=_validation_loss)
         papers = next(result for result in searched[method.name] if result.arm.value == method.lr)
-        chosen += [(method, "paper's" if best is not papers else BOTH, papers)]
-        chosen += [(method, "best", best)] if best is not papers else []
+        chosen += [(method, "paper's" if best is not papers else BOTH, papers.arm)]
+        chosen += [(method, "best", best.arm)] if best is not papers else []
     first = METHODS[0]
-    others = [first.arm(first.lr, analog_time=time) for time in SHORTER]
-    chosen += [(first, "paper's", result) for result in runs(others, plan.seeds[:1])]
-    results = []
-    for method, kind, begun in chosen:
-        (rest,) = runs([begun.arm], plan.seeds[1:])
-        results.append(Result(method.name, kind, ArmResult(begun.arm, begun.runs + rest.runs)))
-    return results
+    return chosen + [(first, "paper's", first.arm(first.lr, analog_time=time)) for time in SHORTER]
+
+
+def _write_csv(path: Path, results: Iterable[ArmResult]) -> None:
+    """Write every iteration of every run."""
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(("arm", "seed", "step", "loss", "duration_s", "uploaded_bytes"))
+        for result in results:
+            for run in result.finished:
+                head = (result.arm.label, run.settings.seed)
+                writer.writerows((*head, step.step, step.loss, step.duration, step.uploaded) for step in run.steps)
 
 
 def _validation_loss(result: ArmResult) -> float:

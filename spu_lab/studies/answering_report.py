@@ -50,7 +50,8 @@ class Method:
         """Return the arm with this learning rate and changed settings."""
         settings = {**self.settings, "lr": lr, **changed}
         time = f", t = {settings['analog_time']:g} τ" if "analog_time" in settings else ""
-        return Arm(f"{self.name}, η = {lr:g}{time}", lr, settings, make=self.make)
+        device = None if settings["optimizer"] == "adam" else {"driver": "emulator"}
+        return Arm(f"{self.name}, η = {lr:g}{time}", lr, settings, device, self.make)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from spu_lab.studies.descent_verdict import ERRORS
 POINT_COLUMNS = ("method", "problem", "seed", "step", "error", "loss", "wall_seconds", "device_seconds")
 
 
-def write_points(path: Path, descents: Iterable[Descent]) -> Iterator[Descent]:
-    """Write the points of runs as they come, so that they stay when this is broken off, and give the runs.
+def write_points(path: Path, descents: Iterable[Descent]) -> None:
+    """Write the points of runs.
 
     Raises:
         OSError: when the file cannot be written.
@@ -27,8 +27,6 @@ def write_points(path: Path, descents: Iterable[Descent]) -> Iterator[Descent]:
             head = (run.method, run.problem, run.seed)
             rows = ((p.step, p.error, p.loss, p.wall_seconds, p.device_seconds) for p in run.points)
             writer.writerows((*head, *row) for row in rows)
-            stream.flush()
-            yield run
 
 
 def summary(run: Descent) -> dict[str, Any]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Final, TypeAlias
 
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -29,6 +29,10 @@ Results: TypeAlias = Mapping[str, ArmResult]
 COLUMNS = ("device", "test loss", "accuracy", "difference (95 %)", "p")
 """Mean and standard deviation of the loss, and the mean accuracy; the difference of the loss by seed and the half width
 of its confidence interval; p, see `Paired`."""
+
+
+QUICK_STEPS: Final = 20
+"""Iterations of a run of a miniature."""
 
 
 class DeviceNotTaken(ValueError):
@@ -63,33 +67,40 @@ class Study:
     task: Callable[[], Task] = mnist
     draw: Callable[..., Figure] = panels_figure
 
-    def reproduce(self, out: Path, spu: str | None, console: Console) -> None:
+    def reproduce(self, out: Path, spu: str | None, console: Console, *, quick: bool = False) -> None:
         """Run it on its own task.
 
         Args:
             out: folder for the results.
-            spu: not taken: each run has a device of its own.
+            spu: ``"inproc:"`` puts the devices into the processes of the runs; None gives each run a daemon.
             console: where to show it.
+            quick: whether to run a miniature: a few steps with two seeds.
 
         Raises:
-            DeviceNotTaken: when a device is given.
-            DataUnavailable, SpuError: when data or device is missing.
+            DeviceNotTaken: when another device is given.
+            DataUnavailable, DaemonFailed, SpuError: when data, daemon or device is missing.
         """
-        if spu is not None:
-            raise DeviceNotTaken(f"{self.name} makes devices of its own, in this process; leave out --spu")
-        self.run(out, self.task(), console)
+        if spu not in (None, "inproc:"):
+            raise DeviceNotTaken(f"{self.name} makes devices of its own; leave out --spu")
+        study = self.miniature() if quick else self
+        study.run(out, study.task(), console, address=spu)
 
-    def run(self, out: Path, task: Task, console: Console) -> Results:
+    def miniature(self) -> Study:
+        """Return the same with one panel, its first and last arm, a few steps and two seeds."""
+        panels = [replace(panel, arms=[panel.arms[0], panel.arms[-1]]) for panel in self.panels[:1]]
+        return replace(self, panels=panels, common={**self.common, "steps": QUICK_STEPS}, seeds=self.seeds[:2])
+
+    def run(self, out: Path, task: Task, console: Console, *, address: str | None = None) -> Results:
         """Run all arms and seeds on a task; write ``NAME.csv``, ``NAME-curves.csv``, ``.json``, ``.md`` and ``.png``.
 
         Raises:
             OSError: when the files cannot be written.
-            SpuError: when a device cannot be opened or fails.
+            DaemonFailed, SpuError: when a device cannot be opened or fails.
         """
         arms = {arm.label: arm for panel in self.panels for arm in (panel.reference, *panel.arms)}
-        out.mkdir(parents=True, exist_ok=True)
-        done = sweep(task, list(arms.values()), self.common, self.seeds, console)
-        results = {result.arm.label: result for result in self._write_runs(out, done)}
+        done = sweep(task, list(arms.values()), self.common, self.seeds, out, console, address=address)
+        results = {result.arm.label: result for result in done}
+        self._write_runs(out, done)
         verdicts = self.judge(self.panels, results)
         self._write_table(out / f"{self.name}.md", results, verdicts, console)
         caption = f"Median, and min to max, over {len(self.seeds)} seeds. {self.caption}"
@@ -99,8 +110,8 @@ class Study:
         console.print(f"CSV, JSON, table and plot: {out}", highlight=False)
         return results
 
-    def _write_runs(self, out: Path, results: Iterable[ArmResult]) -> Iterator[ArmResult]:
-        """Write how each run ended, and each batch's loss, as they come, so that they stay when this is broken off."""
+    def _write_runs(self, out: Path, results: Sequence[ArmResult]) -> None:
+        """Write how each run ended, and each batch's loss."""
         with (
             (out / f"{self.name}.csv").open("w", newline="", encoding="utf-8") as ends,
             (out / f"{self.name}-curves.csv").open("w", newline="", encoding="utf-8") as curves,
@@ -115,9 +126,6 @@ class Study:
                     final = (test.loss, test.accuracy) if test is not None else ("", "")
                     end.writerow((arm.label, arm.value, seed, *final, int(run is None)))
                     curve.writerows((arm.label, seed, step.step, step.loss) for step in (run.steps if run else ()))
-                ends.flush()
-                curves.flush()
-                yield result
 
     def _write_table(self, path: Path, results: Results, verdicts: Sequence[Verdict], console: Console) -> None:
         rows: dict[str, list[str]] = {}

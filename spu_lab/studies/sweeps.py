@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
+from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from host_client.blocking import Spu, connect
 from host_client.optimizers import make_optimizer
+from spu_lab.studies.devices import open_device
+from spu_lab.studies.jobs import work_off
 from spu_lab.studies.paired import Paired, compare
 from spu_lab.tasks.task import Task
 from spu_lab.training.loop import Run, Split
@@ -85,42 +89,57 @@ def sweep(
     arms: Sequence[Arm],
     common: Mapping[str, Any],
     seeds: Sequence[int],
+    out: Path,
     console: Console,
-    spu: Spu | None = None,
+    *,
+    address: str | None = None,
     **options: Any,
-) -> Iterator[ArmResult]:
-    """Run every arm with every seed, each on a device of its own, on a stepped clock; gives each arm when it is done.
+) -> list[ArmResult]:
+    """Run every arm with every seed, each on a device of its own, with a stepped clock; see `work_off`.
 
     The seed is that of the network, the batches, labels that are drawn and the device, so that arms differ in nothing
-    but their property. With `spu` all runs are on this device. `options` are those of `spu_lab.training.runner.run`.
+    but their property. `address` is that of `open_device`; `options` are those of `spu_lab.training.runner.run`.
 
     Raises:
         SpuError: when a device cannot be opened, or fails otherwise than by numbers that have grown beyond all bounds.
     """
-    total = len(arms) * len(seeds)
-    for number, arm in enumerate(arms):
-        runs = []
-        for place, seed in enumerate(seeds):
-            label = f"{number * len(seeds) + place + 1}/{total}: {arm.label}, seed {seed}"
-            settings = Settings.model_validate({**common, **arm.settings, "seed": seed})
-            runs.append(_run(task, arm, settings, spu, label=label, console=console, **options))
-        yield ArmResult(arm, tuple(runs))
+    known = {arm.label: arm for arm in arms}
+    jobs = {
+        f"{arm.label}, seed {seed}": {
+            "label": arm.label,
+            "settings": Settings.model_validate({**common, **arm.settings, "seed": seed}),
+            "device": arm.device,
+            **options,
+        }
+        for arm in arms
+        for seed in seeds
+    }
+    at_once = 1 if address not in (None, "inproc:") else None  # one device serves one run at a time
+    results = work_off(partial(_run, task, known, address), jobs, out, console, kind=Run | None, at_once=at_once)
+    return [ArmResult(arm, tuple(results[f"{arm.label}, seed {seed}"] for seed in seeds)) for arm in arms]
 
 
 def _run(
-    task: Task, arm: Arm, settings: Settings, spu: Spu | None, *, label: str, console: Console, **options: Any
+    task: Task,
+    arms: Mapping[str, Arm],
+    address: str | None,
+    label: str,
+    settings: Settings,
+    device: Mapping[str, Any] | None,
+    **options: Any,
 ) -> Run | None:
-    options = {"label": label, "console": console, "each_evaluation": False, "make": arm.make, **options}
+    """Train once; return None where that diverges."""
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
         torch.manual_seed(settings.seed)  # of labels that are drawn
-        if spu is None and arm.device is not None:
-            device = {"driver": "analog", "clock": "stepped", "seed": settings.seed, **arm.device}
-            spu = stack.enter_context(connect("inproc:", **device))
+        spu = None
+        if device is not None:
+            given = {"driver": "analog", "seed": settings.seed, **device}
+            spu = stack.enter_context(open_device(address, **given))
+        nowhere = Console(file=StringIO())
         try:
-            return run_once(task, settings, spu, **options)
+            return run_once(task, settings, spu, label=label, console=nowhere, make=arms[label].make, **options)
         except (FloatingPointError, DeviceFault, InvalidProgram) as error:
             if isinstance(error, SpuError) and not any(said in error.message for said in OVERFLOW):
                 raise
-            console.print(f"{label}: diverged, {error}", highlight=False)
             return None

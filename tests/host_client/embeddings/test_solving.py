@@ -34,7 +34,8 @@ def test_a_device_with_just_enough_cells_gives_the_digital_equivalent(
         reading = session.solve(operator, drive, analog_time=LONG, damping=DAMPING)
         torch.testing.assert_close(reading.value, solve_exactly(embedding, operator, drive, DAMPING), rtol=1e-9, atol=0)
         assert reading.value.dtype == drive.dtype
-        assert (reading.age, reading.sequence) == (LONG, programs)
+        assert reading.age == pytest.approx(LONG, rel=1e-9)  # a difference of two times of the device
+        assert reading.sequence == programs
         assert embedding.programs(operator) == programs
         if clock == "stepped":
             assert reading.time == LONG * programs

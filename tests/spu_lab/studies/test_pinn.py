@@ -213,7 +213,7 @@ def test_the_miniature_writes_every_file(tmp_path: Path, monkeypatch: pytest.Mon
     table = (tmp_path / "pinn.md").read_text()
     assert all(verdict["sentence"] in table for verdict in content["verdicts"])
     assert (tmp_path / "pinn.png").stat().st_size > 10_000
-    assert "poisson-2d, TNGD, 16 bits, seed 0: error" in shown.getvalue()
+    assert "poisson-2d, TNGD, 16 bits, seed 0" in shown.getvalue()
 
 
 def test_a_device_that_is_given_is_refused(tmp_path: Path) -> None:

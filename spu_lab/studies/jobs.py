@@ -1,0 +1,108 @@
+"""Jobs: the independent runs of an experiment, in processes side by side, each kept on disk once it is done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, Future, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from loky import get_reusable_executor
+from pydantic import TypeAdapter, ValidationError
+from rich.console import Console
+
+from spu_lab.local_daemon import THREADS
+from spu_lab.result_folder import kept_in, read_json, write_json
+from spu_lab.training.follow import progress
+
+R = TypeVar("R")
+
+IDLE_SECONDS: Final = 20
+"""Seconds after which processes without a job end."""
+
+
+def work_off(
+    work: Callable[..., R],
+    jobs: Mapping[str, Mapping[str, Any]],
+    out: Path,
+    console: Console,
+    *,
+    kind: Any,
+    at_once: int | None = None,
+) -> dict[str, R]:
+    """Do what has not been done of some jobs, several at a time, and return all results.
+
+    Each result is written when it is there. An experiment that was broken off and goes on in the same folder finds it,
+    unless the arguments have changed.
+
+    Args:
+        work: called with the arguments of a job, in a process with one thread.
+        jobs: arguments by the name of the job; JSON can hold them.
+        out: the experiment's folder for results.
+        console: where progress is shown, and a line for each job that is done.
+        kind: type of the results: a dataclass, or what else pydantic writes as JSON.
+        at_once: jobs at a time; by default as many as there are processors.
+
+    Returns:
+        Results by name, in the order of `jobs`.
+
+    Raises:
+        Exception: that of a job that fails; the others are ended, and what is done stays.
+        OSError: when a result cannot be written.
+    """
+    adapter: TypeAdapter[R] = TypeAdapter(kind)
+    arguments = {name: json.loads(TypeAdapter(Any).dump_json(job)) for name, job in jobs.items()}
+    files = {name: kept_in(out) / f"{_file_name(name)}.json" for name in jobs}
+    done = {name: kept for name in jobs if (kept := _read(files[name], arguments[name], adapter))}
+    results = {name: kept[0] for name, kept in done.items()}
+    with progress(console) as bar, _processes(at_once or os.cpu_count() or 1) as pool:
+        line = bar.add_task("runs", total=len(jobs), completed=len(done), status="")
+        futures: dict[Future[R], str] = {pool.submit(work, **jobs[name]): name for name in jobs if name not in done}
+        for future in as_completed(futures):
+            name = futures[future]
+            results[name] = future.result()
+            result = adapter.dump_python(results[name], mode="json")
+            write_json(files[name], {"arguments": arguments[name], "result": result})
+            bar.update(line, advance=1, status=name)
+            console.print(f"{len(results)} of {len(jobs)} runs are done: {name}", highlight=False, soft_wrap=True)
+    return {name: results[name] for name in jobs}
+
+
+def _file_name(name: str) -> str:
+    """Return a name for a file that differs for different names, and that every file system takes."""
+    plain = re.sub(r"[^\w.=-]+", "-", name, flags=re.ASCII)[:80]
+    return f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _read(path: Path, arguments: Any, adapter: TypeAdapter[R]) -> tuple[R] | None:
+    """Return the result of a job that was done with these arguments; None where there is none."""
+    content = read_json(path)
+    if content.get("arguments") != arguments:
+        return None
+    try:
+        return (adapter.validate_python(content["result"]),)
+    except (KeyError, ValidationError):
+        return None
+
+
+@contextmanager
+def _processes(number: int) -> Iterator[Executor]:
+    """Give processes, which stay for a while; after an error or Ctrl-C they and what they have started are ended."""
+    options = {"initializer": _leave_interrupts, "env": dict.fromkeys(THREADS, "1")}
+    pool = get_reusable_executor(max_workers=number, timeout=IDLE_SECONDS, **options)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=True, kill_workers=True)
+        raise
+
+
+def _leave_interrupts() -> None:
+    """Leave Ctrl-C to the process that the user has started, which ends this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

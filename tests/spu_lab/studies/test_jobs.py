@@ -1,0 +1,127 @@
+"""Jobs of an experiment: done side by side, kept when they are done, and nothing left running when they break off."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from rich.console import Console
+
+from spu_lab.studies.jobs import work_off
+
+
+@dataclass(frozen=True)
+class Square:
+    """What a job comes to."""
+
+    value: float
+    process: int
+    threads: int
+
+
+def square(number: float) -> Square:
+    """Return a square, or fail for a negative number."""
+    if number < 0.0:
+        raise ValueError(f"number is {number:g}; it must be at least 0")
+    return Square(number * number, os.getpid(), torch.get_num_threads())
+
+
+def quiet() -> Console:
+    return Console(file=StringIO())
+
+
+def test_jobs_run_in_other_processes_with_one_thread_each_and_come_in_the_order_asked_for(tmp_path: Path) -> None:
+    jobs = {f"square of {number}": {"number": number} for number in (3.0, 1.0, math.inf, 2.0)}
+    results = work_off(square, jobs, tmp_path, quiet(), kind=Square)
+    assert [(name, result.value) for name, result in results.items()] == [
+        (name, job["number"] ** 2) for name, job in jobs.items()
+    ]
+    assert {result.threads for result in results.values()} == {1}
+    assert os.getpid() not in {result.process for result in results.values()}
+
+
+def test_what_is_done_is_not_done_again_unless_it_is_another_job(tmp_path: Path) -> None:
+    first = work_off(square, {"a": {"number": 2.0}, "b": {"number": math.inf}}, tmp_path, quiet(), kind=Square)
+    path = next(path for path in (tmp_path / "runs").iterdir() if path.name.startswith("a-"))
+    path.write_text(path.read_text().replace("4.0", "5.0"))  # seen, if it is read
+    again = work_off(square, {"a": {"number": 2.0}, "b": {"number": math.inf}}, tmp_path, quiet(), kind=Square)
+    assert (again["a"].value, again["b"]) == (5.0, first["b"])
+    other = work_off(square, {"a": {"number": 3.0}}, tmp_path, quiet(), kind=Square)
+    assert other["a"].value == 9.0
+    path.write_text(path.read_text()[:40])
+    assert work_off(square, {"a": {"number": 3.0}}, tmp_path, quiet(), kind=Square)["a"].value == 9.0
+
+
+def test_a_job_that_fails_leaves_what_is_done(tmp_path: Path) -> None:
+    jobs = {"good": {"number": 1.0}, "bad": {"number": -1.0}}
+    with pytest.raises(ValueError, match="number is -1; it must be at least 0"):
+        work_off(square, jobs, tmp_path, quiet(), kind=Square, at_once=1)
+    (kept,) = (tmp_path / "runs").iterdir()
+    assert json.loads(kept.read_text())["arguments"] == {"number": 1.0}
+    assert work_off(square, {"good": {"number": 1.0}}, tmp_path, quiet(), kind=Square)["good"].value == 1.0
+
+
+WORDS = ["reproduce", "noise", "--quick"]
+
+
+def test_an_experiment_that_is_interrupted_leaves_no_process_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    tngd, out = [str(Path(sys.executable).with_name("tngd")), *WORDS], tmp_path / "out"
+    kept = out / "runs"
+    with subprocess.Popen([*tngd, "--out", out], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120.0
+        while not (kept.is_dir() and any(kept.glob("*.json"))):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.05)
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert any("spu-server" in " ".join(child.cmdline()) for child in children if child.is_running())
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the run: " in errors
+    assert "; go on with it with --resume" in errors
+    assert "Traceback" not in errors
+    _gone, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
+    assert json.loads((out / "noise.json").read_text())["status"] == "interrupted"
+    before = {path.name: path.stat().st_mtime_ns for path in kept.glob("*.json")}
+
+    again = subprocess.run([*tngd, "--out", out], capture_output=True, text=True, timeout=60, check=False)
+    assert again.returncode == 1
+    assert "go on with it with --resume" in again.stderr
+    with subprocess.Popen(
+        [*tngd, "--out", out, "--resume", "--spu", "inproc:"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        shown, _ = process.communicate(timeout=180)
+    assert process.returncode == 0
+    done = json.loads((out / "noise.json").read_text())
+    assert done["status"] == "finished"
+    total = sum(len(arm["runs"]) for arm in done["arms"])
+    assert f"{len(before) + 1} of {total} runs are done" in shown
+    assert f"\n{len(before)} of {total} runs are done" not in f"\n{shown}"
+    assert not kept.exists()
+    finished = subprocess.run(
+        [*tngd, "--out", out, "--resume"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert finished.returncode == 1
+    assert "has finished" in finished.stderr
+
+
+def test_an_experiment_without_a_beginning_cannot_go_on(tmp_path: Path) -> None:
+    tngd = [str(Path(sys.executable).with_name("tngd")), *WORDS]
+    done = subprocess.run(
+        [*tngd, "--out", tmp_path, "--resume"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "holds no run of noise that could go on" in done.stderr
