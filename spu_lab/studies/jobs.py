@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from loky import get_reusable_executor
+from loky import cpu_count, get_reusable_executor
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
@@ -61,7 +60,7 @@ def work_off(
     files = {name: kept_in(out) / f"{_file_name(name)}.json" for name in jobs}
     done = {name: kept for name in jobs if (kept := _read(files[name], arguments[name], adapter))}
     results = {name: kept[0] for name, kept in done.items()}
-    with progress(console) as bar, _processes(at_once or os.cpu_count() or 1) as pool:
+    with progress(console) as bar, _processes(at_once or cpu_count()) as pool:
         line = bar.add_task("runs", total=len(jobs), completed=len(done), status="")
         futures: dict[Future[R], str] = {pool.submit(work, **jobs[name]): name for name in jobs if name not in done}
         for future in as_completed(futures):
