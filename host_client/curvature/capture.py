@@ -213,8 +213,13 @@ class Capture(BaseCapture):
             return self._diverge(call)
         versions = self._versions()
         try:
-            # Under autocast the factors would be rounded, and the backward pass is not made for it.
-            with without_collection(), torch.no_grad(), torch.autocast(call.outputs[0].device.type, enabled=False):
+            with (
+                torch.set_grad_enabled(True),  # also after a Ctrl-C while `no_grad` ends
+                without_collection(),
+                torch.no_grad(),
+                # Under autocast the factors would be rounded, and the backward pass is not made for it.
+                torch.autocast(call.outputs[0].device.type, enabled=False),
+            ):
                 curvature = self._linearise(call)
         except CurvatureMismatch:
             if all(bool(torch.isfinite(z).all()) for z in call.outputs):

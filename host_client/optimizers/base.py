@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any, NoReturn, Unpack, overload
 
 import torch
@@ -15,7 +16,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from host_client.curvature import Capture, Check, Criteria, Diverged, GradScaler, trained_parameters
 from host_client.curvature.base import BaseCapture, CaptureOptions
 from host_client.curvature.hooks import WeakHook
-from host_client.frames import releasing
+from host_client.frames import P, T, releasing
 from host_client.optimizers.checkpoints import Resumable
 from host_client.optimizers.groups import check_frozen, make_groups
 from host_client.optimizers.levenberg_marquardt import LevenbergMarquardt
@@ -32,6 +33,17 @@ from host_client.optimizers.vectors import check_finite, dense_gradient, gradien
 from spu_link.errors import InvalidProgram
 from spu_link.operators import Operator
 from spu_link.values import all_finite
+
+
+def _without_gradients(function: Callable[P, T]) -> Callable[P, T]:
+    """Turn gradients off within, as `torch.no_grad` does, which a Ctrl-C while it ends keeps from turning them on."""
+
+    @wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> T:
+        with torch.set_grad_enabled(torch.is_grad_enabled()), torch.no_grad():
+            return function(*args, **kwargs)
+
+    return called
 
 
 class NaturalGradient(Resumable, ABC):
@@ -236,7 +248,7 @@ class NaturalGradient(Resumable, ABC):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
-    @torch.no_grad()
+    @_without_gradients
     @releasing
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Take one step along the natural gradient.
@@ -288,7 +300,7 @@ class NaturalGradient(Resumable, ABC):
         self._finish_step(directions[-1] if fraction > 0.0 else None)
         return loss
 
-    @torch.no_grad()
+    @_without_gradients
     @releasing
     def precondition(self) -> None:
         """Put g̃ in the place of the gradients, and leave the update to another optimizer of the same parameters.
