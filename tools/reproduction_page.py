@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from spu_lab.studies.paper_claims import PAPER_CLAIMS
 from spu_lab.studies.verdicts import WORDS
 from tools.pages import DOCS, table
 
@@ -15,12 +16,35 @@ RESULTS = DOCS / "results"
 """Files NAME.json and NAME.md that `tngd reproduce NAME` wrote; the picture NAME.png is in docs/images/."""
 
 
+def paper() -> str:
+    """Return the claims of the paper, each with the verdicts on its parts."""
+    parts = [(name, verdict) for name, result in _results() for verdict in result["verdicts"]]
+    rows = []
+    for source, claim in PAPER_CLAIMS.items():
+        mine = [(name, verdict) for name, verdict in parts if verdict.get("paper") == source]
+        said = "<br>".join(f"{v['claim']}: {WORDS[v['holds']]}. {v['outcome']}" for _, v in mine)
+        links = ", ".join(f"[{name}](#{name})" for name in dict.fromkeys(name for name, _ in mine))
+        rows.append((source, claim, _together([v["holds"] for _, v in mine]), f"{said} ({links})" if mine else ""))
+    return table(("where", "claim", "verdict", "what came out"), rows)
+
+
+def _together(holds: list[bool | None]) -> str:
+    """Return the verdict on a claim of several parts."""
+    if not holds:
+        return "not tried yet"
+    counts = {word: holds.count(value) for value, word in WORDS.items() if value in holds}
+    if len(counts) == 1:
+        return next(iter(counts))
+    return ", ".join(f"{word}: {count} of {len(holds)}" for word, count in counts.items())
+
+
 def verdicts() -> str:
-    """Return all claims with what came out."""
+    """Return the claims of this project with what came out."""
     rows = [
         (f"[{name}](#{name})", verdict["claim"], WORDS[verdict["holds"]], verdict["outcome"])
         for name, result in _results()
         for verdict in result["verdicts"]
+        if not verdict.get("paper")
     ]
     return table(("experiment", "claim", "verdict", "what came out"), rows)
 
@@ -47,4 +71,4 @@ def _section(name: str, result: dict[str, Any]) -> str:
     )
 
 
-TABLES = {"verdicts": verdicts, "experiments": experiments}
+TABLES = {"paper": paper, "verdicts": verdicts, "experiments": experiments}

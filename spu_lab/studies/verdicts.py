@@ -20,11 +20,13 @@ class Verdict:
         claim: in a sentence.
         outcome: with numbers, in a sentence.
         holds: whether the claim is right; None where the runs do not decide it.
+        paper: which of `PAPER_CLAIMS` it is part of; empty for a claim of this project.
     """
 
     claim: str
     outcome: str
     holds: bool | None
+    paper: str = ""
 
     @property
     def sentence(self) -> str:
