@@ -10,7 +10,7 @@ PAPER_CLAIMS: Final = {
     "abstract: loop": "Host and device work at the same time: the device evolves while the next gradient is computed.",
     "abstract: classification": "It is better than digital first- and second-order methods on classification.",
     "abstract: language": "It is better than these on fine-tuning a language model.",
-    "Table 1": "Time grows as b·d_z·N + t and memory as b·d_z·N + b²·d_z²; the other methods have the exponents stated.",
+    "Table 1": "Time grows as b·d_z·N + t and memory as b·d_z·N + b²·d_z²; the others as stated.",
     "Fig. 1": "Uploads, analog evolution and measurements overlap with differentiation, each at times of its own.",
     "Fig. 2": "At d_z = 20 an iteration takes about 1/100 of that of NGD, NGD-CG and NGD-Woodbury.",
     "Fig. 3: start": "On MNIST its loss falls faster than Adam's at first, by iterations.",

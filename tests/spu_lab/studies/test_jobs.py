@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 
 from spu_lab.studies.jobs import work_off
+from tests.command_line import tngd, words
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,9 @@ WORDS = ["reproduce", "noise", "--quick"]
 
 
 def test_an_experiment_that_is_interrupted_leaves_no_process_and_goes_on_where_it_was(tmp_path: Path) -> None:
-    tngd, out = [str(Path(sys.executable).with_name("tngd")), *WORDS], tmp_path / "out"
-    kept = out / "runs"
-    with subprocess.Popen([*tngd, "--out", out], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    out = tmp_path / "out"
+    kept, command = out / "runs", [Path(sys.executable).with_name("tngd"), *WORDS, "--out", out]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 120.0
         while not (kept.is_dir() and any(kept.glob("*.json"))):
             assert time.monotonic() < deadline
@@ -97,31 +98,23 @@ def test_an_experiment_that_is_interrupted_leaves_no_process_and_goes_on_where_i
     assert json.loads((out / "noise.json").read_text())["status"] == "interrupted"
     before = {path.name: path.stat().st_mtime_ns for path in kept.glob("*.json")}
 
-    again = subprocess.run([*tngd, "--out", out], capture_output=True, text=True, timeout=60, check=False)
-    assert again.returncode == 1
-    assert "go on with it with --resume" in again.stderr
-    with subprocess.Popen(
-        [*tngd, "--out", out, "--resume", "--spu", "inproc:"], stdout=subprocess.PIPE, text=True
-    ) as process:
-        shown, _ = process.communicate(timeout=180)
-    assert process.returncode == 0
+    again = tngd(*WORDS, "--out", str(out))
+    assert again.exit_code == 1
+    assert "go on with it with --resume" in words(again.stderr)
+    resumed = tngd(*WORDS, "--out", str(out), "--resume", "--spu", "inproc:")
+    assert resumed.exit_code == 0, resumed.output
     done = json.loads((out / "noise.json").read_text())
     assert done["status"] == "finished"
     total = sum(len(arm["runs"]) for arm in done["arms"])
-    assert f"{len(before) + 1} of {total} runs are done" in shown
-    assert f"\n{len(before)} of {total} runs are done" not in f"\n{shown}"
+    assert f"{len(before) + 1} of {total} runs are done" in resumed.output
+    assert f"\n{len(before)} of {total} runs are done" not in f"\n{resumed.output}"
     assert not kept.exists()
-    finished = subprocess.run(
-        [*tngd, "--out", out, "--resume"], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert finished.returncode == 1
-    assert "has finished" in finished.stderr
+    finished = tngd(*WORDS, "--out", str(out), "--resume")
+    assert finished.exit_code == 1
+    assert "has finished" in words(finished.stderr)
 
 
 def test_an_experiment_without_a_beginning_cannot_go_on(tmp_path: Path) -> None:
-    tngd = [str(Path(sys.executable).with_name("tngd")), *WORDS]
-    done = subprocess.run(
-        [*tngd, "--out", tmp_path, "--resume"], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 1
-    assert "holds no run of noise that could go on" in done.stderr
+    done = tngd(*WORDS, "--out", str(tmp_path), "--resume")
+    assert done.exit_code == 1
+    assert "holds no run of noise that could go on" in words(done.stderr)
