@@ -68,7 +68,7 @@ def test_the_miniature_has_one_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     encoder = write_encoder(tmp_path / "encoder")
     monkeypatch.setattr(experiment, "encoder_folder", lambda: encoder)
     data = write_questions(tmp_path / "questions.json", layout(60))
-    experiment.run(tmp_path / "out", None, quiet(), data=data, quick=True)
+    experiment.run(tmp_path / "out", "inproc:", quiet(), data=data, quick=True)
     content = json.loads((tmp_path / "out" / "question-answering.json").read_text())
     assert content["plan"]["seeds"] == [0]
     assert {run["results"]["iterations"] for arm in content["arms"] for run in arm["runs"]} == {2}
