@@ -80,10 +80,8 @@ def _reproduce(
         check_free(folder, name, overwrite=overwrite)
     module = catalogue.find(PACKAGE, name)
     options = catalogue.data_of(module, name, data)
-    if quick:
-        options |= catalogue.miniature_of(module, name)
     with new_results(folder, name, resume=resume):
-        module.run(folder, spu, Console(), **options)
+        module.run(folder, spu, Console(), quick=quick, **options)
 
 
 def _reproduce_all(folder: Path, *, resume: bool, data: Path | None, **options: Any) -> None:
