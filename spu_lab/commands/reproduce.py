@@ -48,7 +48,7 @@ def reproduce(
         str | None,
         typer.Option(help="Device: unix:PATH or HOST:PORT of a daemon, or inproc:.", show_default="daemons of its own"),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Run a miniature, of at most three minutes.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Run a miniature, of a minute on two cores.")] = False,
 ) -> None:
     """Repeat an experiment: seeds, bands, a table and verdicts, as CSV, JSON, Markdown and a plot."""
     from spu_lab import catalogue

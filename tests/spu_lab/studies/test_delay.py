@@ -38,12 +38,18 @@ def trained(arm: Arm, loss: float) -> ArmResult:
 
 def judged(**changed: float) -> Mapping[str, Verdict]:
     """Verdicts by the beginning of their claims, where all losses are 0.5 but those that are named."""
-    named = {"keep_50": at_time(50.0, "keep"), "drive_5": at_time(5.0, "drive"), "delay_5": delayed(5.0, "keep")}
-    named |= {"forgetting": delayed(1.0, "drive"), "spring_5": spring(5.0), "larger": LARGER}
+    named = {"keep_50": at_time(50.0, "keep"), "keep_10": at_time(10.0, "keep")}
+    named |= {
+        "drive_5": at_time(5.0, "drive"),
+        "delay_5": delayed(5.0, "keep"),
+        "forgetting": delayed(1.0, "drive"),
+        "spring_5": spring(5.0),
+        "larger": LARGER,
+    }
     losses = {named[name].label: loss for name, loss in changed.items()}
     results = {label: trained(arm, losses.get(label, 0.5)) for label, arm in ALL.items()}
     verdicts = delay.judge(PANELS, results)
-    assert len(verdicts) == 2 * 3 + 3 + 4
+    assert len(verdicts) == 2 * 3 + 4 + 4
     return {verdict.claim: verdict for verdict in verdicts}
 
 
@@ -70,6 +76,8 @@ def test_a_delay_that_lowers_the_loss_helps_and_is_momentum_only_where_cells_rem
     assert holds(helped, "acts as momentum")
     assert holds(helped, "beat exact NGD")
     assert not holds(helped, "also beats exact NGD")
+    assert holds(helped, "does more than as much time")
+    assert not holds(judged(keep_10=0.3, delay_5=0.4), "does more than as much time")
     assert not holds(judged(delay_5=0.4, spring_5=0.6), "acts as momentum")
     assert not holds(judged(delay_5=0.4, spring_5=0.3, forgetting=0.45), "acts as momentum")
     assert holds(judged(delay_5=0.3, larger=0.4), "also beats exact NGD")
