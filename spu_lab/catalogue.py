@@ -19,12 +19,6 @@ class UnknownName(Exception):
     remedy: ClassVar[str] = "use one of the names that the message lists"
 
 
-class NoMiniature(ValueError):
-    """A miniature was asked for of an experiment that has none."""
-
-    remedy: ClassVar[str] = "leave out --quick"
-
-
 class DataMisplaced(ValueError):
     """An experiment on a user's own data was started without them, or another one with them."""
 
@@ -60,17 +54,6 @@ def check(package: str, name: str) -> None:
     known = names(package)
     if name not in known:
         raise UnknownName(f"{name!r} is none of {', '.join(known) or 'nothing: there are none yet'}")
-
-
-def miniature_of(module: ModuleType, name: str) -> dict[str, Any]:
-    """Return the arguments with which an experiment's ``run`` does its miniature.
-
-    Raises:
-        NoMiniature: when it has none.
-    """
-    if "quick" not in inspect.signature(module.run).parameters:
-        raise NoMiniature(f"the experiment {name} has no miniature; leave out --quick")
-    return {"quick": True}
 
 
 def data_of(module: ModuleType, name: str, path: Path | None) -> dict[str, Any]:

@@ -330,7 +330,6 @@ EXAMPLES: dict[str, Callable[[], object]] = {
     "LibraryMissing": no_kfac,
     "LogUnusable": lambda: Log.load(NOWHERE),
     "NgspiceMissing": no_ngspice,
-    "NoMiniature": lambda: catalogue.miniature_of(catalogue.find("spu_lab.experiments", "ising"), "ising"),
     "NetKetMissing": no_netket,
     "NoProgram": call(lambda session: session.read()),
     "NoResults": lambda: read_results(NOWHERE),

@@ -24,15 +24,17 @@ from spu_lab.spice.measurements import (
     STEP,
     Deviation,
     Noisy,
+    compare_noise,
     emulated,
-    measure_bandwidths,
-    measure_gains,
-    measure_noise,
-    measure_offsets,
+    measure_bandwidth,
+    measure_gain,
+    measure_offset,
+    simulate_noise,
 )
 from spu_lab.spice.netlist import CAPACITANCE, RESISTANCE, Network, Transient, netlist
 from spu_lab.spice.ngspice import Trajectory, simulate, version
 from spu_lab.spice.prediction import mean
+from spu_lab.studies.jobs import work_off
 from spu_lab.studies.study import DeviceNotTaken
 from spu_lab.studies.verdicts import Verdict, to_json, write_table
 from spu_lab.training.report import save_whole
@@ -48,6 +50,9 @@ NETWORK: Final = Network(
 NOISE, NOISE_STEP = 0.01, 0.05
 """κ₀ in V², and h in τ: steps take 0.05 % at most off a variance."""
 
+NOISY: Final = replace(NETWORK, noise=NOISE, noise_step=NOISE_STEP)
+"""The same with noise."""
+
 DURATION = 10.0
 """Of transients without noise, τ."""
 
@@ -55,12 +60,28 @@ SNAPSHOTS = np.array([0.25, 0.5, 1.0, 1.5, 2.5, 4.0, 6.0, 8.0])
 SETTLED = np.arange(8.0, 16.01, 0.5)
 """Times at which noisy copies are compared with the law, τ. At 8 τ, e⁻⁶ is left of what was."""
 
-COPIES, SEEDS = 32, tuple(range(1, 9))
-"""Copies in each run of ngspice, and the seed of each run."""
 
-GAINS = (1e1, 1e2, 1e3, 1e4, 1e5)
-OFFSETS = (1e-5, 1e-4, 1e-3, 1e-2)
-BANDWIDTHS = (1e6, 3e6, 1e7, 3e7, 1e8, 3e8)
+@dataclass(frozen=True)
+class Plan:
+    """How much is simulated.
+
+    Attributes:
+        copies: of the noisy network in each run of ngspice.
+        seeds: of these runs.
+        gains: A₀ of the amplifiers.
+        offsets: standard deviations, V.
+        bandwidths: gain-bandwidth products, Hz, increasing.
+    """
+
+    copies: int = 32
+    seeds: Sequence[int] = tuple(range(1, 9))
+    gains: Sequence[float] = (1e1, 1e2, 1e3, 1e4, 1e5)
+    offsets: Sequence[float] = (1e-5, 1e-4, 1e-3, 1e-2)
+    bandwidths: Sequence[float] = (1e6, 3e6, 1e7, 3e7, 1e8, 3e8)
+
+
+MINIATURE = Plan(seeds=(1, 2), gains=(1e2, 1e4), offsets=(1e-3,), bandwidths=(3e6, 3e7, 3e8))
+"""What ``--quick`` runs."""
 
 TOLERANCE = 1e-5
 """Largest deviation of the circuit without noise from the emulator, V."""
@@ -87,13 +108,14 @@ class Measured:
     bandwidths: Sequence[Deviation]
 
 
-def run(out: Path, spu: str | None, console: Console) -> None:
+def run(out: Path, spu: str | None, console: Console, *, quick: bool = False) -> None:
     """Simulate the network with ideal and imperfect amplifiers, and compare.
 
     Args:
         out: folder for ``circuit.csv``, ``.md``, ``.json``, ``.png`` and ``.cir``.
         spu: not taken: emulator and driver run in this process, on a stepped clock.
         console: where to show it.
+        quick: whether to run the miniature.
 
     Raises:
         DeviceNotTaken: when a device is given.
@@ -102,40 +124,52 @@ def run(out: Path, spu: str | None, console: Console) -> None:
     """
     if spu is not None:
         raise DeviceNotTaken("circuit makes devices of its own, in this process; leave out --spu")
+    reproduce(MINIATURE if quick else Plan(), out, console)
+
+
+def reproduce(plan: Plan, out: Path, console: Console) -> None:
+    """Simulate what a plan says, and write the results; see `run`."""
     used = version()
-    noisy = replace(NETWORK, noise=NOISE, noise_step=NOISE_STEP)
-    text = netlist(noisy, Transient(float(SETTLED[-1]), NOISE_STEP, seed=SEEDS[0]))
+    text = netlist(NOISY, Transient(float(SETTLED[-1]), NOISE_STEP, seed=plan.seeds[0]))
     write_whole(out / "circuit.cir", text.encode())
-    measured = measure(noisy, console)
+    measured = measure(plan, out, console)
     verdicts = judge(measured)
-    _write_csv(out / "circuit.csv", noisy, measured)
+    _write_csv(out / "circuit.csv", measured)
     title = f"Relative error in ngspice {used}: stationary, and for GBW the largest on the way"
     columns = ("amplifiers", "circuit", *PREDICTED)
     write_table(out / "circuit.md", columns, list(_rows(measured)), verdicts, console, title=title)
     panels = measured.quiet, measured.noisy, measured.gains, measured.bandwidths
-    save_whole(circuit_figure(noisy, *panels, caption=_caption()), out / "circuit.png")
-    content = {"status": "finished", **provenance(), "ngspice": used, "settings": _settings(), **_content(measured)}
+    save_whole(circuit_figure(NOISY, *panels, caption=_caption()), out / "circuit.png")
+    content = {"status": "finished", **provenance(), "ngspice": used, "settings": _settings(plan), **_content(measured)}
     write_json(out / "circuit.json", {**content, "verdicts": to_json(verdicts)})
     console.print(f"CSV, JSON, table, plot and netlist: {out}", highlight=False)
 
 
-def measure(noisy_network: Network, console: Console) -> Measured:
-    """Simulate all parts, saying which one is at work."""
-    console.print("without noise", highlight=False)
-    quiet = simulate(NETWORK, Transient(DURATION, STEP))
-    quiet = quiet.nearest(np.linspace(0.0, DURATION, 201))
-    emulator = emulated(NETWORK, quiet.times)
-    console.print(f"with noise, {len(SEEDS)} × {COPIES} copies", highlight=False)
-    noisy = measure_noise(noisy_network, SNAPSHOTS, SETTLED, copies=COPIES, seeds=SEEDS)
-    console.print("gains, offsets and bandwidths", highlight=False)
+def measure(plan: Plan, out: Path, console: Console) -> Measured:
+    """Simulate all parts: runs with noise by seed, and settings of the amplifiers one by one."""
+    quiet = simulate(NETWORK, Transient(DURATION, STEP)).nearest(np.linspace(0.0, DURATION, 201))
+    noisy = {f"noise, seed {seed}": {"copies": plan.copies, "seed": seed} for seed in plan.seeds}
+    runs = work_off(_simulate_noise, noisy, out, console, kind=Trajectory)
+    settings = {"gain": plan.gains, "offset": plan.offsets, "bandwidth": plan.bandwidths}
+    jobs = {f"{part} {x:g}": {"part": part, "setting": x} for part, values in settings.items() for x in values}
+    deviations = work_off(_deviate, jobs, out, console, kind=Deviation)
     return Measured(
         quiet,
-        emulator,
-        noisy,
-        list(measure_gains(NETWORK, GAINS)),
-        list(measure_offsets(NETWORK, OFFSETS)),
-        list(measure_bandwidths(NETWORK, BANDWIDTHS, DURATION)),
+        emulated(NETWORK, quiet.times),
+        compare_noise(NOISY, list(runs.values()), SNAPSHOTS, SETTLED),
+        *([deviations[f"{part} {x:g}"] for x in values] for part, values in settings.items()),
     )
+
+
+def _simulate_noise(copies: int, seed: int) -> Trajectory:
+    return simulate_noise(NOISY, float(SETTLED[-1]), copies=copies, seed=seed)
+
+
+def _deviate(part: str, setting: float) -> Deviation:
+    """Measure one setting of the amplifiers."""
+    if part == "bandwidth":
+        return measure_bandwidth(NETWORK, setting, DURATION)
+    return (measure_gain if part == "gain" else measure_offset)(NETWORK, setting)
 
 
 def judge(measured: Measured) -> list[Verdict]:
@@ -149,7 +183,7 @@ def _judge_law(measured: Measured) -> Iterator[Verdict]:
         f"Without noise the circuit follows the emulator within {TOLERANCE:g} V",
         f"The largest deviation over {DURATION:g} τ and all cells is {error:.1e} V.",
         error < TOLERANCE,
-    )
+    ).of_paper("Fig. 6")
     tests = [test for tests in measured.noisy.comparisons.values() for test in tests]
     least = min(test.p for test in tests)
     yield Verdict(
@@ -157,7 +191,7 @@ def _judge_law(measured: Measured) -> Iterator[Verdict]:
         f"The smallest p of {len(tests)} comparisons is {least:.2g}, and {FALSE_ALARM / len(tests):.2g} would be a "
         f"difference (false-alarm rate {FALSE_ALARM:g} for all together).",
         least >= FALSE_ALARM / len(tests),
-    )
+    ).of_paper("Fig. 6")
 
 
 def _judge_driver(measured: Measured) -> Iterator[Verdict]:
@@ -216,7 +250,7 @@ def _rows(measured: Measured) -> Iterator[tuple[str, ...]]:
             yield label.format(unit * deviation.setting), *row
 
 
-def _write_csv(path: Path, network: Network, measured: Measured) -> None:
+def _write_csv(path: Path, measured: Measured) -> None:
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(("part", "setting", "unit", "quantity", "circuit", "expected", "by"))
@@ -225,7 +259,7 @@ def _write_csv(path: Path, network: Network, measured: Measured) -> None:
         ):
             for cell, pair in enumerate(zip(states, expected, strict=True), 1):
                 writer.writerow(("transient", time, "tau", f"x{cell}", *pair, "emulator"))
-        writer.writerows(_noisy_rows(network, measured.noisy.snapshots))
+        writer.writerows(_noisy_rows(measured.noisy.snapshots))
         parts = (
             ("gain", "1", "stationary error", measured.gains),
             ("offset", "V", "stationary error", measured.offsets),
@@ -237,19 +271,19 @@ def _write_csv(path: Path, network: Network, measured: Measured) -> None:
                     writer.writerow((part, deviation.setting, unit, quantity, deviation.circuit, value, name))
 
 
-def _noisy_rows(network: Network, snapshots: Trajectory) -> Iterator[tuple[object, ...]]:
+def _noisy_rows(snapshots: Trajectory) -> Iterator[tuple[object, ...]]:
     """Yield means and covariances over the copies at each time, next to those of the law."""
-    expected = mean(network, snapshots.times)
+    expected = mean(NOISY, snapshots.times)
     for time, states, centre in zip(snapshots.times, snapshots.states, expected, strict=True):
-        exact = covariance(network, time)
+        exact = covariance(NOISY, time)
         found = (states - centre).T @ (states - centre) / len(states)
-        for i in range(network.cells):
+        for i in range(NOISY.cells):
             yield "noise", time, "tau", f"mean x{i + 1}", states[:, i].mean(), centre[i], "law"
-            for j in range(i, network.cells):
+            for j in range(i, NOISY.cells):
                 yield "noise", time, "tau", f"covariance x{i + 1} x{j + 1}", found[i, j], exact[i, j], "law"
 
 
-def _settings() -> dict[str, Any]:
+def _settings(plan: Plan) -> dict[str, Any]:
     return {
         "curvature": NETWORK.curvature.tolist(),
         "damping": NETWORK.damping,
@@ -263,8 +297,8 @@ def _settings() -> dict[str, Any]:
         "duration_tau": DURATION,
         "snapshots_tau": SNAPSHOTS.tolist(),
         "settled_tau": SETTLED.tolist(),
-        "copies": COPIES,
-        "seeds": list(SEEDS),
+        "copies": plan.copies,
+        "seeds": list(plan.seeds),
         "false_alarm": FALSE_ALARM,
         "conductances": NETWORK.conductances.tolist(),
     }

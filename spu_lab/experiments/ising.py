@@ -9,12 +9,13 @@ from __future__ import annotations
 import csv
 import math
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -22,10 +23,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 from rich.console import Console
 
-from host_client.blocking import Session, connect
-from spu_lab.local_daemon import local_daemon
 from spu_lab.provenance import provenance
 from spu_lab.result_folder import write_json
+from spu_lab.studies.devices import open_device
+from spu_lab.studies.jobs import work_off
 from spu_lab.studies.netket_missing import NetKetMissing
 from spu_lab.studies.verdicts import Verdict, to_json, write_table
 from spu_lab.training.report import (
@@ -44,7 +45,7 @@ try:
     import netket as nk
     import optax
 
-    from host_client.integrations.netket import SpuSolver, spu_solver
+    from host_client.integrations.netket import spu_solver
     from spu_lab.studies.ising_chain import find_energy, find_ground_energy, make_hamiltonian
 except ModuleNotFoundError as missing:
     if missing.name not in ("netket", "optax"):
@@ -94,6 +95,10 @@ class Plan:
     analog_time: float = 500.0
 
 
+MINIATURE = Plan(chains=(10,), seeds=(0,), iterations=30, adam_iterations=200, adam_rates=(0.03,))
+"""What ``--quick`` runs."""
+
+
 @dataclass(frozen=True)
 class Training:
     """One training run.
@@ -102,6 +107,7 @@ class Training:
         spins, method, lr, seed: what was run.
         errors: relative error of the exact energy by iteration.
         ground: exact energy of the ground state.
+        device: description of the device; None without one.
     """
 
     spins: int
@@ -110,38 +116,33 @@ class Training:
     seed: int
     errors: Mapping[int, float]
     ground: float
+    device: Mapping[str, Any] | None = None
 
     def reached(self) -> float:
         """Return the first iteration with an error of at most `TARGET`; infinite where there is none."""
         return next((float(step) for step, error in self.errors.items() if error <= TARGET), math.inf)
 
 
-Driver: TypeAlias = Any
-"""A driver of NetKet: it has no types."""
-
-
-def run(out: Path, spu: str | None, console: Console) -> None:
+def run(out: Path, spu: str | None, console: Console, *, quick: bool = False) -> None:
     """Run all chains, methods and seeds.
 
     Args:
         out: folder for ``ising.csv``, ``.json``, ``.md`` and ``.png``.
-        spu: address of a device; None starts a daemon with the emulator, on a stepped clock.
+        spu: address of a device, which serves one run at a time; None gives each run a daemon with the emulator, on a
+            stepped clock; ``"inproc:"`` puts it into the run's process.
         console: where to show it.
+        quick: whether to run the miniature.
 
     Raises:
         DaemonFailed, SpuError: when the daemon or the device is missing, or fails.
     """
-    reproduce(Plan(), out, spu, console)
+    reproduce(MINIATURE if quick else Plan(), out, spu, console)
 
 
 def reproduce(plan: Plan, out: Path, spu: str | None, console: Console) -> list[Training]:
     """Run a plan, and write its results; see `run`."""
-    with ExitStack() as stack:
-        address = spu or stack.enter_context(local_daemon(clock="stepped", log=out / "daemon.log"))
-        device = stack.enter_context(connect(address))
-        session = stack.enter_context(device.session(ttl=60.0))
-        trainings = _write_csv(out / "ising.csv", _train_all(plan, session, console))
-        info = {"address": device.address, **device_summary(device.info)}
+    trainings = _train_all(plan, spu, out, console)
+    _write_csv(out / "ising.csv", trainings)
     shown = _choose(plan, trainings)
     verdicts = [verdict for spins in plan.chains for verdict in judge(plan, spins, shown)]
     title = f"Ising chains at h = {FIELD:g}: iterations to a relative energy error of {TARGET:g}"
@@ -150,7 +151,7 @@ def reproduce(plan: Plan, out: Path, spu: str | None, console: Console) -> list[
     content = {
         "status": "finished",
         **provenance(),
-        "device": info,
+        "device": next(training.device for training in trainings if training.method == SPU),
         "plan": asdict(plan),
         "field": FIELD,
         "target": TARGET,
@@ -162,21 +163,28 @@ def reproduce(plan: Plan, out: Path, spu: str | None, console: Console) -> list[
     return trainings
 
 
-def _train_all(plan: Plan, session: Session, console: Console) -> Iterator[Training]:
+def _train_all(plan: Plan, spu: str | None, out: Path, console: Console) -> list[Training]:
     """Train with all methods; Adam's learning rates on the first seed, and the best of them on the others."""
-    solver = spu_solver(session, analog_time=plan.analog_time)
-    for spins in plan.chains:
-        for seed in plan.seeds:
-            with solver.device_errors():
-                yield _train(plan, spins, SPU, plan.lr, seed, console, solver)
-            yield _train(plan, spins, CHOLESKY, plan.lr, seed, console, nk.optimizer.solver.cholesky)
-        first, *others = plan.seeds
-        tried = []
-        for lr in plan.adam_rates:
-            tried.append(_train(plan, spins, ADAM, lr, first, console))
-            yield tried[-1]
-        for seed in others:
-            yield _train(plan, spins, ADAM, _best(tried).lr, seed, console)
+    at_once = None if spu in (None, "inproc:") else 1
+
+    def train(runs: Iterable[tuple[int, str, float, int]]) -> list[Training]:
+        jobs = {
+            f"{spins} spins, {method}, η = {lr:g}, seed {seed}": {
+                "plan": plan,
+                "spins": spins,
+                "method": method,
+                "lr": lr,
+                "seed": seed,
+            }
+            for spins, method, lr, seed in runs
+        }
+        return list(work_off(partial(_train, spu), jobs, out, console, kind=Training, at_once=at_once).values())
+
+    first, *others = plan.seeds
+    solved = [(n, method, plan.lr, seed) for n in plan.chains for method in (SPU, CHOLESKY) for seed in plan.seeds]
+    done = train([*solved, *((n, ADAM, lr, first) for n in plan.chains for lr in plan.adam_rates)])
+    best = {n: _best([t for t in done if (t.spins, t.method) == (n, ADAM)]).lr for n in plan.chains}
+    return done + train((n, ADAM, best[n], seed) for n in plan.chains for seed in others)
 
 
 def _best(tried: Sequence[Training]) -> Training:
@@ -184,16 +192,8 @@ def _best(tried: Sequence[Training]) -> Training:
     return min(tried, key=lambda training: (training.reached(), min(training.errors.values())))
 
 
-def _train(
-    plan: Plan,
-    spins: int,
-    method: str,
-    lr: float,
-    seed: int,
-    console: Console,
-    solver: SpuSolver | Callable[..., Any] | None = None,
-) -> Training:
-    """Train one network; with a linear solver by stochastic reconfiguration, without one by Adam."""
+def _train(spu: str | None, plan: Plan, spins: int, method: str, lr: float, seed: int) -> Training:
+    """Train one network: by Adam, or by stochastic reconfiguration with a device or Cholesky's method."""
     hamiltonian, ground = make_hamiltonian(spins, FIELD), find_ground_energy(spins, FIELD)
     state = nk.vqs.MCState(
         nk.sampler.MetropolisLocal(hamiltonian.hilbert, n_chains=16),
@@ -202,25 +202,27 @@ def _train(
         seed=seed,
         sampler_seed=seed,
     )
-    if solver is None:
-        driver = nk.driver.VMC(hamiltonian, optax.adam(lr), variational_state=state)
-        iterations, every = plan.adam_iterations, plan.adam_every
-    else:
-        jacobian = nk.optimizer.qgt.QGTJacobianDense
-        reconfiguration = nk.optimizer.SR(qgt=jacobian, solver=solver, diag_shift=plan.diag_shift)
-        driver = nk.driver.VMC(hamiltonian, optax.sgd(lr), variational_state=state, preconditioner=reconfiguration)
-        iterations, every = plan.iterations, 1
+    optimizer, preconditioner, device = optax.sgd(lr), None, None
+    iterations, every = plan.iterations, 1
     errors = {}
-    for step in range(every, iterations + 1, every):
-        driver.run(every, show_progress=False)
-        errors[step] = (find_energy(state, FIELD) - ground) / abs(ground)
-    training = Training(spins, method, lr, seed, errors, ground)
-    label = f"{spins} spins, {method}, η = {lr:g}, seed {seed}"
-    console.print(
-        f"{label}: error {errors[step]:.1e} after {step}, first below {TARGET:g} after {_count(training)}",
-        highlight=False,
-    )
-    return training
+    with ExitStack() as stack:
+        if method == ADAM:
+            optimizer, iterations, every = optax.adam(lr), plan.adam_iterations, plan.adam_every
+        else:
+            solver = nk.optimizer.solver.cholesky
+            if method == SPU:
+                opened = stack.enter_context(open_device(spu, seed=seed))
+                device = {"address": opened.address, **device_summary(opened.info)}
+                session = stack.enter_context(opened.session(ttl=60.0))
+                solver = spu_solver(session, analog_time=plan.analog_time)
+                stack.enter_context(solver.device_errors())
+            jacobian = nk.optimizer.qgt.QGTJacobianDense
+            preconditioner = nk.optimizer.SR(qgt=jacobian, solver=solver, diag_shift=plan.diag_shift)
+        driver = nk.driver.VMC(hamiltonian, optimizer, variational_state=state, preconditioner=preconditioner)
+        for step in range(every, iterations + 1, every):
+            driver.run(every, show_progress=False)
+            errors[step] = (find_energy(state, FIELD) - ground) / abs(ground)
+    return Training(spins, method, lr, seed, errors, ground, device)
 
 
 def _choose(plan: Plan, trainings: Sequence[Training]) -> dict[tuple[int, str], list[Training]]:
@@ -265,19 +267,13 @@ def _count(training: Training) -> str:
     return f"{reached:g}" if reached < math.inf else f"more than {max(training.errors)}"
 
 
-def _write_csv(path: Path, trainings: Iterator[Training]) -> list[Training]:
-    """Write each run's errors as it ends, so that they stay when the experiment is broken off."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    done = []
+def _write_csv(path: Path, trainings: Sequence[Training]) -> None:
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(("spins", "method", "lr", "seed", "iteration", "energy", "relative_error"))
         for t in trainings:
             for step, error in t.errors.items():
                 writer.writerow((t.spins, t.method, t.lr, t.seed, step, t.ground + error * abs(t.ground), error))
-            stream.flush()
-            done.append(t)
-    return done
 
 
 def _write_table(

@@ -29,7 +29,7 @@ def judge(panels: Sequence[Panel], results: Results) -> list[Verdict]:
             f"κ₀ < {CLAIM:g} makes no difference, for {panel.varied}",
             describe_differences(panel, results, is_claimed),
             not find_differences(panel, results, is_claimed),
-        )
+        ).of_paper("Fig. 7")
         for panel in panels
     ]
 

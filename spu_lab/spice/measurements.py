@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -80,20 +80,23 @@ def settled_in_driver(network: Network, board: Mapping[str, object]) -> NDArray[
     return state
 
 
-def measure_noise(
-    network: Network, snapshots: NDArray[np.float64], late: NDArray[np.float64], *, copies: int, seeds: Sequence[int]
+def simulate_noise(network: Network, duration: float, *, copies: int, seed: int) -> Trajectory:
+    """Simulate copies with noise for a duration in τ; return their states at the multiples of the noise step."""
+    steps = np.arange(0.0, duration + 0.5 * network.noise_step, network.noise_step)
+    return simulate(network, Transient(duration, network.noise_step, copies, seed=seed)).nearest(steps)
+
+
+def compare_noise(
+    network: Network, runs: Sequence[Trajectory], snapshots: NDArray[np.float64], late: NDArray[np.float64]
 ) -> Noisy:
-    """Simulate copies with noise, one run of ngspice for each seed, and compare them with the law.
+    """Compare runs of `simulate_noise` that differ in their seed with the law.
 
     Args:
-        network: with noise.
+        network: that was simulated.
+        runs: with the same numbers of copies and steps.
         snapshots: increasing times in τ, multiples of the network's noise step.
         late: likewise, evenly spaced.
-        copies: of each run.
-        seeds: of the runs.
     """
-    transient = Transient(float(late[-1]), network.noise_step, copies)
-    runs = [simulate(network, replace(transient, seed=seed)) for seed in seeds]
     early, ended = (_join([run.nearest(times) for run in runs]) for times in (snapshots, late))
     comparisons = {
         f"{time:g} τ": compare(network, Trajectory(early.times[[k]], early.states[[k]]))
@@ -103,47 +106,44 @@ def measure_noise(
     return Noisy(first, early, {**comparisons, "settled": compare(network, ended)})
 
 
-def measure_gains(network: Network, gains: Sequence[float]) -> Iterator[Deviation]:
-    """Yield the stationary error for each gain, and what the driver and the closed form predict.
+def measure_gain(network: Network, gain: float) -> Deviation:
+    """Return the stationary error for a gain, and what the driver and the closed form predict.
 
     The driver does so with the mean sum of conductances, and with its default of 1.
     """
+    imperfect = replace(network, amplifier=OpAmp(gain))
     conductance = float(network.conductances.mean())
-    for gain in gains:
-        imperfect = replace(network, amplifier=OpAmp(gain))
-        expected = {
-            "driver": settled_in_driver(network, {"amplifier.gain": gain, "amplifier.conductance": conductance}),
-            "driver, conductance 1": settled_in_driver(network, {"amplifier.gain": gain}),
-            "closed form": settled(imperfect),
-        }
-        yield _deviation(network, gain, settled_in_circuit(imperfect), expected)
+    expected = {
+        "driver": settled_in_driver(network, {"amplifier.gain": gain, "amplifier.conductance": conductance}),
+        "driver, conductance 1": settled_in_driver(network, {"amplifier.gain": gain}),
+        "closed form": settled(imperfect),
+    }
+    return _deviation(network, gain, settled_in_circuit(imperfect), expected)
 
 
-def measure_offsets(network: Network, offsets: Sequence[float]) -> Iterator[Deviation]:
-    """Yield the stationary error for offsets of these standard deviations, and what driver and closed form predict.
+def measure_offset(network: Network, offset: float) -> Deviation:
+    """Return the stationary error for offsets of this standard deviation, and what driver and closed form predict.
 
     The cells' amplifiers have the very offsets that the driver draws for its drives; the inverters have none.
     """
-    for offset in offsets:
-        driver = settled_in_driver(network, {"offsets.input": offset})
-        drawn = network.matrix @ driver - network.drive
-        imperfect = replace(network, offsets=np.array([drawn, np.zeros_like(drawn)]))
-        expected = {"driver": driver, "closed form": settled(imperfect)}
-        yield _deviation(network, offset, settled_in_circuit(imperfect), expected)
+    driver = settled_in_driver(network, {"offsets.input": offset})
+    drawn = network.matrix @ driver - network.drive
+    imperfect = replace(network, offsets=np.array([drawn, np.zeros_like(drawn)]))
+    expected = {"driver": driver, "closed form": settled(imperfect)}
+    return _deviation(network, offset, settled_in_circuit(imperfect), expected)
 
 
-def measure_bandwidths(network: Network, bandwidths: Sequence[float], duration: float) -> Iterator[Deviation]:
-    """Yield the largest deviation on the way for each gain-bandwidth product, and its closed form to first order."""
+def measure_bandwidth(network: Network, bandwidth: float, duration: float) -> Deviation:
+    """Return the largest deviation on the way for a gain-bandwidth product, and its closed form to first order."""
+    slow = replace(network, amplifier=OpAmp(bandwidth=bandwidth))
+    done = simulate(slow, Transient(duration, STEP))
+    exact = mean(network, done.times)
     size = np.linalg.norm(_solution(network))
-    for bandwidth in bandwidths:
-        slow = replace(network, amplifier=OpAmp(bandwidth=bandwidth))
-        done = simulate(slow, Transient(duration, STEP))
-        exact = mean(network, done.times)
-        circuit, expected = (
-            float(np.linalg.norm(states - exact, axis=1).max() / size)
-            for states in (done.states[:, 0], mean(slow, done.times))
-        )
-        yield Deviation(bandwidth, circuit, {"closed form": expected})
+    circuit, expected = (
+        float(np.linalg.norm(states - exact, axis=1).max() / size)
+        for states in (done.states[:, 0], mean(slow, done.times))
+    )
+    return Deviation(bandwidth, circuit, {"closed form": expected})
 
 
 def settled_in_circuit(network: Network) -> NDArray[np.float64]:

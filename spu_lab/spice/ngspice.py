@@ -8,10 +8,11 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import PlainSerializer, PlainValidator
 
 from spu_lab.spice.netlist import TAU, Network, Transient, netlist
 
@@ -40,6 +41,12 @@ class SimulationFailed(Exception):
     )
 
 
+Numbers: TypeAlias = Annotated[
+    NDArray[np.float64], PlainValidator(np.asarray), PlainSerializer(lambda numbers: numbers.tolist())
+]
+"""An array that pydantic writes as nested lists."""
+
+
 @dataclass(frozen=True)
 class Trajectory:
     """States of a network at the times at which ngspice computed them.
@@ -49,8 +56,8 @@ class Trajectory:
         states: V, shape (points, copies, N).
     """
 
-    times: NDArray[np.float64]
-    states: NDArray[np.float64]
+    times: Numbers
+    states: Numbers
 
     def nearest(self, times: NDArray[np.float64]) -> Trajectory:
         """Return the points that are next to these times."""

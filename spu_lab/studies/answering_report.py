@@ -124,18 +124,21 @@ def judge(results: Sequence[Result], epoch: int) -> list[Verdict]:
     by_time = sorted(thermodynamic, key=lambda result: result.time or 0.0)
     highest = max(best.values(), key=lambda result: fmean(result.scores("f1") or [0.0]))
     f1 = ", ".join(f"{name} {_spread(result.scores('f1'), 100.0, '%')}" for name, result in best.items())
+    first, second = papers["TNGD-Adam"], papers["Adam"]
     return [
-        _judge("TNGD-Adam has a lower training loss than Adam", papers["TNGD-Adam"], papers["Adam"], epoch),
-        _judge("Adam has a lower training loss than TNGD", papers["Adam"], papers["TNGD"], epoch),
-        _judge("TNGD-Adam has a lower training loss than Adam, both tuned", best["TNGD-Adam"], best["Adam"], epoch),
+        _judge("TNGD-Adam has a lower training loss than Adam", first, second, epoch).of_paper("Fig. 5a"),
+        _judge("Adam has a lower training loss than TNGD", second, papers["TNGD"], epoch).of_paper("Fig. 5a"),
+        _judge(
+            "TNGD-Adam has a lower training loss than Adam, both tuned", best["TNGD-Adam"], best["Adam"], epoch
+        ).of_paper("abstract: language"),
         _judge(
             "With TNGD-Adam the longest t has a lower training loss than the shortest", by_time[-1], by_time[0], epoch
-        ),
+        ).of_paper("Fig. 5b"),
         Verdict(
             "TNGD-Adam has the highest held-out F1, all tuned",
             f"{f1}; the highest mean is that of {highest.method}.",
             highest.method == "TNGD-Adam",
-        ),
+        ).of_paper("abstract: language"),
     ]
 
 

@@ -25,7 +25,7 @@ def convergence_figure(
 ) -> Figure:
     """Draw test losses at the left, and at the right the largest difference from the equivalent with the same seed."""
     figure = Figure(figsize=(10.0, 1.6 + 0.75 * len(panels)), dpi=110, layout="constrained", facecolor="white")
-    figure.suptitle(f"{title}\n", x=0.012, ha="left", fontsize=14, fontweight="bold", color=INK)
+    figure.suptitle(f"{title}\n\n", x=0.012, ha="left", fontsize=14, fontweight="bold", color=INK)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2), subplot_kw={"xscale": "log"})
     for row, panel in enumerate(panels):
         reference = results[panel.reference.label]

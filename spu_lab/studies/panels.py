@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -90,10 +91,15 @@ def _smooth(result: ArmResult, window: int) -> tuple[NDArray[np.int64], NDArray[
 
 
 def _draw_ends(axes: Axes, reference: ArmResult, others: Sequence[ArmResult], varied: str) -> None:
-    """Test losses against the property, how many runs diverged, and the reference as a band across."""
+    """Test losses against the property, how many runs diverged, and the reference as a band across.
+
+    A line joins arms as long as their values increase.
+    """
     values = [result.arm.value for result in others]
     shown = [median_end(result) for result in others]  # a line must not pass over what is missing
-    axes.plot(values, shown, color=MUTED, linewidth=1.0, zorder=1)
+    families = [0, *(k for k in range(1, len(values)) if values[k] <= values[k - 1]), len(values)]
+    for first, after in pairwise(families):
+        axes.plot(values[first:after], shown[first:after], color=MUTED, linewidth=1.0, zorder=1)
     for (colour, marker), result, end in zip(ARMS, others, shown, strict=False):
         if not np.isnan(end):
             losses = result.finals("loss")
@@ -109,7 +115,11 @@ def _draw_ends(axes: Axes, reference: ArmResult, others: Sequence[ArmResult], va
     if min(values) > 0 and max(values) / min(values) > 50:
         axes.set_xscale("log")
     else:
-        axes.set_xticks(values, [f"{value:g}" for value in values])
+        ticks: list[float] = []
+        for value in sorted(values):  # labels must not overlap
+            if not ticks or value - ticks[-1] > 0.12 * (max(values) - min(values)):
+                ticks.append(value)
+        axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
     axes.margins(x=0.12)
     for result in others:
         if parts := describe_missing(result, "▲"):

@@ -6,8 +6,8 @@ from typing import Final
 
 PAPER_CLAIMS: Final = {
     "abstract: cost": "With the right hardware an iteration costs about what one of a first-order method costs.",
-    "abstract: equivalence": "In a regime of its settings the method is natural gradient descent.",
-    "abstract: loop": "Host and device work at the same time: the device evolves while the next gradient is computed.",
+    "abstract: equivalence": "In a regime of its settings the method is natural gradient descent; in Fig. 4a at t = 50 τ.",
+    "abstract: loop": "The device evolves while the host computes the next gradient.",
     "abstract: classification": "It is better than digital first- and second-order methods on classification.",
     "abstract: language": "It is better than these on fine-tuning a language model.",
     "Table 1": "Time grows as b·d_z·N + t and memory as b·d_z·N + b²·d_z²; the others as stated.",
@@ -16,7 +16,7 @@ PAPER_CLAIMS: Final = {
     "Fig. 3: start": "On MNIST its loss falls faster than Adam's at first, by iterations.",
     "Fig. 3: end": "There both end near 94 % test accuracy.",
     "Fig. 3: runtime": "There an iteration takes about twice the time of one of Adam.",
-    "Fig. 4a": "With t = 50 τ it comes close to exact natural gradient descent, and is slower with shorter t.",
+    "Fig. 4a": "With shorter analog times than these 50 τ it is slower.",
     "Fig. 4b": "A delay helps at t = 5 τ; with some delays it is better than exact natural gradient descent.",
     "Fig. 5a": "On question answering the order is TNGD-Adam, Adam, TNGD, best first.",
     "Fig. 5b": "There a longer t is better, of 0.1, 0.2 and 0.4 τ.",

@@ -88,7 +88,13 @@ class Study:
     def miniature(self) -> Study:
         """Return the same with one panel, its first and last arm, a few steps and two seeds."""
         panels = [replace(panel, arms=[panel.arms[0], panel.arms[-1]]) for panel in self.panels[:1]]
-        return replace(self, panels=panels, common={**self.common, "steps": QUICK_STEPS}, seeds=self.seeds[:2])
+        return replace(
+            self,
+            panels=panels,
+            common={**self.common, "steps": QUICK_STEPS},
+            seeds=self.seeds[:2],
+            caption=f"A miniature: {QUICK_STEPS} iterations. {self.caption}",
+        )
 
     def run(self, out: Path, task: Task, console: Console, *, address: str | None = None) -> Results:
         """Run all arms and seeds on a task; write ``NAME.csv``, ``NAME-curves.csv``, ``.json``, ``.md`` and ``.png``.

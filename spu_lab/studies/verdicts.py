@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from spu_lab.studies.paper_claims import PAPER_CLAIMS
 from spu_lab.studies.tables import show_and_write
 
 
@@ -32,6 +33,12 @@ class Verdict:
     def sentence(self) -> str:
         """The whole in words."""
         return f"{self.claim}: {WORDS[self.holds]}. {self.outcome}"
+
+    def of_paper(self, claim: str) -> Verdict:
+        """Return the same as part of one of `PAPER_CLAIMS`."""
+        if claim not in PAPER_CLAIMS:
+            raise KeyError(f"{claim!r} is none of {', '.join(PAPER_CLAIMS)}")
+        return replace(self, paper=claim)
 
 
 WORDS = {True: "holds", False: "does not hold", None: "not decided"}

@@ -103,15 +103,6 @@ def test_experiments_and_benchmarks_are_found_by_name() -> None:
         assert "'no-such-thing' is none of" in words(result.stderr)
 
 
-def test_a_miniature_is_refused_where_there_is_none_and_removes_no_run(tmp_path: Path) -> None:
-    (tmp_path / "ising.json").write_text('{"status": "finished"}')
-    result = tngd("reproduce", "ising", "--quick", "--overwrite", "--out", str(tmp_path))
-    assert result.exit_code == 1
-    assert "ising has no miniature" in words(result.stderr)
-    assert "leave out --quick" in words(result.stderr)
-    assert json.loads((tmp_path / "ising.json").read_text()) == {"status": "finished"}
-
-
 def test_a_benchmark_writes_its_ratios(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Fake:
         @staticmethod

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from spu_lab import cli
 from spu_lab.experiments import circuit
-from spu_lab.result_folder import read_json, results_in
+from spu_lab.result_folder import new_results, read_json, results_in
 from spu_lab.spice.comparison import covariance
 from spu_lab.spice.measurements import emulated, settled_in_circuit
 from spu_lab.spice.netlist import Network, OpAmp, Transient
@@ -133,9 +133,9 @@ def test_the_experiment_makes_its_own_devices(tmp_path: Path) -> None:
 def test_the_experiment_leaves_tables_a_picture_and_a_netlist_that_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {"COPIES": 4, "SEEDS": (1, 2), "GAINS": (1e2, 1e3), "OFFSETS": (1e-3,)}.items():
-        monkeypatch.setattr(circuit, name, value)
-    circuit.run(tmp_path, None, Console(quiet=True))
+    monkeypatch.setattr(circuit, "MINIATURE", replace(circuit.MINIATURE, copies=4))
+    with new_results(tmp_path, "circuit"):
+        circuit.run(tmp_path, None, Console(quiet=True), quick=True)
     assert {path.name for path in results_in(tmp_path)} == {
         f"circuit.{end}" for end in ("csv", "md", "json", "png", "cir")
     }

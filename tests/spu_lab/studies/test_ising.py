@@ -14,6 +14,7 @@ from rich.console import Console
 
 from spu_lab.experiments import ising
 from spu_lab.experiments.ising import Plan, Training
+from spu_lab.result_folder import new_results
 from spu_lab.studies.ising_chain import find_energy, find_ground_energy, make_hamiltonian
 from tests.command_line import tngd, words
 from tests.daemon import Daemon
@@ -44,7 +45,8 @@ def test_the_energy_of_a_network_is_that_of_netkets_full_sum() -> None:
 
 
 def test_a_small_chain_gives_all_files(stepped: Daemon, tmp_path: Path) -> None:
-    trainings = ising.reproduce(SMALL, tmp_path, stepped.address, Console(quiet=True))
+    with new_results(tmp_path, "ising"):
+        trainings = ising.reproduce(SMALL, tmp_path, stepped.address, Console(quiet=True))
     assert {path.name for path in tmp_path.iterdir()} == {f"ising.{kind}" for kind in ("csv", "json", "md", "png")}
     assert len(trainings) == 2 + 2 + 2 + 1  # the second learning rate of Adam is the better one
 
