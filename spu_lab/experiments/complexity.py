@@ -60,6 +60,8 @@ NOTES = (
     "Memory: the max bytes that torch allocates in addition during one iteration, counted by its profiler; with the "
     "emulator also the growth of the max resident memory of the daemon, and for a modelled device the values that it "
     "holds.",
+    "It includes the activations, b numbers a unit, and with NGD the rows of J, from which F is made; the stated "
+    "O(N) and O(N²) leave them out.",
     "Structured: with the factors of each layer's J, which are never multiplied out. The others have J in full, or "
     "model calls, as in the paper.",
 )

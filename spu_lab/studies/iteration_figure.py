@@ -20,7 +20,7 @@ from spu_lab.training.report import INK, MUTED, PlainTicks, dress
 FORMS: dict[str, tuple[Any, str, str]] = {
     "paper": ("-", "o", "as in the paper: J in full,\nor model calls"),
     "structured": ("--", "s", "structured factors of J"),
-    "emulator": (":", "^", "emulator behind a daemon"),
+    "emulator": (":", "^", "TNGD by the emulator;\nelse by a modelled device"),
 }
 """Line, marker and words of each form."""
 

@@ -15,7 +15,7 @@ from spu_lab.studies.verdicts import Verdict
 COLUMNS: Final = ("exponent of", *SYMBOLS.values(), "model calls")
 """Of the table; an exponent with its 95 % interval, and the stated one with its place in relation to it."""
 
-ABOUT: Final = 2.0
+ABOUT: Final = 1.5
 """Factor that "about" leaves room for."""
 
 QUANTITIES: Final[tuple[Quantity, ...]] = ("time", "memory")
