@@ -6,7 +6,7 @@ from typing import Final
 
 PAPER_CLAIMS: Final = {
     "abstract: cost": "With the right hardware an iteration costs about what one of a first-order method costs.",
-    "abstract: equivalence": "In a regime of its settings the method is natural gradient descent; in Fig. 4a at t = 50 τ.",
+    "abstract: equivalence": "In a regime of its settings it is natural gradient descent; in Fig. 4a at t = 50 τ.",
     "abstract: loop": "The device evolves while the host computes the next gradient.",
     "abstract: classification": "It is better than digital first- and second-order methods on classification.",
     "abstract: language": "It is better than these on fine-tuning a language model.",
