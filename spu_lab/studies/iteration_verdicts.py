@@ -92,7 +92,7 @@ def judge_exponents(label: str, fitted: Fitted, sweeps: Sweeps) -> list[Verdict]
                 f"{label}: {kind} per iteration grows at most as {bound}",
                 f"Exponents: {', '.join(parts)}.{dominant}",
                 holds,
-            )
+            ).of_paper("Table 1")
         )
     return verdicts
 
@@ -106,7 +106,7 @@ def judge_calls(calls: Mapping[str, int]) -> Verdict:
         f"Forward passes: {counted}. Gradient methods and CG make those stated, the gradient's own included; all b d_z "
         "rows of J come from one forward pass, whose graph is walked once with all columns together.",
         all(calls[label] <= number + 1 for label, number in stated.items()),
-    )
+    ).of_paper("Table 1")
 
 
 def judge_adam(mnist: Mapping[str, Cost]) -> Verdict:
@@ -124,7 +124,7 @@ def judge_adam(mnist: Mapping[str, Cost]) -> Verdict:
         "MNIST: an iteration of TNGD on the modelled device takes about 2× the time of one of Adam",
         f"Adam: {_ms(adam)} ms on one thread. {'; '.join(parts)}. The paper's host is an A100.",
         min(ratios) <= 2.0 * ABOUT,
-    )
+    ).of_paper("abstract: cost")
 
 
 def judge_speed(name: str, costs: Sequence[Cost]) -> Verdict:
@@ -151,7 +151,7 @@ def judge_speed(name: str, costs: Sequence[Cost]) -> Verdict:
         f"{_plain(ratio)}× at {size}, both in their faster form, and {_plain(paper)}× in the paper's: "
         f"{', '.join(words)}.",
         ratio >= 100.0 / ABOUT,
-    )
+    ).of_paper("Fig. 2")
 
 
 def _ms(seconds: float) -> str:

@@ -140,8 +140,8 @@ def test_the_record_of_a_free_running_device_becomes_a_timeline(stripes: Task, f
     settings = Settings(lr=0.5, batch_size=20, steps=12, analog_time=2.0, freshness=1)
     with connect(free.address) as spu:
         result = run_in(tmp_path, stripes, settings, spu, label="TNGD", console=quiet(), options={})
-    events = list(load(tmp_path))
-    timeline = lay_out(events)
+    record = load(tmp_path)
+    timeline = lay_out(record)
     assert timeline.unit == "s"
     assert timeline.notes == ()
     assert [bar.number for bar in timeline.of("differentiation")] == [bar.number for bar in timeline.of("update")]
@@ -157,7 +157,7 @@ def test_the_record_of_a_free_running_device_becomes_a_timeline(stripes: Task, f
     turns = measure_turns(timeline, Window(0.0, timeline.ended))
     assert turns is not None
     recorded = DelayMeter()
-    for event in events:
+    for event in record.events:
         recorded(event)
     assert recorded.delays[: len(result.delays)] == result.delays
     assert len(recorded.delays) <= len(result.delays) + 1  # the last program may have taken effect after the last step
