@@ -19,6 +19,12 @@ class UnknownName(Exception):
     remedy: ClassVar[str] = "use one of the names that the message lists"
 
 
+class SoftwareMissing(Exception):
+    """Software that one experiment alone is about is not installed."""
+
+    remedy: ClassVar[str] = "install it as the message says; no other experiment needs it"
+
+
 class DataMisplaced(ValueError):
     """An experiment on a user's own data was started without them, or another one with them."""
 

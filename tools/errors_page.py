@@ -250,13 +250,6 @@ def no_ngspice() -> None:
         ngspice()
 
 
-def no_netket() -> None:
-    """Run the experiment without the library that it needs."""
-    with mock.patch.dict(sys.modules, {"netket": None}):
-        sys.modules.pop("spu_lab.experiments.ising", None)
-        catalogue.find("spu_lab.experiments", "ising")
-
-
 def in_use() -> None:
     """Ask for the folder of another run."""
     with tempfile.TemporaryDirectory() as folder:
@@ -329,8 +322,7 @@ EXAMPLES: dict[str, Callable[[], object]] = {
     "InvalidProgram": call(lambda session: session.program(ROWS, DRIVE, damping=-1.0)),
     "LibraryMissing": no_kfac,
     "LogUnusable": lambda: Log.load(NOWHERE),
-    "NgspiceMissing": no_ngspice,
-    "NetKetMissing": no_netket,
+    "SoftwareMissing": no_ngspice,
     "NoProgram": call(lambda session: session.read()),
     "NoResults": lambda: read_results(NOWHERE),
     "NoSuchWindow": lambda: parse_steps("four"),

@@ -93,7 +93,8 @@ def _reproduce_all(folder: Path, *, resume: bool, data: Path | None, **options: 
     from spu_lab.result_folder import read_json
 
     failed = []
-    for name in catalogue.names(PACKAGE):
+    names = catalogue.names(PACKAGE)
+    for number, name in enumerate(names, 1):
         place = folder / name
         status = read_json(place / f"{name}.json").get("status")
         needs_data = catalogue.reads_data(PACKAGE, name)
@@ -102,9 +103,12 @@ def _reproduce_all(folder: Path, *, resume: bool, data: Path | None, **options: 
         elif resume and status == "finished":
             note(f"{name} has finished, see {place}")
         else:
+            typer.echo(f"{number} of {len(names)}: {name}, {catalogue.summary(PACKAGE, name)}")
             given = data if needs_data else None
             try:
                 _reproduce(name, place, resume=resume and status is not None, data=given, **options)
+            except catalogue.SoftwareMissing as error:
+                note(f"{name} is left out: {error}")
             except Exception as error:  # noqa: BLE001 - each becomes a message
                 print_error(*explain(error, {}, place))
                 failed.append(name)

@@ -119,7 +119,7 @@ def run(out: Path, spu: str | None, console: Console, *, quick: bool = False) ->
 
     Raises:
         DeviceNotTaken: when a device is given.
-        NgspiceMissing: when ngspice is not installed.
+        SoftwareMissing: when ngspice is not installed.
         SimulationFailed: when ngspice fails.
     """
     if spu is not None:

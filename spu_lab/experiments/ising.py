@@ -23,11 +23,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 from rich.console import Console
 
+from spu_lab.catalogue import SoftwareMissing
 from spu_lab.provenance import provenance
 from spu_lab.result_folder import write_json
 from spu_lab.studies.devices import open_device
 from spu_lab.studies.jobs import work_off
-from spu_lab.studies.netket_missing import NetKetMissing
 from spu_lab.studies.verdicts import Verdict, to_json, write_table
 from spu_lab.training.report import (
     COLOURS,
@@ -50,7 +50,7 @@ try:
 except ModuleNotFoundError as missing:
     if missing.name not in ("netket", "optax"):
         raise
-    raise NetKetMissing from None
+    raise SoftwareMissing("the experiment ising needs NetKet; install it: pip install 'tngd-spu[netket]'") from None
 
 FIELD = 1.0
 """h, at the critical point."""

@@ -14,22 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import PlainSerializer, PlainValidator
 
+from spu_lab.catalogue import SoftwareMissing
 from spu_lab.spice.netlist import TAU, Network, Transient, netlist
 
 SHOWN = 8
 """Lines of ngspice's output that an error shows."""
-
-
-class NgspiceMissing(Exception):
-    """The circuit simulator ngspice is not installed, or not on the path."""
-
-    remedy: ClassVar[str] = (
-        "install it: `apt-get install ngspice` (Debian, Ubuntu), `dnf install ngspice` (Fedora), `brew install "
-        "ngspice` (macOS) or `conda install -c conda-forge ngspice`"
-    )
-
-    def __init__(self) -> None:
-        super().__init__(f"there is no program named ngspice on the path; {self.remedy}")
 
 
 class SimulationFailed(Exception):
@@ -71,11 +60,14 @@ def ngspice() -> str:
     """Return the path of the program.
 
     Raises:
-        NgspiceMissing: when there is none.
+        SoftwareMissing: when there is none.
     """
     path = shutil.which("ngspice")
     if path is None:
-        raise NgspiceMissing
+        raise SoftwareMissing(
+            "there is no program named ngspice on the path; install it: `apt-get install ngspice` (Debian, Ubuntu), "
+            "`dnf install ngspice` (Fedora), `brew install ngspice` (macOS) or `conda install -c conda-forge ngspice`"
+        )
     return path
 
 
@@ -83,7 +75,7 @@ def version() -> str:
     """Return the version of the program, such as ``"39"``.
 
     Raises:
-        NgspiceMissing: when there is none.
+        SoftwareMissing: when there is none.
     """
     printed = subprocess.run([ngspice(), "--version"], capture_output=True, text=True, timeout=60.0, check=False).stdout
     found = re.search(r"ngspice-(\S+)", printed)
@@ -99,7 +91,7 @@ def simulate(network: Network, transient: Transient, *, deadline: float = 60.0) 
         deadline: for ngspice, in seconds.
 
     Raises:
-        NgspiceMissing: when it is not installed.
+        SoftwareMissing: when it is not installed.
         SimulationFailed: when it ends before the time is over, or does not end within the deadline.
     """
     table = run(netlist(network, transient), deadline=deadline)
@@ -114,7 +106,7 @@ def run(text: str, *, deadline: float) -> NDArray[np.float64]:
     """Simulate a netlist in batch mode; return the table of its first plot, a column for each saved variable.
 
     Raises:
-        NgspiceMissing: when it is not installed.
+        SoftwareMissing: when it is not installed.
         SimulationFailed: when it reports an error, leaves no table, or does not end within the deadline.
     """
     with tempfile.TemporaryDirectory(prefix="tngd-ngspice-") as folder:

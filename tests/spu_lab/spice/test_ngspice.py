@@ -13,12 +13,13 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from spu_lab import cli
+from spu_lab.catalogue import SoftwareMissing
 from spu_lab.experiments import circuit
 from spu_lab.result_folder import new_results, read_json, results_in
 from spu_lab.spice.comparison import covariance
 from spu_lab.spice.measurements import emulated, settled_in_circuit
 from spu_lab.spice.netlist import Network, OpAmp, Transient
-from spu_lab.spice.ngspice import NgspiceMissing, SimulationFailed, read_table, run, simulate
+from spu_lab.spice.ngspice import SimulationFailed, read_table, run, simulate
 from spu_lab.spice.prediction import mean, settled
 from spu_lab.studies.study import DeviceNotTaken
 from tests.statistics import assert_standard_normal, whiten
@@ -112,14 +113,14 @@ def test_what_is_not_a_whole_table_is_refused() -> None:
 
 def test_without_ngspice_the_command_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(NgspiceMissing, match="no program named ngspice"):
+    with pytest.raises(SoftwareMissing, match="no program named ngspice"):
         simulate(network(1), Transient(1.0, 0.1))
     result = CliRunner().invoke(
         cli.app, ["reproduce", "circuit", "--out", str(tmp_path / "out")], env={"COLUMNS": "400"}
     )
     assert result.exit_code == 1
     assert result.output.startswith(
-        "NgspiceMissing: there is no program named ngspice on the path; install it: `apt-get"
+        "SoftwareMissing: there is no program named ngspice on the path; install it: `apt-get"
     )
     assert result.output.count("\n") == 1
 

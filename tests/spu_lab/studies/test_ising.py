@@ -101,5 +101,5 @@ def test_without_netket_the_command_says_what_to_install(tmp_path: Path, monkeyp
     result = tngd("reproduce", "ising", "--out", str(tmp_path / "ising"))
     assert result.exit_code == 1
     assert words(result.stderr).strip() == (
-        "NetKetMissing: the experiment ising needs NetKet; pip install 'tngd-spu[netket]'"
+        "SoftwareMissing: the experiment ising needs NetKet; install it: pip install 'tngd-spu[netket]'"
     )
