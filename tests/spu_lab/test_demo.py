@@ -2,8 +2,7 @@
 
 import pytest
 
-from spu_lab.commands.demo import TUNED, standing
-from spu_lab.experiments.first_light import GRIDS
+from spu_lab.commands.demo import standing
 from spu_lab.training.loop import Evaluation, Run
 from spu_lab.training.settings import Settings
 
@@ -22,11 +21,3 @@ def ended(loss: float, accuracy: float) -> Run:
 )
 def test_whoever_is_ahead_is_named(tngd: tuple[float, float], adam: tuple[float, float], said: str) -> None:
     assert standing({"TNGD": ended(*tngd), "Adam": ended(*adam)}).startswith(said)
-
-
-def test_the_learning_rates_of_the_demonstration_lie_inside_the_grids_that_chose_them() -> None:
-    assert len(GRIDS["tngd"]) == len(GRIDS["adam"])
-    for name, rate in TUNED.items():
-        grid = GRIDS[name]  # type: ignore[index]
-        assert min(grid) < rate < max(grid)
-        assert rate in grid

@@ -1,0 +1,18 @@
+"""One colour for each method, in the pictures of all studies."""
+
+from __future__ import annotations
+
+METHOD_COLOURS = {
+    "TNGD": "#0072b2",
+    "Adam": "#d55e00",
+    "SGD": "#e69f00",
+    "NGD": "#009e73",
+    "NGD-CG": "#56b4e9",
+    "NGD-Woodbury": "#cc79a7",
+    "K-FAC": "#7a5195",
+    "TNGD-Adam": "#003f5c",
+    "TNGD, SPRING": "#4c9be8",
+    "L-BFGS": "#8c6d31",
+    "SSBroyden": "#111827",
+}
+"""Colour by the label of a method."""
