@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 from spu_lab.studies.classification import Evaluated
 from spu_lab.studies.colours import METHOD_COLOURS
 from spu_lab.studies.contest import TARGETS, Contest, Entrant
-from spu_lab.training.report import INK, MUTED, PlainTicks, averaging_window, dress, median_and_range, moving_average
+from spu_lab.training.report import INK, MUTED, PAPER_WINDOW, PlainTicks, dress, median_and_range, moving_average
 
 
 def contest_figure(
@@ -29,7 +29,7 @@ def contest_figure(
     """
     rows = 1 + len(contests)
     figure = Figure(figsize=(13.0, 2.0 + 3.3 * rows), dpi=110, layout="constrained", facecolor="white")
-    figure.suptitle(f"{title}\n\n", x=0.012, ha="left", fontsize=14, fontweight="bold", color=INK)
+    figure.suptitle(f"{title}\n\n\n", x=0.012, ha="left", fontsize=14, fontweight="bold", color=INK)
     grid = figure.subplots(rows, 3, squeeze=False)
     _draw_paper(grid[0], paper)
     for axes, (contest, entrants) in zip(grid[1:], contests.items(), strict=True):
@@ -37,7 +37,7 @@ def contest_figure(
     handles = {line.get_label(): line for axes in grid[1:, 0] for line in axes.lines if line.get_label()[0] != "_"}
     below_title = (0.0, 1.0 - 0.36 / figure.get_figheight())
     figure.legend(
-        handles.values(), handles.keys(), loc="upper left", bbox_to_anchor=below_title, ncols=8, frameon=False
+        handles.values(), handles.keys(), loc="upper left", bbox_to_anchor=below_title, ncols=5, frameon=False
     )
     figure.supxlabel(textwrap.fill(caption, width=185), x=0.012, ha="left", fontsize=8.5, color=MUTED)
     return figure
@@ -45,7 +45,7 @@ def contest_figure(
 
 def _draw_paper(grid: Sequence[Axes], entrants: Sequence[Entrant]) -> None:
     by_step, by_time, accuracy = grid
-    window = averaging_window(len(entrants[0].runs[0].losses))
+    window = min(PAPER_WINDOW, len(entrants[0].runs[0].losses))
     for entrant in entrants:
         losses = np.array([moving_average(np.array(run.losses), window) for run in entrant.runs])
         steps, colour = np.arange(1, losses.shape[1] + 1), METHOD_COLOURS[entrant.label]
@@ -79,9 +79,9 @@ def _mean_and_deviation(axes: Axes, x: np.ndarray, values: np.ndarray, colour: s
 
 def _draw_contest(grid: Sequence[Axes], contest: Contest, entrants: Sequence[Entrant]) -> None:
     clocks: Sequence[tuple[str, str, Callable[[Entrant, Evaluated], float]]] = (
-        ("iteration", "test error", lambda entrant, at: at.step),
-        ("modelled time, s", "the same by modelled time", lambda entrant, at: at.step * entrant.cost.seconds),
-        ("measured time, s", "the same by measured time", lambda entrant, at: at.seconds),
+        ("iteration", "test error by iterations", lambda entrant, at: at.step),
+        ("modelled time, s", "by modelled time", lambda entrant, at: at.step * entrant.cost.seconds),
+        ("measured time, s", "by measured time", lambda entrant, at: at.seconds),
     )
     for axes, (abscissa, words, place) in zip(grid, clocks, strict=True):
         for entrant in entrants:
@@ -94,7 +94,7 @@ def _draw_contest(grid: Sequence[Axes], contest: Contest, entrants: Sequence[Ent
             style = "-" if entrant.label == base else "--"
             colour = METHOD_COLOURS[base]
             median_and_range(axes, places, errors, colour=colour, label=entrant.label, linewidth=1.7, linestyle=style)
-            if abscissa.startswith("modelled") and entrant.method.uses_device:
+            if abscissa.startswith("modelled") and entrant.method.uses_device and entrant.label != base:
                 factors = places / entrant.cost.seconds * entrant.cost.seconds_factors
                 axes.plot(factors, np.median(errors, axis=0), color=colour, linewidth=1.2, linestyle=":")
         for target in TARGETS:

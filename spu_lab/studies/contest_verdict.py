@@ -64,8 +64,8 @@ def _judge_cost(arrays: str, tngd: float, adam: float) -> Verdict:
     )
 
 
-def judge_contest(contest: Contest, best: Entrant, adam: Entrant) -> list[Verdict]:
-    """Return how the best variant of TNGD compares with Adam in steps, modelled time and at equal time."""
+def judge_steps(contest: Contest, best: Entrant, adam: Entrant) -> list[Verdict]:
+    """Return how the best variant of TNGD compares with Adam in iterations."""
     verdicts = []
     for target in TARGETS:
         ours, theirs = best.steps_to(target), adam.steps_to(target)
@@ -79,6 +79,12 @@ def judge_contest(contest: Contest, best: Entrant, adam: Entrant) -> list[Verdic
                 None if ours == theirs == math.inf else (ours <= needed if half else ours < needed),
             )
         )
+    return verdicts
+
+
+def judge_time(contest: Contest, best: Entrant, adam: Entrant) -> list[Verdict]:
+    """Return how a variant of TNGD compares with Adam in modelled time, with both kinds of arrays."""
+    verdicts = []
     for arrays, seconds in (
         ("the paper's arrays", best.cost.seconds),
         ("arrays of factors", best.cost.seconds_factors),

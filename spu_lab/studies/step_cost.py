@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -27,7 +27,7 @@ class StepCost:
     """Seconds of a step.
 
     Attributes:
-        host: median of what the host does: gradient, curvature, update, and the solve of a digital method.
+        host: what the host does, see `average_step`: gradient, curvature, update, and the solve of a digital method.
         device: modelled, with the paper's arrays; 0 without a device.
         device_factors: modelled, with arrays of factors.
     """
@@ -82,10 +82,23 @@ def measure_step_cost(
             device_seconds=device_seconds,
         )
 
-    host, modelled = median(run(steps).seconds), [0.0, 0.0]
+    period = int(method.fixed.get("curvature_every", 1))
+    host, modelled = average_step(run(max(steps, 2 * period + 1)).seconds, period), [0.0, 0.0]
     if method.uses_device:
         for number, board in enumerate((BOARD, FACTORS)):
             with open_device(spu, driver="analog", driver_option=board) as device, device.session(ttl=60.0) as session:
-                result = run(2, session, partial(modelled_seconds, device))
-            modelled[number] = result.device_seconds / 2
+                result = run(2 * period, session, partial(modelled_seconds, device))
+            modelled[number] = result.device_seconds / (2 * period)
     return StepCost(host, *modelled)
+
+
+def average_step(seconds: Sequence[float], period: int) -> float:
+    """Return the average time of a step, from medians of the steps with a new curvature and of the others.
+
+    Args:
+        seconds: of each step; the first one, which also checks the curvature, is left out.
+        period: steps from one curvature to the next; more than that are needed.
+    """
+    new = median(seconds[period::period])
+    others = [value for number, value in enumerate(seconds) if number % period]
+    return new if period == 1 else (new + (period - 1) * median(others)) / period

@@ -22,9 +22,9 @@ from spu_lab.studies.classification import ClassifierRun, Evaluated, even_steps,
 from spu_lab.studies.classifier_methods import METHODS, PAPERS, LinearDecay, make_classifier_optimizer
 from spu_lab.studies.contest import Contest, Entrant
 from spu_lab.studies.contest_runs import score
-from spu_lab.studies.contest_verdict import judge_contest, judge_equal_time, judge_paper
+from spu_lab.studies.contest_verdict import judge_equal_time, judge_paper, judge_steps, judge_time
 from spu_lab.studies.search import Space, best_of, search
-from spu_lab.studies.step_cost import StepCost, measure_step_cost
+from spu_lab.studies.step_cost import StepCost, average_step, measure_step_cost
 from spu_lab.studies.study import DeviceNotTaken
 from spu_lab.tasks.mnist import standardised
 from spu_lab.tasks.task import Examples, Task
@@ -146,6 +146,11 @@ def test_the_cost_of_a_step_has_the_papers_upload_and_that_of_factors() -> None:
     assert adam.device == adam.device_factors == 0.0
 
 
+def test_a_step_costs_its_part_of_a_curvature_that_several_steps_use() -> None:
+    assert average_step([9.0, 2.0, 3.0, 2.0], 1) == 2.0
+    assert average_step([99.0, 1.0, 1.0, 1.0, 9.0, 1.0, 1.0, 1.0, 9.0], 4) == 3.0
+
+
 def test_steps_and_times_to_an_accuracy_are_medians_over_seeds() -> None:
     runs = [a_run({1: 0.5, 4: 0.91, 9: 0.96}), a_run({1: 0.5, 6: 0.92, 9: 0.94}), a_run({2: 0.9, 9: 0.95}, seconds=2.0)]
     entrant = an_entrant("TNGD", *runs)
@@ -160,7 +165,7 @@ def test_verdicts_compare_steps_modelled_time_and_accuracy_at_equal_time() -> No
     contest = Contest(64, 0, 100)
     adam = an_entrant("Adam", a_run({20: 0.9, 50: 0.95, 100: 0.96}))
     best = an_entrant("TNGD", a_run({10: 0.9, 30: 0.95, 80: 0.97, 100: 0.98}), cost=StepCost(1.5, 1.0, 0.1))
-    outcomes = [verdict.holds for verdict in judge_contest(contest, best, adam)]
+    outcomes = [verdict.holds for verdict in (*judge_steps(contest, best, adam), *judge_time(contest, best, adam))]
     # half of 20; not of 50; 97 % alone; times of 2.5 s and 1.6 s a step against 1 s
     assert outcomes == [True, False, True, False, True]
     longer = an_entrant("Adam", a_run({20: 0.9, 150: 0.975, 400: 0.99}))
@@ -184,6 +189,7 @@ def test_both_parts_go_through_a_device_and_write_their_results(tmp_path: Path) 
         large=(Contest(50, 0, 6, 50_000),),
         seeds=(0, 1),
         stretch=2,
+        every=3,
         cost_steps=2,
     )
     reproduce(plan, tmp_path, "inproc:", quiet(), make_thirds())
@@ -195,13 +201,13 @@ def test_both_parts_go_through_a_device_and_write_their_results(tmp_path: Path) 
     }
     assert [entrant["method"] for entrant in content["paper"]] == ["Adam", "TNGD"]
     assert {title: [e["method"] for e in entrants] for title, entrants in content["contests"].items()} == {
-        "b = 50": ["Adam", "Adam, 2 × the steps", "TNGD, SPRING"],
-        "b = 50, 50,000 images": ["Adam", "TNGD, SPRING"],
+        title: ["Adam", "Adam, 2 × the steps", "TNGD, SPRING", "TNGD, SPRING, F every 3 steps"]
+        for title in ("b = 50", "b = 50, 50,000 images")
     }
-    assert len(content["verdicts"]) == 5 + 2 * 8
+    assert len(content["verdicts"]) == 5 + 2 * (3 + 2 + 2 + 3)
     rows = list(csv.DictReader((tmp_path / "mnist.csv").read_text().splitlines()))
     assert {row["run"] for row in rows} == {"0", "1"}
-    assert (tmp_path / "mnist.md").read_text().count("| b = 50") == 5
+    assert (tmp_path / "mnist.md").read_text().count("| b = 50") == 8
     assert (tmp_path / "mnist.png").stat().st_size > 50_000
 
 
