@@ -61,10 +61,10 @@ class Plan:
 
 MINIATURE = Plan(
     seeds=(0,),
-    paper_steps=40,
+    paper_steps=30,
     rounds=2,
     trials=1,
-    contests=(Contest(64, 15, 30),),
+    contests=(Contest(64, 10, 20),),
     large=(),
     methods=[method for method in METHODS if method.label in ("Adam", "TNGD, SPRING")],
     cost_steps=5,

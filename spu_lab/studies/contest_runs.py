@@ -111,7 +111,7 @@ class Workshop:
             }
             for each in candidates
         }
-        work = partial(measure_step_cost, partial(self.load, 10_000, True), self.spu)
+        work = partial(measure_step_cost, partial(self.load, 10_000, True))
         costs = work_off(work, asked, self.out, self.console, kind=StepCost, at_once=1)
         return [
             Entrant(

@@ -54,13 +54,12 @@ def modelled_seconds(spu: Spu) -> float:
 
 
 def measure_step_cost(
-    load: Callable[[], Task], spu: str | None, method: Method, values: Mapping[str, float], batch_size: int, steps: int
+    load: Callable[[], Task], method: Method, values: Mapping[str, float], batch_size: int, steps: int
 ) -> StepCost:
-    """Measure a method's steps at the beginning of a run.
+    """Measure a method's steps at the beginning of a run, on a device in this process, of which the model is asked.
 
     Args:
         load: returns data, network and loss.
-        spu: as of `open_device`.
         method: which.
         values: its hyperparameters that were searched.
         batch_size: examples of a step.
@@ -86,7 +85,10 @@ def measure_step_cost(
     host, modelled = average_step(run(max(steps, 2 * period + 1)).seconds, period), [0.0, 0.0]
     if method.uses_device:
         for number, board in enumerate((BOARD, FACTORS)):
-            with open_device(spu, driver="analog", driver_option=board) as device, device.session(ttl=60.0) as session:
+            with (
+                open_device("inproc:", driver="analog", driver_option=board) as device,
+                device.session(ttl=60.0) as session,
+            ):
                 result = run(2 * period, session, partial(modelled_seconds, device))
             modelled[number] = result.device_seconds / (2 * period)
     return StepCost(host, *modelled)

@@ -135,14 +135,14 @@ def test_a_search_begins_with_the_first_values_gives_each_space_as_many_trials_a
 
 def test_the_cost_of_a_step_has_the_papers_upload_and_that_of_factors() -> None:
     load, paper = make_thirds(), {method.label: method for method in PAPERS}
-    cost = measure_step_cost(lambda: load(150, True), "inproc:", paper["TNGD"], {}, 50, 3)
+    cost = measure_step_cost(lambda: load(150, True), paper["TNGD"], {}, 50, 3)
     rows, cells, bit = 50 * 2, 12 * 8 + 8 + 8 * 3 + 3, 16 / 50e9
     # drive and J, H, Jᵀ by element; a conversion of 1 µs each way; 50 τ of 1 µs; the reading
     expected = (cells + rows * (rows + 2 * cells)) * bit + 2e-6 + 50e-6 + cells * bit
     assert cost.device == pytest.approx(expected, rel=1e-6)
     assert 52e-6 < cost.device_factors < cost.device
     assert cost.host > 0.0
-    adam = measure_step_cost(lambda: load(150, True), "inproc:", paper["Adam"], {}, 50, 3)
+    adam = measure_step_cost(lambda: load(150, True), paper["Adam"], {}, 50, 3)
     assert adam.device == adam.device_factors == 0.0
 
 
