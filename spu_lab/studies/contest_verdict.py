@@ -95,7 +95,7 @@ def judge_time(contest: Contest, best: Entrant, adam: Entrant) -> list[Verdict]:
                 f"{contest.title}: {best.label} takes less modelled time than tuned Adam to all of 90, 95 and 97 %, "
                 f"with {arrays}",
                 f"{_join(ours for ours, _ in pairs)}, Adam {_join(theirs for _, theirs in pairs)}.",
-                all(ours < theirs for ours, theirs in pairs),
+                all(ours < theirs for ours, theirs in pairs) if min(min(pair) for pair in pairs) < math.inf else None,
             )
         )
     return verdicts

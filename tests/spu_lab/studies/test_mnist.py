@@ -168,6 +168,8 @@ def test_verdicts_compare_steps_modelled_time_and_accuracy_at_equal_time() -> No
     outcomes = [verdict.holds for verdict in (*judge_steps(contest, best, adam), *judge_time(contest, best, adam))]
     # half of 20; not of 50; 97 % alone; times of 2.5 s and 1.6 s a step against 1 s
     assert outcomes == [True, False, True, False, True]
+    slow = an_entrant("TNGD", a_run({100: 0.5}))
+    assert {verdict.holds for verdict in judge_time(contest, slow, slow)} == {None}
     longer = an_entrant("Adam", a_run({20: 0.9, 150: 0.975, 400: 0.99}))
     paper, factors, measured = judge_equal_time(contest, best, [adam, longer])
     assert (paper.holds, factors.holds, measured.holds) == (True, True, True)
