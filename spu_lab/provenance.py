@@ -24,6 +24,7 @@ COMPARED = (
     "curvlinops-for-pytorch",
     "netket",
     "optax",
+    "optuna",
     "transformers",
     "peft",
 )

@@ -334,7 +334,7 @@ EXAMPLES: dict[str, Callable[[], object]] = {
     "SessionRequired": lambda: sessions("required"),
     "StaleSession": lambda: sessions("stale"),
     "TooManyParameters": lambda: NGD(nn.Linear(200, 200), nn.MSELoss(), lr=0.1, damping=0.1, solver=solve_dense),
-    "UnknownName": lambda: catalogue.find("spu_lab.experiments", "first-ligth"),
+    "UnknownName": lambda: catalogue.find("spu_lab.experiments", "mnits"),
     "UnknownRole": header,
     "UnreadableRecord": lambda: load(NOWHERE),
     "Unsupported": call(lambda session: session.save_state(), driver="analog"),

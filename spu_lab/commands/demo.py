@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 TUNED = {"tngd": 0.03, "adam": 0.01}
-"""Learning rates with the lowest validation loss of a grid of four for each, over three seeds: `tngd reproduce
-first-light` reproduces the choice."""
+"""Learning rates with the lowest validation loss of a grid of four for each, over three seeds."""
 
 EVALUATE_EVERY = 39
 """Iterations between evaluations: a quarter of an epoch."""

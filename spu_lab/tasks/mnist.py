@@ -90,6 +90,11 @@ def unit_interval(pixels: Tensor) -> Tensor:
     return pixels.float() / 256
 
 
+def standardised(pixels: Tensor) -> Tensor:
+    """Bytes as float32 of mean 0 and standard deviation 1 over all training pixels."""
+    return (unit_interval(pixels) - 0.1304) / 0.3073
+
+
 def digits() -> tuple[Bytes, Bytes]:
     """All pixels (70000, 28, 28) and labels (70000,), out of the cache, else from the first source that gives them.
 

@@ -95,7 +95,7 @@ def test_errors_of_the_device_come_with_a_next_step() -> None:
 
 
 def test_experiments_and_benchmarks_are_found_by_name() -> None:
-    assert "first-light: " in tngd("reproduce", "list").output
+    assert "mnist: " in tngd("reproduce", "list").output
     assert "step" in tngd("bench", "list").output.split()
     for command in ("reproduce", "bench"):
         result = tngd(command, "no-such-thing")

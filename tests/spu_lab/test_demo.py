@@ -7,8 +7,7 @@ import pytest
 from rich.console import Console
 
 from host_client import connect
-from spu_lab.commands.demo import CELLS, TUNED, describe_errors, standing
-from spu_lab.experiments.first_light import GRIDS
+from spu_lab.commands.demo import CELLS, describe_errors, standing
 from spu_lab.studies.descent import Descent, Point
 from spu_lab.studies.front_page import front_page
 from spu_lab.studies.side_by_side import Solved, exact_values, solve_side_by_side
@@ -30,14 +29,6 @@ def ended(loss: float, accuracy: float) -> Run:
 )
 def test_whoever_is_ahead_is_named(tngd: tuple[float, float], adam: tuple[float, float], said: str) -> None:
     assert standing({"TNGD": ended(*tngd), "Adam": ended(*adam)}).startswith(said)
-
-
-def test_the_learning_rates_of_the_demonstration_lie_inside_the_grids_that_chose_them() -> None:
-    assert len(GRIDS["tngd"]) == len(GRIDS["adam"])
-    for name, rate in TUNED.items():
-        grid = GRIDS[name]  # type: ignore[index]
-        assert min(grid) < rate < max(grid)
-        assert rate in grid
 
 
 def solved(method: str, *errors: float) -> Solved:

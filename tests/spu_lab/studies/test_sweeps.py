@@ -20,7 +20,7 @@ from torch import nn
 from host_client.curvature import Capture
 from host_client.curvature.kronecker.capture import KroneckerCapture
 from host_client.embeddings import Block, Kronecker, SampleSpace
-from spu_lab.experiments import embeddings, first_light, noise, precision
+from spu_lab.experiments import embeddings, noise, precision
 from spu_lab.studies.paired import compare
 from spu_lab.studies.study import Results, Study, describe_differences
 from spu_lab.studies.sweeps import Arm, Panel
@@ -77,22 +77,6 @@ def test_noise_is_compared_with_none_by_seed(halves: Task, tmp_path: Path) -> No
     assert content["versions"]["torch"]
     assert content["arms"][-1]["runs"][0]["settings"]["noise"] == 0.1
     assert set(content["panels"][0]["arms"]) == {arm.label for arm in noise.STUDY.panels[0].arms}
-
-
-def test_first_light_reports_the_papers_learning_rates_and_those_best_in_validation(
-    halves: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(first_light, "mnist", lambda: halves)
-    first_light.run(tmp_path, "inproc:", quiet())
-    arms = json.loads((tmp_path / "first-light.json").read_text())["arms"]
-    for name, papers in (("tngd", 0.01), ("adam", 0.001)):
-        mine = [arm for arm in arms if arm["optimizer"] == name]
-        losses = {arm["lr"]: sum(run["results"]["validation_loss"] for run in arm["runs"]) for arm in mine}
-        assert [arm["lr"] for arm in mine if "paper's" in arm["reported_as"]] == [papers]
-        assert [arm["lr"] for arm in mine if "best" in arm["reported_as"]] == [min(losses, key=losses.__getitem__)]
-    assert len((tmp_path / "first-light.csv").read_text().splitlines()) == 1 + 8 * 3 * 2
-    assert (tmp_path / "first-light.md").read_text().count("| best |") == 2
-    assert (tmp_path / "first-light.png").stat().st_size > 10_000
 
 
 def test_precision_compares_devices_with_one_fault_each(halves: Task, tmp_path: Path) -> None:

@@ -1,0 +1,106 @@
+"""Time of a training step without an emulator: what the host does, measured, and the device by its timing model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from typing import Final
+
+from host_client.blocking import Session, Spu
+from spu_lab.studies.classification import ClassifierRun, train_classifier
+from spu_lab.studies.classifier_methods import Method, make_classifier_optimizer
+from spu_lab.studies.devices import open_device
+from spu_lab.tasks.task import Task
+from spu_server.timing import PARTS
+
+BOARD: Final = {"preset": "paper-16-bit"}
+"""The paper's device: 16 bits, 50 Gb/s, τ = 1 µs; and thermal noise of 300 K, which is ours."""
+
+FACTORS: Final = {**BOARD, "timing.arrays": "factors"}
+"""The same with resistors for the elements of structured factors, in place of J, H and Jᵀ element by element."""
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Seconds of a step.
+
+    Attributes:
+        host: what the host does, see `average_step`: gradient, curvature, update, and the solve of a digital method.
+        device: modelled, with the paper's arrays; 0 without a device.
+        device_factors: modelled, with arrays of factors.
+    """
+
+    host: float
+    device: float
+    device_factors: float
+
+    @property
+    def seconds(self) -> float:
+        """Host and device, with the paper's arrays; one after the other."""
+        return self.host + self.device
+
+    @property
+    def seconds_factors(self) -> float:
+        """Host and device, with arrays of factors."""
+        return self.host + self.device_factors
+
+
+def modelled_seconds(spu: Spu) -> float:
+    """Return the modelled time of all that has been asked of a device, s."""
+    report = spu.report()
+    return sum(report[part] for part in PARTS)
+
+
+def measure_step_cost(
+    load: Callable[[], Task], method: Method, values: Mapping[str, float], batch_size: int, steps: int
+) -> StepCost:
+    """Measure a method's steps at the beginning of a run, on a device in this process, of which the model is asked.
+
+    Args:
+        load: returns data, network and loss.
+        method: which.
+        values: its hyperparameters that were searched.
+        batch_size: examples of a step.
+        steps: steps of the host.
+    """
+    task = load()
+
+    def run(count: int, session: Session | None = None, device_seconds: Callable[[], float] = float) -> ClassifierRun:
+        model = task.build(0)
+        return train_classifier(
+            task,
+            model,
+            make_classifier_optimizer(method, values, model, task.criterion, session=session),
+            batch_size=batch_size,
+            seed=0,
+            steps=count,
+            evaluate_at=(),
+            split="validation",
+            device_seconds=device_seconds,
+        )
+
+    period = int(method.fixed.get("curvature_every", 1))
+    host, modelled = average_step(run(max(steps, 2 * period + 1)).seconds, period), [0.0, 0.0]
+    if method.uses_device:
+        for number, board in enumerate((BOARD, FACTORS)):
+            with (
+                open_device("inproc:", driver="analog", driver_option=board) as device,
+                device.session(ttl=60.0) as session,
+            ):
+                result = run(2 * period, session, partial(modelled_seconds, device))
+            modelled[number] = result.device_seconds / (2 * period)
+    return StepCost(host, *modelled)
+
+
+def average_step(seconds: Sequence[float], period: int) -> float:
+    """Return the average time of a step, from medians of the steps with a new curvature and of the others.
+
+    Args:
+        seconds: of each step; the first one, which also checks the curvature, is left out.
+        period: steps from one curvature to the next; more than that are needed.
+    """
+    new = median(seconds[period::period])
+    others = [value for number, value in enumerate(seconds) if number % period]
+    return new if period == 1 else (new + (period - 1) * median(others)) / period
