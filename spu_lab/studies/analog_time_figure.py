@@ -10,12 +10,13 @@ from typing import Protocol
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from spu_lab.studies.colours import METHOD_COLOURS
 from spu_lab.studies.panels import LEGEND, REFERENCE
 from spu_lab.studies.readings_by_time import Curve
 from spu_lab.studies.small_problems import Kind
-from spu_lab.training.report import INK, MUTED, dress, median_and_range, plain_logarithmic
+from spu_lab.training.report import INK, MUTED, PlainTicks, dress, median_and_range, plain_logarithmic
 
 FOUND, BY_DAMPING = "#d55e00", "#6b7280"
 
@@ -77,7 +78,7 @@ def _draw_readings(axes: Axes, kind: Kind, curves: Sequence[Curve]) -> None:
     axes.axvline(found, color=FOUND, linewidth=1.2, label="t found for 10 %")
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_ylim(bottom=1e-3)
+    axes.set_ylim(bottom=3e-4)
     dress(axes, f"{kind.title}: relative error of a reading, in the norm of F + λI")
 
 
@@ -103,5 +104,8 @@ def _draw_training(axes: Axes, kind: Kind, by_time: Mapping[str, Sequence[Ended]
     )
     axes.axhline(min(np.median(scores, axis=0)), color=REFERENCE, linewidth=1.0, linestyle="--", label="best fixed t")
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(PlainTicks())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
     plain_logarithmic(axes)
     dress(axes, f"{kind.title}: {kind.score}")

@@ -54,10 +54,22 @@ def test_found_times_are_compared_with_the_best_fixed_one() -> None:
     fixed = {"5/λ": [Training(2.0, 5.0), Training(4.0, 5.0)], "1/λ": [Training(1.0, 1.0), Training(3.0, 1.0)]}
     near = judge_training(REGRESSION, {AUTO: [Training(2.2, 0.5), Training(2.4, 0.7)], **fixed})
     assert near.holds
-    assert near.outcome == (
-        "2.3 (2.2 to 2.4), with a mean t of 0.6/λ; the best is t = 1/λ with 2 (1 to 3): a ratio of 1.15."
+    # The geometric mean of 2.2/1 and 2.4/3 is √1.76 = 1.33; the interval of two seeds is wide.
+    assert near.outcome.startswith(
+        "2.3 (2.2 to 2.4) with a mean t of 0.6/λ, and 2 (1 to 3) with t = 1/λ: a ratio of 1.15, by seed 1.33 (0.00"
     )
-    assert not judge_training(REGRESSION, {AUTO: [Training(3.0, 0.5)], **fixed}).holds
+
+
+def test_a_worse_score_is_a_difference_only_where_seeds_agree_on_it() -> None:
+    fixed = {"1/λ": [Training(score, 1.0) for score in (1.0, 1.1, 0.9, 1.0)]}
+
+    def judged(*scores: float) -> bool | None:
+        return judge_training(REGRESSION, {AUTO: [Training(score, 1.0) for score in scores], **fixed}).holds
+
+    assert judged(1.5, 1.6, 1.4, 1.5) is False
+    assert judged(1.7, 0.2, 0.3, 9.0) is True  # the median is 1.0
+    assert judged(1.7, 0.4, 0.9, 9.0) is None
+    assert judged(math.inf, math.inf, math.inf, 1.0) is False
 
 
 def test_readings_of_a_network_in_training_keep_their_bounds() -> None:
