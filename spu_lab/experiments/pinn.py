@@ -180,7 +180,8 @@ def _report(
         f"Median, and min to max, over {over}. TNGD: through a device with a stepped clock, whose "
         "modelled time is added to the wall time of host and emulator. 16 bits: drive, resistors and readings, "
         f"κ₀ = {NOISE:g}, each reading refined up to {REFINEMENTS} times. Adam: the best of "
-        f"{len(content['rates'])} learning rates on seed {seeds[0]}, cosine decay."
+        f"{len(content['rates'])} learning rates on seed {seeds[0]}, cosine decay. SSBroyden: self-scaled "
+        "quasi-Newton with a dense inverse Hessian."
     )
     picture = descent_figure(rows, title="Physics-informed networks", caption=caption)
     save_whole(picture, out / "pinn.png")

@@ -79,7 +79,7 @@ def _draw_readings(axes: Axes, kind: Kind, curves: Sequence[Curve]) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_ylim(bottom=3e-4)
-    dress(axes, f"{kind.title}: relative error of a reading, in the norm of F + λI")
+    dress(axes, f"{kind.title}: relative error of a reading, norm of F + λI")
 
 
 def _draw_training(axes: Axes, kind: Kind, by_time: Mapping[str, Sequence[Ended]]) -> None:
