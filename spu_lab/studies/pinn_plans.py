@@ -118,7 +118,7 @@ PLANS = (
 - 16 bits: the smallest λ, of powers of 10, with which corrections still lower the residual. With 1e-6 and t = 3e5 τ
   Poisson 2D learns nothing in 60 steps.
 - SSBroyden has no setting to tune. With seed 0 it comes to 1e-4 after some 500 steps on the first two equations and
-  1,100 on the third, and to 2e-6, 1e-6 and 2e-5 at the end; BFGS, without its scaling, to 3e-5 on Poisson 2D.
+  1,100 on the third, and to 3e-6, 1e-6 and 2e-5 at the end; BFGS, without its scaling, to 3e-5 on Poisson 2D.
 """
 
 MINIATURE = replace(PLANS[1], target=1e-2, limit=40, steps=40, adam_steps=1_000, lbfgs_steps=200, broyden_steps=300)
