@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,125 +23,33 @@ from spu_lab.result_folder import write_json
 from spu_lab.studies.descent import Descent, descend
 from spu_lab.studies.descent_figure import descent_figure
 from spu_lab.studies.descent_report import summary, write_points
-from spu_lab.studies.descent_verdict import COLUMNS, judge_error, judge_likeness, judge_speed, row
+from spu_lab.studies.descent_verdict import COLUMNS, judge_end, judge_error, judge_likeness, judge_speed, row
 from spu_lab.studies.devices import open_device
 from spu_lab.studies.jobs import work_off
-from spu_lab.studies.pinn_methods import Growth, by_adam, by_device, by_lbfgs, by_solver
+from spu_lab.studies.pinn_methods import by_adam, by_broyden, by_device, by_lbfgs, by_solver
+from spu_lab.studies.pinn_plans import (
+    ADAM,
+    BOARD,
+    BROYDEN,
+    DIGITAL,
+    LBFGS,
+    LIKENESS,
+    MINIATURE,
+    NOISE,
+    PLANS,
+    RATES,
+    REFINEMENTS,
+    SEEDS,
+    SIXTEEN,
+    TNGD,
+    Plan,
+)
 from spu_lab.studies.refinement import RefinedReadings
 from spu_lab.studies.study import DeviceNotTaken
 from spu_lab.studies.verdicts import Verdict, to_json, write_table
-from spu_lab.tasks.pinn import HEAT, POISSON_2D, POISSON_5D, Equation, Problem
+from spu_lab.tasks.pinn import Problem
 from spu_lab.training.report import save_whole
 from spu_server.timing import PARTS
-
-SEEDS = (0, 1, 2, 3, 4)
-
-RATES = (0.003, 0.01, 0.03, 0.1)
-"""Learning rates of Adam that are tried on the first seed; the one with the lowest error is taken for all."""
-
-BOARD = {"preset": "paper-16-bit", "thermal.temperature": "0", "rails.headroom": "1e6"}
-"""The 16-bit device: drive, resistors and readings in 16 bits. Its noise is κ₀ alone. The headroom is that of the
-refinement: a residual lies in directions of small curvature, where a solution is up to 1/λ times the drive."""
-
-NOISE = 1e-8
-"""κ₀ of the 16-bit device, for drives whose largest value is 1."""
-
-REFINEMENTS = 2
-"""Corrections of each reading of the 16-bit device. Without any it learns nothing with the λ of `PLANS`: the rounding
-of the drive, 2⁻¹⁶, is amplified by 1/λ."""
-
-LIKENESS = 3.0
-"""Factor within which the error of the 16-bit device is to be that of the exact one."""
-
-TNGD, SIXTEEN, DIGITAL, ADAM, LBFGS = "TNGD", "TNGD, 16 bits", "NGD, digital", "Adam", "L-BFGS"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How an equation is solved.
-
-    Attributes:
-        equation: what is solved.
-        target: relative L2 error to reach.
-        limit: steps to reach it in.
-        damping: λ on the exact device. 1/t acts as damping as well; a λ below 1/t leaves it to t.
-        analog_time: t there, in τ. It is short at first, where long ones gain little, so that device time is saved.
-        coarse_damping: λ on the 16-bit device.
-        coarse_time: t there, of each reading.
-        digital_damping: λ of the digital natural gradient.
-        steps: of the three.
-        adam_steps: of Adam.
-        lbfgs_steps: iterations of L-BFGS.
-    """
-
-    equation: Equation
-    target: float
-    limit: int
-    damping: float
-    analog_time: Growth
-    coarse_damping: float
-    coarse_time: float
-    digital_damping: float
-    steps: int
-    adam_steps: int
-    lbfgs_steps: int
-
-
-PLANS = (
-    Plan(
-        HEAT,
-        target=1e-4,
-        limit=300,
-        damping=1e-7,
-        analog_time=Growth(3e5, 3e6, 150),
-        coarse_damping=1e-6,
-        coarse_time=3e5,
-        digital_damping=1e-8,
-        steps=300,
-        adam_steps=10_000,
-        lbfgs_steps=3_000,
-    ),
-    Plan(
-        POISSON_2D,
-        target=1e-4,
-        limit=200,
-        damping=1e-6,
-        analog_time=Growth(1e5, 3e5, 50),
-        coarse_damping=1e-5,
-        coarse_time=1e5,
-        digital_damping=1e-7,
-        steps=200,
-        adam_steps=10_000,
-        lbfgs_steps=3_000,
-    ),
-    Plan(
-        POISSON_5D,
-        target=1e-3,
-        limit=300,
-        damping=1e-5,
-        analog_time=Growth(1e4, 1e5, 30),
-        coarse_damping=1e-5,
-        coarse_time=1e5,
-        digital_damping=1e-5,
-        steps=150,
-        adam_steps=5_000,
-        lbfgs_steps=2_000,
-    ),
-)
-"""Chosen by single runs of up to 300 steps with seed 0, some with seeds 1 and 2.
-
-- Damping: with λ = 1e-5 and 1e-6 Poisson 2D comes to 3.2e-5 and 1.1e-5 in 200 digital steps, and Heat to 3.7e-4 and
-  7.3e-5. Heat needs 1e-7 (2.2e-5), and t of some 1e6 τ. A λ that falls from 1e-4 or 1e-5 in the first 50 steps does
-  worse: 1.7e-4 on Poisson 2D after 100, 1.5e-3 on Heat after 150.
-- Analog time: one that grows reaches 1e-2 after as many steps, in a fraction of the device time. If it begins too
-  short, some seeds end worse: Poisson 2D, seed 1, is at 1.9e-4 after 200 steps from 1e4 τ, and at 1.0e-5 after 100
-  from 1e5 τ.
-- 16 bits: the smallest λ, of powers of 10, with which corrections still lower the residual. With 1e-6 and t = 3e5 τ
-  Poisson 2D learns nothing in 60 steps.
-"""
-
-MINIATURE = replace(PLANS[1], target=1e-2, limit=40, steps=40, adam_steps=1_000, lbfgs_steps=200)
-"""What ``--quick`` runs with one seed and one learning rate: Poisson 2D, in less than a minute."""
 
 
 def run(out: Path, spu: str | None, console: Console, *, quick: bool = False) -> None:
@@ -185,7 +93,7 @@ def _descents(
         }
         return list(work_off(partial(_solve, works, spu), asked, out, console, kind=Descent).values())
 
-    methods = [(method, seeds) for method in (TNGD, SIXTEEN, DIGITAL, LBFGS)]
+    methods = [(method, seeds) for method in (TNGD, SIXTEEN, DIGITAL, LBFGS, BROYDEN)]
     methods += [(_adam_at(rate), (first,)) for rate in rates]
     descents = solved((name, method, seed) for name in works for method, those in methods for seed in those)
     best = {}
@@ -231,6 +139,9 @@ def _solve(
         elif method == LBFGS:
             steps, every = plan.lbfgs_steps, 10
             stepper = by_lbfgs(task, network)
+        elif method == BROYDEN:
+            steps, every = plan.broyden_steps, 10
+            stepper = by_broyden(task, network)
         else:
             steps, every = plan.adam_steps, 50
             stepper = by_adam(task, network, rate=float(method.rpartition(" ")[2]), steps=steps)
@@ -256,7 +167,7 @@ def _report(
     rows: dict[str, dict[str, list[Descent]]] = {
         plan.equation.title: {
             method: [d for d in descents if (d.method, d.problem) == (method, plan.equation.name)]
-            for method in (TNGD, SIXTEEN, DIGITAL, ADAM, LBFGS)
+            for method in (TNGD, SIXTEEN, DIGITAL, ADAM, LBFGS, BROYDEN)
         }
         for plan in plans
     }
@@ -269,7 +180,8 @@ def _report(
         f"Median, and min to max, over {over}. TNGD: through a device with a stepped clock, whose "
         "modelled time is added to the wall time of host and emulator. 16 bits: drive, resistors and readings, "
         f"κ₀ = {NOISE:g}, each reading refined up to {REFINEMENTS} times. Adam: the best of "
-        f"{len(content['rates'])} learning rates on seed {seeds[0]}, cosine decay."
+        f"{len(content['rates'])} learning rates on seed {seeds[0]}, cosine decay. SSBroyden: self-scaled "
+        "quasi-Newton with a dense inverse Hessian."
     )
     picture = descent_figure(rows, title="Physics-informed networks", caption=caption)
     save_whole(picture, out / "pinn.png")
@@ -292,6 +204,8 @@ def _judge(plan: Plan, runs: Mapping[str, Sequence[Descent]]) -> list[Verdict]:
     return [
         judge_error(title, runs[TNGD], plan.target, plan.limit),
         *judge_speed(title, runs[TNGD], runs[ADAM]),
+        *judge_speed(title, runs[TNGD], runs[BROYDEN], plan.target),
+        judge_end(title, runs[TNGD], runs[BROYDEN]),
         judge_likeness(title, runs[SIXTEEN], runs[TNGD], LIKENESS, plan.limit),
     ]
 

@@ -33,27 +33,45 @@ def judge_error(title: str, descents: Sequence[Descent], target: float, limit: i
     )
 
 
-def judge_speed(title: str, descents: Sequence[Descent], baselines: Sequence[Descent]) -> list[Verdict]:
-    """Judge, seed by seed, the steps and the time to the lowest error that a baseline comes to."""
+def judge_speed(
+    title: str, descents: Sequence[Descent], baselines: Sequence[Descent], error: float | None = None
+) -> list[Verdict]:
+    """Judge, seed by seed, the steps and the time to an error; None: to the lowest one that a baseline comes to."""
     method, baseline = descents[0].method, baselines[0].method
-    ends = [other.best for other in baselines]
-    reached = [mine.first_below(end.error) for mine, end in zip(descents, ends, strict=True)]
-    to = f"To {baseline}'s error of {median(end.error for end in ends):.1e}"
+    ends = [other.best if error is None else other.first_below(error) for other in baselines]
+    targets = [other.best.error if error is None else error for other in baselines]
+    reached = [mine.first_below(target) for mine, target in zip(descents, targets, strict=True)]
+    goal = f"the lowest error of {baseline}" if error is None else f"an error of {error:g}"
+    to = f"To {baseline}'s error of {median(targets):.1e}" if error is None else f"To {error:g}"
     verdicts = []
     for bound, factor, value, form in (
-        ("at most a tenth of the steps", 0.1, _steps, "{:,.0f} steps"),
-        ("less time", 1.0, _time, "{:.2g} s"),
+        ("a tenth of the steps", 0.1, _steps, "{:,.0f} steps"),
+        ("the time", 1.0, _time, "{:.2g} s"),
     ):
-        mine, theirs = _median(reached, value), _median(ends, value)
-        spent = "it does not come" if mine == math.inf else form.format(mine)
+        mine, theirs = (
+            "it does not come" if m == math.inf else form.format(m)
+            for m in (_median(reached, value), _median(ends, value))
+        )
         verdicts.append(
             Verdict(
-                f"{title}: {method} comes to the lowest error of {baseline} in {bound}",
-                f"{to}: {spent}, of {baseline} {form.format(theirs)} (medians by seed).",
+                f"{title}: {method} comes to {goal} in at most {bound} of {baseline}",
+                f"{to}: {mine}, of {baseline} {theirs} (medians by seed).",
                 median(_ratio(point, end, value) for point, end in zip(reached, ends, strict=True)) <= factor,
             )
         )
     return verdicts
+
+
+def judge_end(title: str, descents: Sequence[Descent], baselines: Sequence[Descent]) -> Verdict:
+    """Judge whether the median over seeds of the lowest error is at most a baseline's, each with all its steps."""
+    mine, theirs = ([descent.best.error for descent in those] for those in (descents, baselines))
+    method, baseline = descents[0].method, baselines[0].method
+    steps, baseline_steps = descents[0].points[-1].step, baselines[0].points[-1].step
+    return Verdict(
+        f"{title}: {method} comes at least as low as {baseline}",
+        f"Lowest error: {_spread(mine)} in {steps:,} steps; {baseline} {_spread(theirs)} in {baseline_steps:,}.",
+        median(mine) <= median(theirs),
+    )
 
 
 def judge_likeness(
@@ -74,8 +92,11 @@ def _median(points: Sequence[Point | None], value: Callable[[Point], float]) -> 
     return median(math.inf if point is None else value(point) for point in points)
 
 
-def _ratio(point: Point | None, end: Point, value: Callable[[Point], float]) -> float:
-    return math.inf if point is None else value(point) / value(end)
+def _ratio(point: Point | None, end: Point | None, value: Callable[[Point], float]) -> float:
+    """Return the ratio of a value; infinite where there is no point, else 0 where the baseline has none."""
+    if point is None:
+        return math.inf
+    return 0.0 if end is None else value(point) / value(end)
 
 
 def _reached(points: Sequence[Point | None]) -> str:

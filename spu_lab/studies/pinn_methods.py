@@ -8,10 +8,12 @@ from typing import TypeAlias
 
 import torch
 from torch import nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from host_client.blocking import Session
 from host_client.optimizers import NGD, TNGD, LineSearch
 from host_client.solvers import Solver
+from spu_lab.studies.broyden import SelfScaledBroyden, Vector
 from spu_lab.tasks.pinn import Problem
 
 Stepper: TypeAlias = Callable[[], float]
@@ -92,6 +94,26 @@ def by_lbfgs(problem: Problem, network: nn.Sequential) -> Stepper:
     )
 
     return lambda: float(optimizer.step(_closure(problem, network, optimizer)))
+
+
+def by_broyden(problem: Problem, network: nn.Sequential) -> Stepper:
+    """Self-scaled Broyden with a dense inverse Hessian; see `SelfScaledBroyden`."""
+    parameters = list(network.parameters())
+
+    def function(x: Vector) -> tuple[float, Vector]:
+        vector_to_parameters(torch.from_numpy(x), parameters)
+        loss = problem.loss(network)
+        gradient: Vector = parameters_to_vector(torch.autograd.grad(loss, parameters)).numpy()
+        return loss.item(), gradient
+
+    method = SelfScaledBroyden(function, parameters_to_vector(parameters).detach().numpy().copy())
+
+    def step() -> float:
+        before = method.step()
+        vector_to_parameters(torch.from_numpy(method.x), parameters)
+        return before
+
+    return step
 
 
 def _closure(problem: Problem, network: nn.Sequential, optimizer: torch.optim.Optimizer) -> Callable[[], float]:

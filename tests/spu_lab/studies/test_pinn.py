@@ -23,8 +23,8 @@ from host_client.solvers import solve_dense
 from spu_lab.experiments import pinn
 from spu_lab.studies.descent import Descent, Point, descend
 from spu_lab.studies.descent_figure import descent_figure
-from spu_lab.studies.descent_verdict import judge_error, judge_likeness, judge_speed, row
-from spu_lab.studies.pinn_methods import Growth, by_device, by_lbfgs, by_solver
+from spu_lab.studies.descent_verdict import judge_end, judge_error, judge_likeness, judge_speed, row
+from spu_lab.studies.pinn_methods import Growth, by_broyden, by_device, by_lbfgs, by_solver
 from spu_lab.studies.refinement import RefinedReadings
 from spu_lab.studies.study import DeviceNotTaken
 from spu_lab.tasks.pinn import POISSON_2D, POISSON_5D, Equation, Problem
@@ -140,6 +140,13 @@ def test_lbfgs_lowers_the_loss_step_by_step() -> None:
     assert losses[-1] < 0.1 * losses[0]
 
 
+def test_broyden_trains_the_network_itself() -> None:
+    problem, network = Problem(SMALL, 0), SMALL.build(0)
+    losses = [point.loss for point in descend(problem, network, by_broyden(problem, network), 40)]
+    assert losses == sorted(losses, reverse=True)
+    assert problem.loss(network).item() <= losses[-1] < 0.01 * losses[0]
+
+
 def test_growth_is_geometric_and_ends() -> None:
     assert [Growth(1.0, 100.0, 4)(step) for step in (0, 2, 4, 9)] == pytest.approx([1.0, 10.0, 100.0, 100.0])
 
@@ -179,24 +186,36 @@ def test_claims_are_judged_by_medians_and_hold_or_do_not() -> None:
     never = judge_speed("P", [made("A", [0.1])] * 3, slow)
     assert not any(verdict.holds for verdict in never)
     assert "it does not come, of B 30 steps" in never[0].outcome
+    to_target = judge_speed("P", fast, slow, 1e-2)
+    assert "an error of 0.01 in at most a tenth of the steps of B" in to_target[0].claim
+    assert "To 0.01: 2 steps, of B 20 steps" in to_target[0].outcome
+    assert [verdict.holds for verdict in to_target] == [True, True]
+    assert [verdict.holds for verdict in judge_speed("P", fast, slow, 1e-3)] == [True, True]  # B never comes there
+    assert judge_end("P", fast, slow).holds
+    assert not judge_end("P", slow, fast).holds
     assert not judge_likeness("P", slow, fast, 3.0, 30).holds
     assert judge_likeness("P", [made("C", [2e-5])] * 3, fast, 3.0, 3).holds
 
 
 def test_the_picture_has_a_row_a_problem_and_a_colour_a_method() -> None:
-    runs = {"A": [made("A", [0.1, 0.01]), made("A", [0.2, 0.001])], "B": [made("B", [0.5, 0.1], every=10)]}
+    runs = {
+        "TNGD": [made("TNGD", [0.1, 0.01]), made("TNGD", [0.2, 0.001])],
+        "TNGD, 16 bits": [made("TNGD, 16 bits", [0.1, 0.02])],
+        "Adam": [made("Adam", [0.5, 0.1], every=10)],
+    }
     figure = descent_figure({"first": runs, "second": runs}, title="T", caption="C")
     assert len(figure.axes) == 4
     colours = [[line.get_color() for line in axes.lines] for axes in figure.axes]
     assert all(those == colours[0] for those in colours)
     assert len(set(colours[0])) == 2
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["A", "B"]
+    assert [line.get_linestyle() for line in figure.axes[0].lines] == ["-", "--", "-"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(runs)
     assert {axes.get_yscale() for axes in figure.axes} == {"log"}
     assert [axes.get_xlabel() for axes in figure.axes[2:]] == ["steps", "wall time + modelled time of the device, s"]
 
 
 def test_the_miniature_writes_every_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny = replace(pinn.MINIATURE, equation=SMALL, steps=3, adam_steps=60, lbfgs_steps=11)
+    tiny = replace(pinn.MINIATURE, equation=SMALL, steps=3, adam_steps=60, lbfgs_steps=11, broyden_steps=11)
     monkeypatch.setattr(pinn, "MINIATURE", tiny)
     shown = StringIO()
     pinn.run(tmp_path, "inproc:", Console(file=shown, width=120), quick=True)
@@ -207,8 +226,8 @@ def test_the_miniature_writes_every_file(tmp_path: Path, monkeypatch: pytest.Mon
         assert float(of_method[-1]["device_seconds"]) > float(of_method[0]["device_seconds"]) > 0.0
     content = json.loads((tmp_path / "pinn.json").read_text())
     assert content["status"] == "finished"
-    assert {run["method"] for run in content["runs"]} >= {pinn.DIGITAL, pinn.ADAM, pinn.LBFGS}
-    assert len(content["verdicts"]) == 4
+    assert {run["method"] for run in content["runs"]} >= {pinn.DIGITAL, pinn.ADAM, pinn.LBFGS, pinn.BROYDEN}
+    assert len(content["verdicts"]) == 7
     assert content["settings"]["plans"][0]["equation"] == "poisson-2d"
     table = (tmp_path / "pinn.md").read_text()
     assert all(verdict["sentence"] in table for verdict in content["verdicts"])
