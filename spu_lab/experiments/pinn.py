@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from host_client.blocking import Session, Spu
+from host_client.blocking import Session
 from host_client.curvature import CurvatureFallback
 from host_client.solvers import solve_dense
 from spu_lab.provenance import provenance
@@ -24,7 +24,7 @@ from spu_lab.studies.descent import Descent, descend
 from spu_lab.studies.descent_figure import descent_figure
 from spu_lab.studies.descent_report import summary, write_points
 from spu_lab.studies.descent_verdict import COLUMNS, judge_end, judge_error, judge_likeness, judge_speed, row
-from spu_lab.studies.devices import open_device
+from spu_lab.studies.devices import modelled_seconds, open_device
 from spu_lab.studies.jobs import work_off
 from spu_lab.studies.pinn_methods import by_adam, by_broyden, by_device, by_lbfgs, by_solver
 from spu_lab.studies.pinn_plans import (
@@ -49,7 +49,6 @@ from spu_lab.studies.study import DeviceNotTaken
 from spu_lab.studies.verdicts import Verdict, to_json, write_table
 from spu_lab.tasks.pinn import Problem
 from spu_lab.training.report import save_whole
-from spu_server.timing import PARTS
 
 
 def run(out: Path, spu: str | None, console: Console, *, quick: bool = False) -> None:
@@ -123,7 +122,7 @@ def _solve(
         def through(**options: Any) -> tuple[Session, Callable[[], float]]:
             """Return a session on a device, and its modelled time so far."""
             device = stack.enter_context(open_device(spu, **options))
-            return stack.enter_context(device.session(ttl=60.0)), partial(_modelled_seconds, device)
+            return stack.enter_context(device.session(ttl=60.0)), partial(modelled_seconds, device)
 
         steps, every = plan.steps, 1
         modelled: Callable[[], float] = float  # 0.0, without a device
@@ -147,12 +146,6 @@ def _solve(
             stepper = by_adam(task, network, rate=float(method.rpartition(" ")[2]), steps=steps)
         points = descend(task, network, stepper, steps, every=every, device_seconds=modelled)
     return Descent(method, problem, seed, points)
-
-
-def _modelled_seconds(spu: Spu) -> float:
-    """Return the modelled time of all that has been asked of a device, s."""
-    report = spu.report()
-    return sum(report[part] for part in PARTS)
 
 
 def _report(

@@ -17,10 +17,10 @@ from rich.console import Console
 from spu_lab.studies.classification import ClassifierRun, even_steps, train_classifier
 from spu_lab.studies.classifier_methods import Method, make_classifier_optimizer
 from spu_lab.studies.contest import Contest, Entrant
-from spu_lab.studies.devices import open_device
+from spu_lab.studies.devices import modelled_seconds, open_device
 from spu_lab.studies.jobs import work_off
 from spu_lab.studies.search import Space, Trial, Values, search
-from spu_lab.studies.step_cost import BOARD, StepCost, measure_step_cost, modelled_seconds
+from spu_lab.studies.step_cost import BOARD, StepCost, measure_step_cost
 from spu_lab.tasks.task import Task
 from spu_lab.training.loop import Split
 

@@ -32,20 +32,20 @@ def judge_paper(adam: Entrant, tngd: Entrant) -> list[Verdict]:
     ends = [fmean(run.accuracy for run in entrant.runs) for entrant in (tngd, adam)]
     return [
         Verdict(
-            "Fig. 3: TNGD leads early by iterations: the moving average of its training loss is below Adam's",
+            "TNGD leads early by iterations: the moving average of its training loss is below Adam's",
             f"TNGD and Adam: {said}.",
             all(ours < theirs for ours, theirs in losses.values()),
-        ),
+        ).of_paper("Fig. 3: start"),
         Verdict(
-            f"Fig. 3: TNGD leads in test accuracy after {first} steps",
+            f"TNGD leads in test accuracy after {first} steps",
             f"TNGD {early[0]:.2%}, Adam {early[1]:.2%}.",
             early[0] > early[1],
-        ),
+        ).of_paper("Fig. 3: start"),
         Verdict(
-            f"Fig. 3: both end near {END:.0%} test accuracy, within {NEAR:.0%}",
+            f"Both end near {END:.0%} test accuracy, within {NEAR:.0%}",
             f"TNGD {ends[0]:.2%}, Adam {ends[1]:.2%} after {len(tngd.runs[0].losses)} steps.",
             all(abs(end - END) <= NEAR for end in ends),
-        ),
+        ).of_paper("Fig. 3: end"),
         _judge_cost("the paper's arrays", tngd.cost.seconds, adam.cost.host),
         _judge_cost("arrays of factors", tngd.cost.seconds_factors, adam.cost.host),
     ]
@@ -61,7 +61,7 @@ def _judge_cost(arrays: str, tngd: float, adam: float) -> Verdict:
         f"An iteration of TNGD takes about 2 × Adam's, modelled with {arrays}",
         f"{1e3 * tngd:.1f} ms and {1e3 * adam:.1f} ms: {tngd / adam:.1f} ×.",
         low <= tngd / adam <= high,
-    )
+    ).of_paper("Fig. 3: runtime")
 
 
 def judge_steps(contest: Contest, best: Entrant, adam: Entrant) -> list[Verdict]:
@@ -116,6 +116,6 @@ def judge_equal_time(contest: Contest, best: Entrant, adams: Sequence[Entrant]) 
                 f"{contest.title}: {best.label} ends more accurate than tuned Adam in the same {words}",
                 f"{best.final:.2%} and {theirs:.2%} within {budget:.3g} s; Adam has the better of its two run lengths.",
                 best.final > theirs,
-            )
+            ).of_paper("abstract: classification")
         )
     return verdicts

@@ -9,6 +9,7 @@ from typing import Any
 
 from host_client.blocking import Spu, connect
 from spu_lab.local_daemon import local_daemon
+from spu_server.timing import PARTS
 
 
 @contextmanager
@@ -47,3 +48,9 @@ def open_device(
             yield stack.enter_context(connect(address, embedding=embedding, **device))
         else:
             yield stack.enter_context(connect(address, embedding=embedding))
+
+
+def modelled_seconds(spu: Spu) -> float:
+    """Return the modelled time of all that has been asked of a device, s."""
+    report = spu.report()
+    return sum(report[part] for part in PARTS)

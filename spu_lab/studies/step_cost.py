@@ -8,12 +8,11 @@ from functools import partial
 from statistics import median
 from typing import Final
 
-from host_client.blocking import Session, Spu
+from host_client.blocking import Session
 from spu_lab.studies.classification import ClassifierRun, train_classifier
 from spu_lab.studies.classifier_methods import Method, make_classifier_optimizer
-from spu_lab.studies.devices import open_device
+from spu_lab.studies.devices import modelled_seconds, open_device
 from spu_lab.tasks.task import Task
-from spu_server.timing import PARTS
 
 BOARD: Final = {"preset": "paper-16-bit"}
 """The paper's device: 16 bits, 50 Gb/s, τ = 1 µs; and thermal noise of 300 K, which is ours."""
@@ -45,12 +44,6 @@ class StepCost:
     def seconds_factors(self) -> float:
         """Host and device, with arrays of factors."""
         return self.host + self.device_factors
-
-
-def modelled_seconds(spu: Spu) -> float:
-    """Return the modelled time of all that has been asked of a device, s."""
-    report = spu.report()
-    return sum(report[part] for part in PARTS)
 
 
 def measure_step_cost(
