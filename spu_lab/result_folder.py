@@ -60,7 +60,7 @@ def _files_of(folder: Path, name: str) -> list[Path]:
     """Return the files in a folder that have the names of those of a run, whoever made them."""
     patterns = {
         "run": ["run.json", "run.png", "steps.csv", "events.jsonl", "events-*.jsonl", CHECKPOINT],
-        "demo": ["demo.json", "demo.png", "equation.csv", "tngd.csv", "adam.csv"],
+        "demo": ["demo.json", "demo.png", "equation.csv", "mnist.csv"],
     }.get(
         name,
         [f"{name}.{ending}" for ending in ("json", "csv", "md", "png", "cir")] + [f"{name}-curves.csv", "runs/*.json"],

@@ -88,6 +88,12 @@ All but K-FAC and the two of first order have the curvature of four labels drawn
 new factors every tenth step, as its eigenvectors take twenty times as long as a gradient here.
 """
 
+
+def find_method(label: str) -> Method:
+    """Return the one of `METHODS` with that label."""
+    return next(method for method in METHODS if method.label == label)
+
+
 PAPERS = (
     Method("Adam", "adam", {}, {}, {"lr": 1e-3}),
     Method("TNGD", "tngd", {}, {}, {"lr": 0.01, "damping": 0.01, "analog_time": 50.0}),

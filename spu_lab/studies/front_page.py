@@ -10,19 +10,19 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import NullLocator, PercentFormatter
 
+from spu_lab.studies.classification import ClassifierRun
 from spu_lab.studies.colours import METHOD_COLOURS
 from spu_lab.studies.side_by_side import Solved, exact_values
-from spu_lab.training.loop import Run
-from spu_lab.training.report import INK, MUTED, averaging_window, dress, moving_average, plain_logarithmic
+from spu_lab.training.report import INK, MUTED, PlainTicks, dress, plain_logarithmic
 
 ERRORS = "viridis"
 """Colour map of errors."""
 
 
 def front_page(
-    solved: Mapping[str, Solved], runs: Mapping[str, Run], *, title: str, captions: tuple[str, str]
+    solved: Mapping[str, Solved], runs: Mapping[str, ClassifierRun], *, title: str, captions: tuple[str, str]
 ) -> Figure:
     """Draw both problems, a row each.
 
@@ -83,24 +83,23 @@ def _draw_images(figure: Figure, places: list[Axes], solved: Mapping[str, Solved
         axes.set_yticks([])
 
 
-def _draw_losses(axes: Axes, runs: Mapping[str, Run]) -> None:
-    window = averaging_window(max(len(run.steps) for run in runs.values()))
+def _draw_losses(axes: Axes, runs: Mapping[str, ClassifierRun]) -> None:
     for method, run in runs.items():
-        losses = np.array([step.loss for step in run.steps])
-        places = np.arange(1, len(losses) + 1)
-        axes.plot(places, losses, color=METHOD_COLOURS[method], alpha=0.2, linewidth=0.8)
-        axes.plot(places, moving_average(losses, window), color=METHOD_COLOURS[method], linewidth=2.2, label=method)
+        places = range(1, len(run.losses) + 1)
+        axes.plot(places, run.losses, color=METHOD_COLOURS[method], linewidth=2.0, label=method)
     plain_logarithmic(axes)
-    axes.set_xlabel("iteration", color=MUTED)
-    dress(axes, f"MNIST: training loss (each batch, and mean of the last {window})")
+    axes.set_xlabel("step", color=MUTED)
+    dress(axes, "MNIST: training loss of each batch")
     axes.legend(frameon=False, labelcolor=INK, fontsize=10)
 
 
-def _draw_accuracies(axes: Axes, runs: Mapping[str, Run]) -> None:
+def _draw_accuracies(axes: Axes, runs: Mapping[str, ClassifierRun]) -> None:
     for method, run in runs.items():
-        tests = [evaluation for evaluation in run.evaluations if evaluation.split == "test"]
-        places, values = [test.step for test in tests], [test.accuracy for test in tests]
-        axes.plot(places, values, color=METHOD_COLOURS[method], marker="o", markersize=4, linewidth=2.2, label=method)
+        places, wrong = [each.step for each in run.evaluations], [1.0 - each.accuracy for each in run.evaluations]
+        axes.plot(places, wrong, color=METHOD_COLOURS[method], marker="o", markersize=4, linewidth=2.0, label=method)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(PlainTicks())
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-    axes.set_xlabel("iteration", color=MUTED)
-    dress(axes, "MNIST: test accuracy")
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("step", color=MUTED)
+    dress(axes, "MNIST: test images classified wrongly")

@@ -1,4 +1,4 @@
-"""A Poisson equation solved through a free-running device, and by Adam for as long: curves and the solution."""
+"""Two problems by TNGD through a free-running device and by Adam: a Poisson equation, and MNIST."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from torch import nn
 
 from host_client.blocking import Spu
 from host_client.curvature import CurvatureFallback
+from spu_lab.studies.classification import ClassifierRun, even_steps, train_classifier
+from spu_lab.studies.classifier_methods import find_method, make_classifier_optimizer
 from spu_lab.studies.descent import Descent, descend
 from spu_lab.studies.pinn_methods import Growth, Stepper, by_adam, by_device
 from spu_lab.tasks.pinn import GRID, POISSON_2D, Problem
+from spu_lab.tasks.task import Task
 from spu_lab.training.follow import progress
 
 EQUATION: Final = POISSON_2D
@@ -35,9 +38,22 @@ TIMED: Final = 50
 """Steps of Adam from which the number that takes as long as TNGD is found."""
 
 
+BATCH: Final = 512
+"""Images in a batch."""
+
+CLASSIFIERS: Final = {
+    "TNGD": (find_method("TNGD, SPRING"), {"lr": 0.5, "damping": 0.1, "trust_region": 0.02, "spring": 0.8}),
+    "Adam": (find_method("Adam"), {"lr": 0.01, "beta1": 0.9}),
+}
+"""For MNIST, each with a learning rate that falls to 0 on a straight line; `tngd reproduce mnist` searches them."""
+
+EVALUATIONS: Final = 20
+"""Evaluations of a classifier."""
+
+
 @dataclass(frozen=True)
 class Solved:
-    """What a method came to.
+    """What a method came to on the equation.
 
     Attributes:
         descent: errors by steps and by wall time, which holds the time of the device.
@@ -80,6 +96,46 @@ def solve_side_by_side(spu: Spu, *, steps: int, seed: int, console: Console) -> 
     stepper = by_adam(problem, network, rate=RATE, steps=as_many)
     solved["Adam"] = _descend("Adam", problem, network, stepper, as_many, seed, console, every=10)
     return solved
+
+
+def train_side_by_side(task: Task, spu: Spu, *, steps: int, seed: int, console: Console) -> dict[str, ClassifierRun]:
+    """Train a classifier through a device, and by Adam: same start, same batches, as many steps.
+
+    Args:
+        task: what to learn.
+        spu: a free-running device.
+        steps: of each method.
+        seed: of network, batches and drawn labels.
+        console: where progress is shown.
+
+    Returns:
+        By method: ``"TNGD"``, ``"Adam"``.
+
+    Raises:
+        SpuError: when the device fails.
+    """
+    runs = {}
+    with spu.session(ttl=30.0) as session:
+        for label, (method, values) in CLASSIFIERS.items():
+            torch.manual_seed(seed)
+            model = task.build(seed)
+            given = session if method.uses_device else None
+            optimizer = make_classifier_optimizer(
+                method, values, model, task.criterion, session=given, decay_steps=steps
+            )
+            with progress(console) as bar:
+                line = bar.add_task(f"{task.name}, {label}", total=steps, status="")
+                optimizer.register_step_post_hook(lambda *_, bar=bar, line=line: bar.update(line, advance=1))
+                at = even_steps(steps, EVALUATIONS)
+                runs[label] = train_classifier(
+                    task, model, optimizer, batch_size=BATCH, seed=seed, steps=steps, evaluate_at=at, split="test"
+                )
+            console.print(
+                f"{task.name}, {label}: test accuracy {runs[label].accuracy:.2%} after {steps} steps, "
+                f"{sum(runs[label].seconds):.0f} s",
+                highlight=False,
+            )
+    return runs
 
 
 def _seconds_of_adam(problem: Problem, seed: int) -> float:

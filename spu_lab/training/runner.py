@@ -126,7 +126,7 @@ def run_in(
         done = len(result.steps)
 
         def report(status: str, **more: str) -> None:
-            write_json(folder / "run.json", {"status": status, **more, **content_of({label: result}, task, spu)})
+            write_json(folder / "run.json", {"status": status, **more, **_content({label: result}, task, spu)})
 
         report("running")
         try:
@@ -290,21 +290,17 @@ def write_report(
     Raises:
         OSError: when the folder cannot be written.
     """
+    settings = [f"{label}: {run.settings.describe()}{_measured_delay(run)}" for label, run in runs.items()]
     one_each = {label: [run] for label, run in runs.items()}
-    plot_runs(one_each, folder / f"{name}.png", title=title, caption="\n".join([*describe_runs(runs), caption]).strip())
-    write_json(folder / f"{name}.json", {"status": "finished", **content_of(runs, task, spu)})
+    plot_runs(one_each, folder / f"{name}.png", title=title, caption="\n".join([*settings, caption]).strip())
+    write_json(folder / f"{name}.json", {"status": "finished", **_content(runs, task, spu)})
 
 
-def describe_runs(runs: Mapping[str, Run]) -> list[str]:
-    """Return a line for each run: its settings and the delay that was measured."""
-    delays = {label: run.delay for label, run in runs.items()}
-    measured = {
-        label: f", measured t_d = {in_tau(delay)} (median)" for label, delay in delays.items() if delay is not None
-    }
-    return [f"{label}: {run.settings.describe()}{measured.get(label, '')}" for label, run in runs.items()]
+def _measured_delay(run: Run) -> str:
+    return f", measured t_d = {in_tau(run.delay)} (median)" if run.delay is not None else ""
 
 
-def content_of(runs: Mapping[str, Run], task: Task, spu: Spu | None) -> dict[str, Any]:
-    """Return all that a reader needs to judge and repeat some runs, ready for JSON."""
+def _content(runs: Mapping[str, Run], task: Task, spu: Spu | None) -> dict[str, Any]:
+    """Return all that a reader needs to judge and repeat some runs."""
     summaries = {label: summary(run) for label, run in runs.items()}
     return {**provenance(), "task": _task(task), "device": _device(spu), "runs": summaries}

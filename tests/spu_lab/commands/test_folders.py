@@ -34,7 +34,7 @@ def test_where_a_run_can_be_gone_on_with_the_refusal_says_so(tmp_path: Path) -> 
 def test_overwriting_removes_the_run_and_nothing_else(tmp_path: Path) -> None:
     mine = {"notes.txt", "embeddings.md", "data.csv"}
     its = {"run.json", "run.png", "steps.csv", "events.jsonl", "events-1.jsonl", "checkpoint.pt", "run.json.new"}
-    for name in (*mine, *its, "demo.json", "adam.csv"):
+    for name in (*mine, *its, "demo.json", "mnist.csv"):
         (tmp_path / name).write_text(RUN)
     with pytest.raises(FolderInUse, match="holds a run already"):
         check_free(tmp_path, "run", overwrite=False)
@@ -70,7 +70,7 @@ def test_results_say_how_their_run_ended(error: BaseException, status: str, tmp_
     def broken() -> None:
         with new_results(tmp_path, "demo"):
             assert json.loads((tmp_path / "demo.json").read_text())["status"] == "running"
-            (tmp_path / "tngd.csv").touch()
+            (tmp_path / "mnist.csv").touch()
             raise error
 
     with pytest.raises(type(error)):
@@ -78,5 +78,5 @@ def test_results_say_how_their_run_ended(error: BaseException, status: str, tmp_
     content = json.loads((tmp_path / "demo.json").read_text())
     assert content["status"] == status
     assert content.get("reason", "") == str(error)
-    left = f"{tmp_path} holds what there is of the run: demo.json, tngd.csv"
+    left = f"{tmp_path} holds what there is of the run: demo.json, mnist.csv"
     assert interrupted_run(tmp_path) == (left if status == "interrupted" else "")
