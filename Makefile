@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test explore lint format protos pages docs bench performance dist compose-test clean
+.PHONY: help install demo test explore miniatures lint format protos pages docs bench performance dist compose-test clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip uninstall --disable-pip-version-check --quiet --yes torchvision
 	@touch $@
 
-demo: install  ## Train MNIST through a daemon, compare with Adam
+demo: install  ## Solve a Poisson equation and train on MNIST through daemons, and by Adam
 	$(BIN)/tngd demo --out results/demo --overwrite
 
 test: install  ## Run the test suite (under 10 minutes on 2 cores)
@@ -31,6 +31,9 @@ test: install  ## Run the test suite (under 10 minutes on 2 cores)
 
 explore: install  ## Try 20,000 other random models and loops (20 minutes)
 	$(BIN)/python -m pytest --numprocesses 2 -m hypothesis --hypothesis-profile explore --timeout 0
+
+miniatures: install  ## Run the miniature of every experiment (some minutes)
+	$(BIN)/tngd reproduce all --quick --out results/miniatures --overwrite
 
 lint: install  ## Check style, types, imports and the documentation
 	$(BIN)/ruff check .

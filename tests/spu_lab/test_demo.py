@@ -24,8 +24,8 @@ def run(*accuracies: float) -> ClassifierRun:
 
 def test_accuracies_are_told_with_the_steps_to_them() -> None:
     assert describe_accuracies({"TNGD": run(0.92, 0.96), "Adam": run(0.8, 0.91)}) == (
-        "MNIST test accuracy: 90% TNGD after 10 steps, Adam after 20 steps; 95% TNGD after 20 steps, Adam never; in the "
-        "end, after 3, TNGD 96.0%, Adam 91.0%."
+        "MNIST test accuracy: 90% TNGD after 10 steps, Adam after 20 steps; 95% TNGD after 20 steps, Adam never; in "
+        "the end, after 3, TNGD 96.0%, Adam 91.0%."
     )
 
 
