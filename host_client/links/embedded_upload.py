@@ -40,7 +40,7 @@ class EmbeddedUpload(Upload):
 
     def begin(self) -> None:
         """Embed the operator, and send the first part's ahead."""
-        self._beginning = asyncio.create_task(self._send_ahead())
+        self._go_ahead()
 
     async def _run(self, program: Program, timeout: float | None) -> AsyncGenerator[Applied | Reading, None]:
         """Run the plan; when its last program took effect, and g̃ of each reading.

@@ -279,7 +279,12 @@ class Upload(ABC):
     def begin(self) -> None:
         """Send the operator ahead, if anything of it travels."""
         if isinstance(self.operator, Operator) and self.operator.nbytes:
-            self._beginning = asyncio.create_task(self._send_ahead())
+            self._go_ahead()
+
+    def _go_ahead(self) -> None:
+        """Start `_send_ahead`. Its error is that of the next call; of an upload that is dropped, nobody's."""
+        self._beginning = asyncio.create_task(self._send_ahead())
+        self._beginning.add_done_callback(lambda task: None if task.cancelled() else task.exception())
 
     async def begun(self, timeout: float | None = None) -> None:
         """Wait at most `timeout` seconds until `begin` has sent the operator, or failed; the next call raises that."""

@@ -1,6 +1,7 @@
 """The blocking API: from many threads, from code with an event loop of its own, and against deadlines."""
 
 import asyncio
+import gc
 import subprocess
 import sys
 import threading
@@ -10,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from host_client import connect
+from host_client import aio, connect
 from host_client.aio import Session
 from host_client.links.lease import LONGEST_WAIT
 from spu_link.errors import DeadlineExceeded, DeviceBusy, ReadInPast, SessionExpired
@@ -175,3 +176,14 @@ def test_a_free_device_is_read_at_the_asked_time_and_reports_how_stale_it_is(fre
                     readings = list(pool.map(lambda at: session.read(at), asked))
                 assert [reading.time for reading in readings] == asked
                 assert all(reading.sent >= reading.time for reading in readings)
+
+
+async def test_an_upload_that_fails_after_it_was_dropped_says_nothing(stepped, caplog):
+    async with await aio.connect(stepped.address, timeout=20.0) as spu, spu.session() as session:
+        upload = session.upload(Rows(torch.randn(400, 5_000)))  # several chunks
+        await spu.close()
+        await upload.begun(20.0)
+        del upload
+        gc.collect()
+        await asyncio.sleep(0)
+    assert "never retrieved" not in caplog.text

@@ -147,7 +147,7 @@ def test_a_wrong_name_is_refused_before_torch_is_imported(tmp_path: Path) -> Non
     wrong = {
         "train no-such-task": "no-such-task",
         "train mnist --optimizer no-such-one": "no-such-one",
-        "reproduce no-such-experiment": "'no-such-experiment' is none of circuit, embeddings, ising",
+        "reproduce no-such-experiment": "'no-such-experiment' is none of analog-time, circuit, complexity",
         "bench no-such-benchmark": "'no-such-benchmark' is none of capture",
         f"timeline {tmp_path}/no-such-folder": "no-such-folder",
         f"timeline {tmp_path}/other": "events.jsonl does not exist",

@@ -61,9 +61,12 @@ def test_a_small_chain_gives_all_files(stepped: Daemon, tmp_path: Path) -> None:
     assert content["status"] == "finished"
     assert content["plan"]["analog_time"] == 500.0
     assert content["device"]["clock"] == "stepped"
-    assert [t["iterations_to_target"] for t in content["trainings"] if t["method"] == "SPU"] == [
-        t["iterations_to_target"] for t in content["trainings"] if t["method"] == "NetKet's Cholesky"
-    ]
+    by_device, by_cholesky = (
+        [t["iterations_to_target"] for t in content["trainings"] if t["method"] == method]
+        for method in ("SPU", "NetKet's Cholesky")
+    )
+    # An error that comes close to the target may pass it an iteration apart.
+    assert all(abs(mine - theirs) <= 1 for mine, theirs in zip(by_device, by_cholesky, strict=True))
     assert content["verdicts"][0]["holds"]
     assert all(verdict["sentence"] in (tmp_path / "ising.md").read_text() for verdict in content["verdicts"])
 
