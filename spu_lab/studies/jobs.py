@@ -6,8 +6,9 @@ import hashlib
 import json
 import re
 import signal
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor, Future, as_completed
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -63,7 +64,7 @@ def work_off(
     with progress(console) as bar, _processes(at_once or cpu_count()) as pool:
         line = bar.add_task("runs", total=len(jobs), completed=len(done), status="")
         futures: dict[Future[R], str] = {pool.submit(work, **jobs[name]): name for name in jobs if name not in done}
-        for future in as_completed(futures):
+        for future in _as_completed(futures):
             name = futures[future]
             results[name] = future.result()
             result = adapter.dump_python(results[name], mode="json")
@@ -71,6 +72,14 @@ def work_off(
             bar.update(line, advance=1, status=name)
             console.print(f"{len(results)} of {len(jobs)} runs are done: {name}", highlight=False, soft_wrap=True)
     return {name: results[name] for name in jobs}
+
+
+def _as_completed(futures: Iterable[Future[R]]) -> Iterator[Future[R]]:
+    """Give futures as they are done; of several at a time those that failed last, so that no result is lost."""
+    pending = set(futures)
+    while pending:
+        done, pending = wait(pending, return_when=FIRST_COMPLETED)
+        yield from sorted(done, key=lambda future: future.exception() is not None)
 
 
 def _file_name(name: str) -> str:
@@ -96,7 +105,10 @@ def _processes(number: int) -> Iterator[Executor]:
     options = {"initializer": _leave_interrupts, "env": dict.fromkeys(THREADS, "1")}
     pool = get_reusable_executor(max_workers=number, timeout=IDLE_SECONDS, **options)
     try:
-        yield pool
+        with warnings.catch_warnings():
+            # A process whose memory has grown is replaced between two jobs, as it should be.
+            warnings.filterwarnings("ignore", message="A worker was restarted", category=UserWarning)
+            yield pool
     except BaseException:
         pool.shutdown(wait=True, kill_workers=True)
         raise
