@@ -95,6 +95,7 @@ class Entrant:
             "host_seconds_per_step": self.cost.host,
             "modelled_device_seconds_per_step": self.cost.device,
             "modelled_device_seconds_per_step_factors": self.cost.device_factors,
+            "host_seconds_to_expand_j_per_step": self.cost.expansion,
             "measured_seconds_per_step": self.measured,
             "accuracies": [run.accuracy for run in self.runs],
             "diverged": [run.diverged for run in self.runs],

@@ -67,7 +67,7 @@ def a_run(accuracies: Mapping[int, float], *, seconds: float = 1.0, loss: float 
 
 
 def an_entrant(label: str, *runs: ClassifierRun, cost: StepCost | None = None) -> Entrant:
-    return Entrant(label, BY_LABEL[label], {"lr": 0.1}, cost or StepCost(1.0, 0.0, 0.0), runs)
+    return Entrant(label, BY_LABEL[label], {"lr": 0.1}, cost or StepCost(1.0, 0.0, 0.0, 0.0), runs)
 
 
 def test_every_method_learns_with_its_first_trial_and_a_learning_rate_that_falls_to_zero() -> None:
@@ -133,7 +133,7 @@ def test_a_search_begins_with_the_first_values_gives_each_space_as_many_trials_a
     assert search(spaces, evaluate, rounds=3, trials=4) == found
 
 
-def test_the_cost_of_a_step_has_the_papers_upload_and_that_of_factors() -> None:
+def test_the_cost_of_a_step_has_the_papers_upload_with_j_multiplied_out_and_that_of_factors() -> None:
     load, paper = make_thirds(), {method.label: method for method in PAPERS}
     cost = measure_step_cost(lambda: load(150, True), paper["TNGD"], {}, 50, 3)
     rows, cells, bit = 50 * 2, 12 * 8 + 8 + 8 * 3 + 3, 16 / 50e9
@@ -142,8 +142,10 @@ def test_the_cost_of_a_step_has_the_papers_upload_and_that_of_factors() -> None:
     assert cost.device == pytest.approx(expected, rel=1e-6)
     assert 52e-6 < cost.device_factors < cost.device
     assert cost.host > 0.0
+    assert cost.expansion > 0.0
+    assert cost.seconds == cost.host + cost.expansion + cost.device
     adam = measure_step_cost(lambda: load(150, True), paper["Adam"], {}, 50, 3)
-    assert adam.device == adam.device_factors == 0.0
+    assert adam.device == adam.device_factors == adam.expansion == 0.0
 
 
 def test_a_step_costs_its_part_of_a_curvature_that_several_steps_use() -> None:
@@ -164,7 +166,7 @@ def test_steps_and_times_to_an_accuracy_are_medians_over_seeds() -> None:
 def test_verdicts_compare_steps_modelled_time_and_accuracy_at_equal_time() -> None:
     contest = Contest(64, 0, 100)
     adam = an_entrant("Adam", a_run({20: 0.9, 50: 0.95, 100: 0.96}))
-    best = an_entrant("TNGD", a_run({10: 0.9, 30: 0.95, 80: 0.97, 100: 0.98}), cost=StepCost(1.5, 1.0, 0.1))
+    best = an_entrant("TNGD", a_run({10: 0.9, 30: 0.95, 80: 0.97, 100: 0.98}), cost=StepCost(1.5, 1.0, 0.1, 0.0))
     outcomes = [verdict.holds for verdict in (*judge_steps(contest, best, adam), *judge_time(contest, best, adam))]
     # half of 20; not of 50; 97 % alone; times of 2.5 s and 1.6 s a step against 1 s
     assert outcomes == [True, False, True, False, True]
@@ -178,8 +180,8 @@ def test_verdicts_compare_steps_modelled_time_and_accuracy_at_equal_time() -> No
 
 
 def test_the_papers_claims_are_judged_one_by_one() -> None:
-    adam = an_entrant("Adam", a_run({100: 0.90, 200: 0.945}, loss=1.0), cost=StepCost(1.0, 0.0, 0.0))
-    tngd = an_entrant("TNGD", a_run({100: 0.92, 200: 0.92}, loss=0.5), cost=StepCost(1.0, 9.0, 1.0))
+    adam = an_entrant("Adam", a_run({100: 0.90, 200: 0.945}, loss=1.0), cost=StepCost(1.0, 0.0, 0.0, 0.0))
+    tngd = an_entrant("TNGD", a_run({100: 0.92, 200: 0.92}, loss=0.5), cost=StepCost(1.0, 4.0, 1.0, 5.0))
     assert [verdict.holds for verdict in judge_paper(adam, tngd)] == [True, True, False, False, True]
 
 
