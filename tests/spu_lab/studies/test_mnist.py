@@ -177,12 +177,18 @@ def test_verdicts_compare_steps_modelled_time_and_accuracy_at_equal_time() -> No
     assert (paper.holds, factors.holds, measured.holds) == (True, True, True)
     assert "98.00% and 97.50% within 250 s" in paper.outcome
     assert "98.00% and 96.00% within 100 s" in measured.outcome
+    paper, _, _ = judge_equal_time(contest, best, [adam])
+    assert paper.holds is None  # Adam ends after 100 of 250 s
+    paper, _, _ = judge_equal_time(contest, an_entrant("TNGD", a_run({200: 0.95})), [adam])
+    assert paper.holds is False
 
 
 def test_the_papers_claims_are_judged_one_by_one() -> None:
     adam = an_entrant("Adam", a_run({100: 0.90, 200: 0.945}, loss=1.0), cost=StepCost(1.0, 0.0, 0.0, 0.0))
     tngd = an_entrant("TNGD", a_run({100: 0.92, 200: 0.92}, loss=0.5), cost=StepCost(1.0, 4.0, 1.0, 5.0))
     assert [verdict.holds for verdict in judge_paper(adam, tngd)] == [True, True, False, False, True]
+    short = an_entrant("TNGD", a_run({10: 0.945}))
+    assert [verdict.holds for verdict in judge_paper(short, short)] == [None, False, True, False, False]
 
 
 def test_both_parts_go_through_a_device_and_write_their_results(tmp_path: Path) -> None:
