@@ -24,14 +24,14 @@ def judge_paper(adam: Entrant, tngd: Entrant) -> list[Verdict]:
     """Return the claims of Fig. 3."""
     total = len(tngd.runs[0].losses)
     losses = {step: (_loss(tngd, step), _loss(adam, step)) for step in EARLY if step <= total}
-    said = "; ".join(f"{ours:.3f} and {theirs:.3f} after {step} steps" for step, (ours, theirs) in losses.items())
+    pairs = "; ".join(f"{ours:.3f} and {theirs:.3f} after {step} steps" for step, (ours, theirs) in losses.items())
     first = tngd.runs[0].evaluations[0].step
     early = [fmean(run.evaluations[0].accuracy for run in entrant.runs) for entrant in (tngd, adam)]
     ends = [fmean(run.accuracy for run in entrant.runs) for entrant in (tngd, adam)]
     return [
         Verdict(
             "TNGD leads early by iterations: the moving average of its training loss is below Adam's",
-            f"TNGD and Adam: {said}.",
+            f"TNGD and Adam: {pairs}.",
             all(ours < theirs for ours, theirs in losses.values()) if losses else None,
         ).of_paper("Fig. 3: start"),
         Verdict(
@@ -104,9 +104,9 @@ def _join(values: Iterable[float]) -> str:
 
 
 def judge_equal_time(contest: Contest, best: Entrant, adams: Sequence[Entrant]) -> list[Verdict]:
-    """Return which is more accurate within the same time, Adam with its budget of steps and with a longer one.
+    """Return which method is more accurate within the same time, Adam with its budget of steps and with a longer one.
 
-    Where Adam is behind and its longer run ends before that time, it could have gone on: that decides nothing.
+    Where Adam is behind and its longer run ends before that time, the verdict is open, since Adam had less time.
     """
     verdicts = []
     for words, clock in CLOCKS.items():

@@ -1,4 +1,4 @@
-"""What the measured iterations say of the claims of arXiv 2405.13817 on runtime."""
+"""Verdicts on the claims of arXiv 2405.13817 on runtime, from measured iterations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spu_lab.studies.paper_claims import TWICE
 from spu_lab.studies.verdicts import Verdict
 
 COLUMNS: Final = ("exponent of", *SYMBOLS.values(), "model calls")
-"""Of the table; an exponent with its 95 % interval, and the stated one with its place in relation to it."""
+"""Columns of the table; an exponent with its 95 % interval, and the stated one with its place in relation to it."""
 
 ABOUT: Final = 1.5
 """Factor that "about 100×" leaves room for."""
@@ -30,7 +30,7 @@ def fit(costs: Sequence[Cost], sweeps: Sweeps) -> Fitted:
 
     Args:
         costs: of the method, in the order of ``sweeps.sizes``.
-        sweeps: what is varied; where one has fewer than two sizes, its exponents are left out.
+        sweeps: its sizes; where a sequence has fewer than two sizes, its exponents are left out.
     """
     by_size = dict(zip(sweeps.sizes, costs, strict=True))
     fitted: dict[Quantity, dict[Variable, Exponent]] = {"time": {}, "memory": {}}
@@ -166,7 +166,7 @@ def _plain(number: float) -> str:
 
 
 def exponents_to_json(label: str, fitted: Fitted) -> dict[str, Any]:
-    """Return the exponents of a method with their intervals and what is stated, ready for JSON."""
+    """Return the exponents of a method with their intervals and the stated ones, ready for JSON."""
     content: dict[str, Any] = {}
     for quantity in QUANTITIES:
         for variable, stated in _stated(label, quantity):

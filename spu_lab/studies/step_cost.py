@@ -38,8 +38,8 @@ class StepCost:
         host: what the host does, see `average_step`: gradient, curvature, update, and the solve of a digital method.
         device: modelled, with the paper's arrays; 0 without a device.
         device_factors: modelled, with arrays of factors.
-        expansion: what the host takes to multiply the factors of J out, whose elements the paper's arrays are given; 0
-            without a device.
+        expansion: of the host, to multiply out the factors of J, whose elements the paper's arrays need; 0 without a
+            device.
     """
 
     host: float

@@ -19,11 +19,11 @@ from torch import nn
 from host_client import connect
 from spu_lab.experiments.mnist import MINIATURE, reproduce, run
 from spu_lab.studies.classification import ClassifierRun, Evaluated, even_steps, geometric_steps, train_classifier
-from spu_lab.studies.classifier_methods import METHODS, PAPERS, LinearDecay, make_classifier_optimizer
+from spu_lab.studies.classifier_methods import METHODS, PAPERS, LinearDecay, Method, make_classifier_optimizer
 from spu_lab.studies.contest import Contest, Entrant
 from spu_lab.studies.contest_runs import score
 from spu_lab.studies.contest_verdict import judge_equal_time, judge_paper, judge_steps, judge_time
-from spu_lab.studies.search import Space, best_of, search
+from spu_lab.studies.search import best_of, search
 from spu_lab.studies.step_cost import StepCost, average_step, measure_step_cost
 from spu_lab.studies.study import DeviceNotTaken
 from spu_lab.tasks.mnist import standardised
@@ -113,24 +113,24 @@ def test_schedules_and_places() -> None:
     assert all(b <= max(a + 1, 1.1 * a) for a, b in pairwise(steps))
 
 
-def test_a_search_begins_with_the_first_values_gives_each_space_as_many_trials_and_is_reproduced() -> None:
-    spaces = {
-        "narrow": Space({"lr": (1e-3, 1.0)}, {"lr": 0.5}),
-        "wide": Space({"lr": (1e-3, 1.0), "spring": (0.5, 0.9)}, {"lr": 0.5, "spring": 0.8}),
+def test_a_search_begins_with_the_first_values_gives_each_method_as_many_trials_and_is_reproduced() -> None:
+    methods = {
+        "narrow": Method("SGD", "sgd", {"lr": (1e-3, 1.0)}, {"lr": 0.5}),
+        "wide": Method("TNGD", "tngd", {"lr": (1e-3, 1.0), "spring": (0.5, 0.9)}, {"lr": 0.5, "spring": 0.8}),
     }
-    asked: list[str] = []
+    names: list[str] = []
 
     def evaluate(trials: Mapping[str, tuple[str, Mapping[str, float]]]) -> dict[str, float]:
-        asked.extend(trials)
+        names.extend(trials)
         return {name: abs(math.log10(values["lr"]) + 1.0) for name, (_, values) in trials.items()}
 
-    found = search(spaces, evaluate, rounds=3, trials=4)
-    assert len(asked) == len(set(asked)) == 24
-    assert [len(trials) for trials in found.values()] == [12, 12]
-    assert [dict(trials[0].values) for trials in found.values()] == [space.first for space in spaces.values()]
-    assert all(1e-3 <= trial.values["lr"] <= 1.0 for trials in found.values() for trial in trials)
-    assert best_of(found["narrow"]).score < 0.3
-    assert search(spaces, evaluate, rounds=3, trials=4) == found
+    done = search(methods, evaluate, rounds=3, trials=4, seed=0)
+    assert len(names) == len(set(names)) == 24
+    assert [len(trials) for trials in done.values()] == [12, 12]
+    assert [dict(trials[0].values) for trials in done.values()] == [method.first for method in methods.values()]
+    assert all(1e-3 <= trial.values["lr"] <= 1.0 for trials in done.values() for trial in trials)
+    assert best_of(done["narrow"]).score < 0.3
+    assert search(methods, evaluate, rounds=3, trials=4, seed=0) == done
 
 
 def test_the_cost_of_a_step_has_the_papers_upload_with_j_multiplied_out_and_that_of_factors() -> None:
