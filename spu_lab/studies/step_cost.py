@@ -102,19 +102,19 @@ def measure_step_cost(
         expansions.append(time.perf_counter() - began)
         return drive, {}
 
+    def device_step(board: Mapping[str, str]) -> float:
+        with (
+            open_device("inproc:", driver="analog", driver_option=board) as device,
+            device.session(ttl=60.0) as session,
+        ):
+            return run(2 * period, session, partial(modelled_seconds, device)).device_seconds / (2 * period)
+
     period = int(method.fixed.get("curvature_every", 1))
-    host, modelled, expansion = average_step(run(max(steps, 2 * period + 1)).seconds, period), [0.0, 0.0], 0.0
-    if method.uses_device:
-        run(EXPANSIONS, solver=expand)
-        expansion = median(expansions) / period
-        for number, board in enumerate((BOARD, FACTORS)):
-            with (
-                open_device("inproc:", driver="analog", driver_option=board) as device,
-                device.session(ttl=60.0) as session,
-            ):
-                result = run(2 * period, session, partial(modelled_seconds, device))
-            modelled[number] = result.device_seconds / (2 * period)
-    return StepCost(host, *modelled, expansion)
+    host = average_step(run(max(steps, 2 * period + 1)).seconds, period)
+    if not method.uses_device:
+        return StepCost(host, 0.0, 0.0, 0.0)
+    run(EXPANSIONS, solver=expand)
+    return StepCost(host, device_step(BOARD), device_step(FACTORS), median(expansions) / period)
 
 
 def average_step(seconds: Sequence[float], period: int) -> float:
