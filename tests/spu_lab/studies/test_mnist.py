@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from rich.console import Console
 from torch import nn
 
@@ -96,6 +97,8 @@ def test_a_run_that_diverges_ends_and_has_the_worst_score() -> None:
     assert result.diverged is not None
     assert "loss" in result.diverged
     assert len(result.losses) < 40
+    kept = TypeAdapter(ClassifierRun)
+    assert kept.validate_python(kept.dump_python(result, mode="json")) == result
     assert (result.accuracy, score(result)) == (0.0, 0.0)
 
 
