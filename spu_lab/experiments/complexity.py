@@ -18,7 +18,7 @@ from rich.console import Console
 from spu_lab.provenance import provenance
 from spu_lab.result_folder import write_json
 from spu_lab.studies.exponents import TOLERANCE
-from spu_lab.studies.iteration_cost import Cost, Size, measure
+from spu_lab.studies.iteration_cost import MAX_STEPS, SHORT, Cost, Size, measure
 from spu_lab.studies.iteration_figure import iteration_figure
 from spu_lab.studies.iteration_methods import ANALOG_TIME, CG, DAMPING, METHODS, RATE, TAU
 from spu_lab.studies.iteration_plan import FULL, MINIATURE, STATED, Plan
@@ -54,9 +54,12 @@ SETTINGS: Final[dict[str, Any]] = {
 }
 
 NOTES = (
-    "Exponents with 95 % intervals of straight lines through the logarithms of all seeds. Stated ones are those of the "
-    "term that is the largest one in the range: below: the interval is under it, and the bound holds; within: it is in "
-    f"the interval, or less than {TOLERANCE} under it; above: the bound does not hold.",
+    "Exponents: slopes of straight lines through the logarithms, their means over seeds, with 95 % intervals. Stated "
+    "ones are those of the term that is the largest one in the range: below: the interval is under it, and the bound "
+    f"holds; within: it is in the interval, or less than {TOLERANCE} under it; above: the bound does not hold.",
+    f"Time with a seed: the median of at most {MAX_STEPS} iterations after the first one; where the first one takes "
+    f"more than {SHORT:g} s, it alone, which includes the check of the curvature against the autograd graph.",
+    "J has b (d_z − 1) rows here, since the Hessian of the cross-entropy has the rank d_z − 1 for each sample.",
     "Memory: the max bytes that torch allocates in addition during one iteration, counted by its profiler; with the "
     "emulator also the growth of the max resident memory of the daemon, and for a modelled device the values that it "
     "holds.",
@@ -73,7 +76,7 @@ CAPTION = (
 )
 
 Costs = Mapping[tuple[str, Size], Cost]
-"""By label of the method and size asked for."""
+"""Costs by label of the method and requested size."""
 
 
 def run(out: Path, spu: str | None, console: Console, *, quick: bool = False) -> None:
@@ -100,25 +103,26 @@ def run(out: Path, spu: str | None, console: Console, *, quick: bool = False) ->
 
 def _measure(plan: Plan, spu: str | None, out: Path, console: Console) -> tuple[Costs, Mapping[str, Cost]]:
     """Measure all points, and those on the network for MNIST by method."""
-    asked = [(label, size) for label in METHODS for size in plan.sizes_of(label)]
-    jobs = {f"{label}, {size}": _job(label, size, "perceptron", plan) for label, size in asked}
+    points = [(label, size) for label in METHODS for size in plan.sizes_of(label)]
+    jobs = {f"{label}, {size}": _job(label, size, "perceptron", plan) for label, size in points}
     jobs |= {f"{label}, MNIST": _job(label, MNIST, "mnist", plan) for label in plan.mnist}
     done = work_off(partial(measure, spu=spu), jobs, out, console, kind=Cost, at_once=1)
-    costs = {(label, size): done[f"{label}, {size}"] for label, size in asked}
+    costs = {(label, size): done[f"{label}, {size}"] for label, size in points}
     return costs, {label: done[f"{label}, MNIST"] for label in plan.mnist}
 
 
 def _job(label: str, size: Size, network: str, plan: Plan) -> dict[str, object]:
-    given = {"repeats": plan.repeats, "seconds_each": plan.seconds_each}
-    return {"method": label, "size": size, "network": network, **given}
+    """Return the arguments of `measure`."""
+    repetitions = {"repeats": plan.repeats, "seconds_each": plan.seconds_each}
+    return {"method": label, "size": size, "network": network, **repetitions}
 
 
 def _write_costs(stream: TextIO, costs: Iterable[Cost], mnist: Iterable[Cost]) -> None:
     """Write a line for each point and seed."""
     writer = csv.writer(stream)
     writer.writerow(("network", "method", "N", "b", "d_z", "seed", "seconds", "modelled_seconds", "bytes", "calls"))
-    for network, those in (("perceptron", costs), ("mnist", mnist)):
-        for cost in those:
+    for network, group in (("perceptron", costs), ("mnist", mnist)):
+        for cost in group:
             size = cost.size.parameters, cost.size.batch, cost.size.outputs
             for seed, seconds in enumerate(cost.seconds):
                 writer.writerow((network, cost.method, *size, seed, seconds, cost.modelled, cost.nbytes, cost.calls))
@@ -163,7 +167,7 @@ def _report(out: Path, plan: Plan, costs: Costs, mnist: Mapping[str, Cost], cons
             "seeds": list(range(plan.repeats)),
             "settings": SETTINGS,
             "sweeps": {label: asdict(sweeps) for label, sweeps in plan.sweeps.items()},
-            "exponents": {label: exponents_to_json(label, those) for label, those in fitted.items()},
+            "exponents": {label: exponents_to_json(label, exponents) for label, exponents in fitted.items()},
             "mnist": [asdict(cost) for cost in mnist.values()],
             "points": [asdict(cost) for cost in costs.values()],
             "verdicts": to_json(verdicts),

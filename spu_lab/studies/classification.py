@@ -36,7 +36,7 @@ class ClassifierRun:
     """A run.
 
     Attributes:
-        losses: of the batch before each step.
+        losses: of the batch before each step; all are finite, as JSON needs them.
         evaluations: in order of the steps.
         seconds: wall time of each step, with an emulator where there is a device.
         device_seconds: modelled time of the device for the whole run; 0 without one.
@@ -109,9 +109,9 @@ def train_classifier(
         began = time.perf_counter()
         try:
             loss = task.criterion(model(inputs), targets)
-            losses.append(value := loss.item())
-            if not math.isfinite(value):
+            if not math.isfinite(value := loss.item()):
                 raise Diverged(number, "loss")
+            losses.append(value)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()

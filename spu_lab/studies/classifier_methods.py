@@ -1,4 +1,4 @@
-"""Optimizers that a study compares on a classifier: what is searched of each, and how it is made."""
+"""Optimizers that a study compares on a classifier, and the hyperparameters that are searched."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ METHODS = (
         {**DEVICE, "betas": (0.0, 0.0)},
     ),
 )
-"""What is compared, each with a learning rate that falls to 0 on a straight line.
+"""Methods that are compared, each with a learning rate that falls to 0 on a straight line.
 
 All but K-FAC and the two of first order have the curvature of four labels drawn for each example. K-FAC has one, and
 new factors every tenth step, as its eigenvectors take twenty times as long as a gradient here.
@@ -90,7 +90,7 @@ new factors every tenth step, as its eigenvectors take twenty times as long as a
 
 
 def find_method(label: str) -> Method:
-    """Return the one of `METHODS` with that label."""
+    """Return the method of `METHODS` with that label."""
     return next(method for method in METHODS if method.label == label)
 
 
@@ -98,7 +98,7 @@ PAPERS = (
     Method("Adam", "adam", {}, {}, {"lr": 1e-3}),
     Method("TNGD", "tngd", {}, {}, {"lr": 0.01, "damping": 0.01, "analog_time": 50.0}),
 )
-"""Those of the paper's Fig. 3, with constant learning rates."""
+"""Methods of the paper's Fig. 3, with constant learning rates."""
 
 
 def make_classifier_optimizer(

@@ -18,7 +18,7 @@ TARGETS = (0.90, 0.95, 0.97)
 
 @dataclass(frozen=True)
 class Contest:
-    """What is compared with what.
+    """Setting in which methods are compared.
 
     Attributes:
         batch_size: examples of a step.
@@ -86,7 +86,7 @@ class Entrant:
         return ", ".join(f"{names[name]} = {value:.2g}" for name, value in self.values.items())
 
     def to_json(self) -> dict[str, Any]:
-        """Return settings, costs, and what was reached."""
+        """Return settings, costs, accuracies, and the steps to each of `TARGETS`."""
         return {
             "method": self.label,
             "optimizer": self.method.optimizer,
@@ -95,6 +95,7 @@ class Entrant:
             "host_seconds_per_step": self.cost.host,
             "modelled_device_seconds_per_step": self.cost.device,
             "modelled_device_seconds_per_step_factors": self.cost.device_factors,
+            "host_seconds_to_expand_j_per_step": self.cost.expansion,
             "measured_seconds_per_step": self.measured,
             "accuracies": [run.accuracy for run in self.runs],
             "diverged": [run.diverged for run in self.runs],
@@ -113,7 +114,7 @@ CLOCKS: dict[str, Clock] = {
     "modelled time, with arrays of factors": lambda entrant, at: at.step * entrant.cost.seconds_factors,
     "measured time, with the emulator": lambda entrant, at: at.seconds,
 }
-"""By their names for people."""
+"""Clocks by their names for people."""
 
 
 def count(steps: float, limit: int) -> str:
@@ -140,4 +141,4 @@ def _join(values: Iterable[float], form: str) -> str:
 
 
 COLUMNS = ("method", "steps", "modelled", "factors", "measured", "end")
-"""Of the table: steps and times to each of `TARGETS`, and the accuracy at the end."""
+"""Columns of the table: steps and times to each of `TARGETS`, and the accuracy at the end."""

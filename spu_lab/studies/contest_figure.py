@@ -8,12 +8,20 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
 from spu_lab.studies.classification import Evaluated
 from spu_lab.studies.colours import METHOD_COLOURS
 from spu_lab.studies.contest import TARGETS, Contest, Entrant
-from spu_lab.training.report import INK, MUTED, PAPER_WINDOW, PlainTicks, dress, median_and_range, moving_average
+from spu_lab.training.report import (
+    INK,
+    MUTED,
+    PAPER_WINDOW,
+    dress,
+    median_and_range,
+    moving_average,
+    plain_logarithmic,
+)
 
 
 def contest_figure(
@@ -63,8 +71,8 @@ def _draw_paper(grid: Sequence[Axes], entrants: Sequence[Entrant]) -> None:
     dress(by_time, "The same by time")
     dress(accuracy, "Paper's settings: test accuracy")
     for axes in (by_step, by_time):
-        _logarithmic(axes, "y")
-    _logarithmic(by_time, "x")
+        plain_logarithmic(axes, "y")
+    plain_logarithmic(by_time, "x")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
     for axes, words in ((by_step, "iteration"), (by_time, "time, s"), (accuracy, "iteration")):
         axes.set_xlabel(words, color=MUTED)
@@ -93,22 +101,16 @@ def _draw_contest(grid: Sequence[Axes], contest: Contest, entrants: Sequence[Ent
             base = entrant.method.label
             style = "-" if entrant.label == base else "--"
             colour = METHOD_COLOURS[base]
-            median_and_range(axes, places, errors, colour=colour, label=entrant.label, linewidth=1.7, linestyle=style)
+            lost = len(entrant.runs) - len(runs)
+            label = entrant.label + (f" ({lost} of {len(entrant.runs)} diverged)" if lost else "")
+            median_and_range(axes, places, errors, colour=colour, label=label, linewidth=1.7, linestyle=style)
             if abscissa.startswith("modelled") and entrant.method.uses_device and entrant.label != base:
                 factors = places / entrant.cost.seconds * entrant.cost.seconds_factors
                 axes.plot(factors, np.median(errors, axis=0), color=colour, linewidth=1.2, linestyle=":")
         for target in TARGETS:
             axes.axhline(1.0 - target, color=MUTED, linewidth=0.8, linestyle=(0, (1, 3)))
-        _logarithmic(axes, "x")
-        _logarithmic(axes, "y")
+        plain_logarithmic(axes, "x")
+        plain_logarithmic(axes, "y")
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
         axes.set_xlabel(abscissa, color=MUTED)
         dress(axes, f"{contest.title}: {words}")
-
-
-def _logarithmic(axes: Axes, which: str) -> None:
-    axis = {"x": axes.xaxis, "y": axes.yaxis}[which]
-    axes.set(**{f"{which}scale": "log"})
-    axis.set_major_locator(PlainTicks())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_locator(NullLocator())

@@ -19,7 +19,7 @@ from spu_lab.studies.classifier_methods import Method, make_classifier_optimizer
 from spu_lab.studies.contest import Contest, Entrant
 from spu_lab.studies.devices import modelled_seconds, open_device
 from spu_lab.studies.jobs import work_off
-from spu_lab.studies.search import Space, Trial, Values, search
+from spu_lab.studies.search import Trial, Values, search
 from spu_lab.studies.step_cost import BOARD, StepCost, measure_step_cost
 from spu_lab.tasks.task import Task
 from spu_lab.training.loop import Split
@@ -39,7 +39,7 @@ class Candidate:
         label: name for people, of no other candidate of a contest.
         method: which.
         values: hyperparameters that were searched.
-        contest: what is run.
+        contest: batch size, steps and images.
         evaluate_at: steps after which it is evaluated.
         decay: whether the learning rate falls to 0.
         standard: whether inputs have mean 0 and deviation 1.
@@ -62,7 +62,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Workshop:
-    """Where and how jobs are run.
+    """Runner of the jobs.
 
     Attributes:
         load: returns the task.
@@ -85,24 +85,24 @@ class Workshop:
         """
         places = {f"{c.title}, {method.label}": (c, method) for c in contests for method in methods}
 
-        def evaluate(asked: Mapping[str, tuple[str, Values]]) -> dict[str, float]:
+        def evaluate(pending: Mapping[str, tuple[str, Values]]) -> dict[str, float]:
             jobs = {}
-            for name, (place, values) in asked.items():
+            for name, (place, values) in pending.items():
                 contest, method = places[place]
                 short = replace(contest, steps=contest.search_steps)
                 at = even_steps(short.steps, EVALUATIONS)
                 jobs[name] = _job(Candidate(name, method, values, short, at), seed, "validation")
             return {name: score(result) for name, result in self._train(jobs).items()}
 
-        spaces = {place: Space(method.ranges, method.first) for place, (_, method) in places.items()}
-        found = search(spaces, evaluate, rounds=rounds, trials=trials)
-        return {(contest, method.label): found[place] for place, (contest, method) in places.items()}
+        searched = {place: method for place, (_, method) in places.items()}
+        done = search(searched, evaluate, rounds=rounds, trials=trials, seed=seed)
+        return {(contest, method.label): done[place] for place, (contest, method) in places.items()}
 
     def run(self, candidates: Sequence[Candidate], seeds: Sequence[int], *, cost_steps: int) -> list[Entrant]:
         """Run candidates with all seeds, evaluated on test examples, and measure the costs of their steps alone."""
         jobs = {f"{each.name}, seed {seed}": _job(each, seed, "test") for each in candidates for seed in seeds}
         runs = self._train(jobs)
-        asked = {
+        measurements = {
             f"{each.name}, cost": {
                 "method": each.method,
                 "values": dict(each.values),
@@ -112,7 +112,7 @@ class Workshop:
             for each in candidates
         }
         work = partial(measure_step_cost, partial(self.load, 10_000, True))
-        costs = work_off(work, asked, self.out, self.console, kind=StepCost, at_once=1)
+        costs = work_off(work, measurements, self.out, self.console, kind=StepCost, at_once=1)
         return [
             Entrant(
                 each.label,

@@ -13,7 +13,7 @@ from scipy.stats import t as student
 Place: TypeAlias = Literal["below", "within", "above"]
 
 TOLERANCE = 0.1
-"""By how much an interval may lie above a stated exponent and still confirm it: caches and rounded widths do that."""
+"""Max distance of an interval above a stated exponent that it confirms: caches and rounded widths have that effect."""
 
 WIDE = 0.5
 """Half width of an interval that decides nothing."""
@@ -55,8 +55,8 @@ def fit_exponent(sizes: Sequence[float], costs: Sequence[Sequence[float]]) -> Ex
     """Fit a straight line to the logarithms of repeated measurements.
 
     The line is that of least squares through all of them. The interval is that of the line through the means of each
-    size, with Student's t for the number of sizes less 2: repetitions share what makes their size deviate from the
-    line, and do not narrow it.
+    size, with Student's t for the number of sizes less 2: repetitions of a size deviate together from the line,
+    and do not narrow it.
 
     Args:
         sizes: at least two, all positive.

@@ -27,7 +27,7 @@ from spu_lab.studies.iteration_methods import METHODS, Method, Step
 from spu_lab.tasks.mnist import reference_network
 
 SHORT = 2.0
-"""Seconds of the first iteration above which it is the only one of its seed, and counts."""
+"""Seconds of a first iteration above which no further one is made with its seed; that one is the result."""
 
 MAX_STEPS = 20
 """Timed iterations of each seed, at most."""
@@ -61,7 +61,7 @@ class Cost:
 
     Attributes:
         method: label of the method.
-        size: as asked for; N is that of the network.
+        size: the requested one, but with the N of the network.
         seconds: time by seed, each the median of several iterations; that which a device model adds included.
         modelled: part of it that is modelled and not measured, in s.
         nbytes: max bytes allocated in addition during one iteration: by torch in this process, and resident in the
@@ -80,8 +80,8 @@ class Cost:
 def perceptron(size: Size, seed: int) -> Network:
     """Return a network of three linear layers with tanh between, and one batch of random numbers.
 
-    The hidden layers have the width w for which w² + w (33 + d_z) is about N; the number of inputs makes up for what
-    rounding leaves, so that N is within w/2 of what is asked for.
+    The hidden layers have the width w for which w² + w (33 + d_z) is about N; the number of inputs makes up for the
+    rounding of w, so that N is within w/2 of the requested one.
     """
     torch.manual_seed(seed)
     n, outputs = size.parameters, size.outputs
@@ -103,10 +103,10 @@ def mnist_network(size: Size, seed: int) -> Network:
 
 
 SMALL = Size(parameters=200, batch=4, outputs=3)
-"""Of an iteration that is made before all others."""
+"""Size of an iteration that is made before all others."""
 
 NETWORKS: dict[str, Callable[[Size, int], Network]] = {"perceptron": perceptron, "mnist": mnist_network}
-"""By name; each takes a size and a seed."""
+"""Makers of networks, from a size and a seed, by name."""
 
 
 def measure(method: str, size: Size, *, network: str, repeats: int, seconds_each: float, spu: str | None) -> Cost:
@@ -206,7 +206,7 @@ def allocated_bytes() -> Iterator[list[int]]:
 
 @contextmanager
 def _without_messages() -> Iterator[None]:
-    """Drop what the profiler's library writes to the terminal."""
+    """Drop the messages that the profiler's library writes to the terminal."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:

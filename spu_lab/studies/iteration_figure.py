@@ -62,7 +62,7 @@ def _draw(axes: Axes, costs: Sequence[Cost], place: Callable[[Size], float], tit
         axes.errorbar(
             [place(cost.size) for cost in chosen],
             mean,
-            np.minimum(deviation, 0.9 * mean),  # a logarithmic axis has no place for less
+            (np.minimum(deviation, 0.9 * mean), deviation),  # a logarithmic axis has no place for less
             color=METHOD_COLOURS[METHODS[method].name],
             linestyle=line,
             marker=marker,

@@ -88,8 +88,8 @@ class Method:
 
 def _optimizer(name: str, **options: Any) -> Maker:
     def make(network: Network, session: Session | None) -> Step:
-        made = make_optimizer(name, network.model, network.criterion, session=session, lr=RATE, **options)
-        return _iterate(network, made)
+        optimizer = make_optimizer(name, network.model, network.criterion, session=session, lr=RATE, **options)
+        return _iterate(network, optimizer)
 
     return make
 
@@ -176,4 +176,4 @@ METHODS: Final = {
         ),
     )
 }
-"""By label."""
+"""Methods by label."""

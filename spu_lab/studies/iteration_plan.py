@@ -16,15 +16,15 @@ SYMBOLS: Final[Mapping[Variable, str]] = {"parameters": "N", "batch": "b", "outp
 Quantity: TypeAlias = Literal["time", "memory"]
 
 Exponents: TypeAlias = tuple[int, int, int]
-"""Those in N, b and d_z."""
+"""Exponents in N, b and d_z."""
 
 
 @dataclass(frozen=True)
 class Stated:
-    """What the paper's table says of a method.
+    """Row of a method in the paper's table.
 
     Attributes:
-        time: as it stands there.
+        time: as printed there.
         memory: likewise.
         time_exponents: of the term that is the largest one in the sweeps of this method.
         memory_exponents: likewise.
@@ -52,7 +52,7 @@ STATED: Final[Mapping[str, Stated]] = {
     "TNGD, device": _TNGD,
     "TNGD, device, structured": _TNGD,
 }
-"""By label of the method. The paper's table has no K-FAC, and states nothing of an emulator."""
+"""Rows by label of the method. The paper's table has no K-FAC, and states nothing of an emulator."""
 
 
 @dataclass(frozen=True)
@@ -77,19 +77,19 @@ class Sweeps:
         return list(dict.fromkeys(size for variable in SYMBOLS for size in self.of(variable)))
 
     def of(self, variable: Variable) -> Sequence[Size]:
-        """Return those in which this is varied."""
+        """Return the sizes in which this variable is varied."""
         sizes: Sequence[Size] = getattr(self, variable)
         return sizes
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured.
+    """Measurements of the experiment.
 
     Attributes:
         sweeps: those of the table, by label of the method.
         figure: those of the figure, likewise; b is not varied there.
-        mnist: labels of what is measured on the reference network for MNIST.
+        mnist: labels of the methods that are measured on the reference network for MNIST.
         repeats: seeds.
         seconds_each: of timed iterations with each seed.
     """
@@ -173,4 +173,4 @@ MINIATURE: Final = Plan(
     repeats=2,
     seconds_each=0.02,
 )
-"""What ``--quick`` measures; through a daemon along N alone, since each point has a daemon of its own."""
+"""The plan of ``--quick``; through a daemon along N alone, since each point has a daemon of its own."""

@@ -24,3 +24,6 @@ PAPER_CLAIMS: Final = {
     "Fig. 7": "Noise below κ₀ = 0.01 makes essentially no difference at t = τ.",
 }
 """By the name that verdicts refer to."""
+
+TWICE: Final = (1.5, 2.5)
+"""Ratios of times that are about 2."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
 
-from spu_lab.studies.classifier_methods import LOGARITHMIC
+from spu_lab.studies.classifier_methods import LOGARITHMIC, Method
 
 Values = Mapping[str, float]
 """Hyperparameters by name."""
@@ -27,56 +27,43 @@ class Trial:
     score: float
 
 
-@dataclass(frozen=True)
-class Space:
-    """What is searched.
-
-    Attributes:
-        ranges: bounds by name; those in `LOGARITHMIC` on such a scale.
-        first: values of the first trial.
-    """
-
-    ranges: Mapping[str, tuple[float, float]]
-    first: Values
-
-
 def search(
-    spaces: Mapping[str, Space],
+    methods: Mapping[str, Method],
     evaluate: Callable[[Mapping[str, tuple[str, Values]]], Mapping[str, float]],
     *,
     rounds: int,
     trials: int,
-    seed: int = 0,
+    seed: int,
 ) -> dict[str, list[Trial]]:
-    """Try as many hyperparameters in each space, round by round, and return all trials.
+    """Try as many hyperparameters of each method, round by round, and return all trials by the method's name.
 
     The first round is random but for its first trial; the later ones follow Optuna's tree-structured Parzen estimator.
     The same scores give the same trials.
 
     Args:
-        spaces: by name.
-        evaluate: returns the score of each trial of a round, all spaces together, by the trial's name; it is given the
-            name of the space, and the values.
+        methods: by name; hyperparameters in `LOGARITHMIC` are searched on such a scale.
+        evaluate: returns the score of each trial of a round, of all methods together, by the trial's name; its argument
+            has the name of the method and the values.
         rounds: how many.
-        trials: of each space in a round.
+        trials: of each method in a round.
         seed: of the sampler.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     studies = {
         name: optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=trials))
-        for name in spaces
+        for name in methods
     }
-    done: dict[str, list[Trial]] = {name: [] for name in spaces}
+    done: dict[str, list[Trial]] = {name: [] for name in methods}
     for name, study in studies.items():
-        study.enqueue_trial(dict(spaces[name].first))
+        study.enqueue_trial(dict(methods[name].first))
     for turn in range(rounds):
-        asked = {
-            f"{name}, trial {turn * trials + number + 1}": (name, studies[name].ask(_distributions(spaces[name])))
-            for name in spaces
+        pending = {
+            f"{name}, trial {turn * trials + number + 1}": (name, studies[name].ask(_distributions(method)))
+            for name, method in methods.items()
             for number in range(trials)
         }
-        scores = evaluate({key: (name, trial.params) for key, (name, trial) in asked.items()})
-        for key, (name, trial) in asked.items():
+        scores = evaluate({key: (name, trial.params) for key, (name, trial) in pending.items()})
+        for key, (name, trial) in pending.items():
             studies[name].tell(trial, scores[key])
             done[name].append(Trial(dict(trial.params), scores[key]))
     return done
@@ -87,5 +74,5 @@ def best_of(trials: Sequence[Trial]) -> Trial:
     return min(trials, key=lambda trial: trial.score)
 
 
-def _distributions(space: Space) -> dict[str, BaseDistribution]:
-    return {name: FloatDistribution(low, high, log=name in LOGARITHMIC) for name, (low, high) in space.ranges.items()}
+def _distributions(method: Method) -> dict[str, BaseDistribution]:
+    return {name: FloatDistribution(low, high, log=name in LOGARITHMIC) for name, (low, high) in method.ranges.items()}

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
 from typing import Final
 
+from torch import Tensor
+
 from host_client.blocking import Session
+from host_client.optimizers import NGD
+from host_client.solvers import Info, Solver
 from spu_lab.studies.classification import ClassifierRun, train_classifier
 from spu_lab.studies.classifier_methods import Method, make_classifier_optimizer
 from spu_lab.studies.devices import modelled_seconds, open_device
 from spu_lab.tasks.task import Task
+from spu_link.operators import Operator
 
 BOARD: Final = {"preset": "paper-16-bit"}
 """The paper's device: 16 bits, 50 Gb/s, τ = 1 µs; and thermal noise of 300 K, which is ours."""
 
 FACTORS: Final = {**BOARD, "timing.arrays": "factors"}
 """The same with resistors for the elements of structured factors, in place of J, H and Jᵀ element by element."""
+
+EXPANSIONS: Final = 3
+"""Steps in which J is multiplied out, to measure how long that takes."""
 
 
 @dataclass(frozen=True)
@@ -29,16 +38,19 @@ class StepCost:
         host: what the host does, see `average_step`: gradient, curvature, update, and the solve of a digital method.
         device: modelled, with the paper's arrays; 0 without a device.
         device_factors: modelled, with arrays of factors.
+        expansion: of the host, to multiply out the factors of J, whose elements the paper's arrays need; 0 without a
+            device.
     """
 
     host: float
     device: float
     device_factors: float
+    expansion: float
 
     @property
     def seconds(self) -> float:
         """Host and device, with the paper's arrays; one after the other."""
-        return self.host + self.device
+        return self.host + self.expansion + self.device
 
     @property
     def seconds_factors(self) -> float:
@@ -59,13 +71,23 @@ def measure_step_cost(
         steps: steps of the host.
     """
     task = load()
+    expansions: list[float] = []
 
-    def run(count: int, session: Session | None = None, device_seconds: Callable[[], float] = float) -> ClassifierRun:
+    def run(
+        count: int,
+        session: Session | None = None,
+        device_seconds: Callable[[], float] = float,
+        solver: Solver | None = None,
+    ) -> ClassifierRun:
         model = task.build(0)
+        optimizer = make_classifier_optimizer(method, values, model, task.criterion, session=session)
+        if solver is not None:
+            assert isinstance(optimizer, NGD)
+            optimizer.solver = solver
         return train_classifier(
             task,
             model,
-            make_classifier_optimizer(method, values, model, task.criterion, session=session),
+            optimizer,
             batch_size=batch_size,
             seed=0,
             steps=count,
@@ -74,17 +96,25 @@ def measure_step_cost(
             device_seconds=device_seconds,
         )
 
+    def expand(operator: Operator, drive: Tensor, damping: float) -> tuple[Tensor, Info]:
+        began = time.perf_counter()
+        operator.dense()
+        expansions.append(time.perf_counter() - began)
+        return drive, {}
+
+    def device_step(board: Mapping[str, str]) -> float:
+        with (
+            open_device("inproc:", driver="analog", driver_option=board) as device,
+            device.session(ttl=60.0) as session,
+        ):
+            return run(2 * period, session, partial(modelled_seconds, device)).device_seconds / (2 * period)
+
     period = int(method.fixed.get("curvature_every", 1))
-    host, modelled = average_step(run(max(steps, 2 * period + 1)).seconds, period), [0.0, 0.0]
-    if method.uses_device:
-        for number, board in enumerate((BOARD, FACTORS)):
-            with (
-                open_device("inproc:", driver="analog", driver_option=board) as device,
-                device.session(ttl=60.0) as session,
-            ):
-                result = run(2 * period, session, partial(modelled_seconds, device))
-            modelled[number] = result.device_seconds / (2 * period)
-    return StepCost(host, *modelled)
+    host = average_step(run(max(steps, 2 * period + 1)).seconds, period)
+    if not method.uses_device:
+        return StepCost(host, 0.0, 0.0, 0.0)
+    run(EXPANSIONS, solver=expand)
+    return StepCost(host, device_step(BOARD), device_step(FACTORS), median(expansions) / period)
 
 
 def average_step(seconds: Sequence[float], period: int) -> float:

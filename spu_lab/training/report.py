@@ -6,7 +6,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -197,12 +197,13 @@ class PlainTicks(Locator):
         return [tick for tick in ticks if low <= tick <= high]
 
 
-def plain_logarithmic(axes: Axes) -> None:
-    """A logarithmic y axis whose ticks are plain numbers."""
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(PlainTicks())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_locator(NullLocator())
+def plain_logarithmic(axes: Axes, which: Literal["x", "y"] = "y") -> None:
+    """Make an axis logarithmic, with ticks that are plain numbers."""
+    axis = {"x": axes.xaxis, "y": axes.yaxis}[which]
+    axes.set(**{f"{which}scale": "log"})
+    axis.set_major_locator(PlainTicks())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def dress(axes: Axes, title: str) -> None:
