@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from loky import cpu_count, get_reusable_executor
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from rich.console import Console
 
 from spu_lab.local_daemon import THREADS
@@ -22,6 +22,9 @@ from spu_lab.result_folder import kept_in, read_json, write_json
 from spu_lab.training.follow import progress
 
 R = TypeVar("R")
+
+NUMBERS: Final = ConfigDict(ser_json_inf_nan="constants")
+"""Results may hold numbers that are not finite."""
 
 IDLE_SECONDS: Final = 20
 """Seconds after which processes without a job end."""
@@ -56,7 +59,7 @@ def work_off(
         Exception: that of a job that fails; the others are ended, and what is done stays.
         OSError: when a result cannot be written.
     """
-    adapter: TypeAdapter[R] = TypeAdapter(kind)
+    adapter: TypeAdapter[list[R]] = TypeAdapter(list[kind], config=NUMBERS)
     arguments = {name: json.loads(TypeAdapter(Any).dump_json(job)) for name, job in jobs.items()}
     files = {name: kept_in(out) / f"{_file_name(name)}.json" for name in jobs}
     done = {name: kept for name in jobs if (kept := _read(files[name], arguments[name], adapter))}
@@ -67,7 +70,7 @@ def work_off(
         for future in _as_completed(futures):
             name = futures[future]
             results[name] = future.result()
-            result = adapter.dump_python(results[name], mode="json")
+            (result,) = adapter.dump_python([results[name]], mode="json")
             write_json(files[name], {"arguments": arguments[name], "result": result})
             bar.update(line, advance=1, status=name)
             console.print(f"{len(results)} of {len(jobs)} runs are done: {name}", highlight=False, soft_wrap=True)
@@ -88,15 +91,15 @@ def _file_name(name: str) -> str:
     return f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def _read(path: Path, arguments: Any, adapter: TypeAdapter[R]) -> tuple[R] | None:
-    """Return the result of a job that was done with these arguments; None where there is none."""
+def _read(path: Path, arguments: Any, adapter: TypeAdapter[list[R]]) -> list[R]:
+    """Return the result of a job that was done with these arguments, if there is one."""
     content = read_json(path)
     if content.get("arguments") != arguments:
-        return None
+        return []
     try:
-        return (adapter.validate_python(content["result"]),)
+        return adapter.validate_python([content["result"]])
     except (KeyError, ValidationError):
-        return None
+        return []
 
 
 @contextmanager

@@ -57,6 +57,7 @@ def test_what_is_done_is_not_done_again_unless_it_is_another_job(tmp_path: Path)
     first = work_off(square, {"a": {"number": 2.0}, "b": {"number": math.inf}}, tmp_path, quiet(), kind=Square)
     path = next(path for path in (tmp_path / "runs").iterdir() if path.name.startswith("a-"))
     path.write_text(path.read_text().replace("4.0", "5.0"))  # seen, if it is read
+    assert first["b"].value == math.inf
     again = work_off(square, {"a": {"number": 2.0}, "b": {"number": math.inf}}, tmp_path, quiet(), kind=Square)
     assert (again["a"].value, again["b"]) == (5.0, first["b"])
     other = work_off(square, {"a": {"number": 3.0}}, tmp_path, quiet(), kind=Square)
