@@ -191,7 +191,7 @@ def judge_training(kind: Kind, by_time: Mapping[str, Sequence[Training]]) -> Ver
     used = median(training.time for training in by_time[AUTO])
     outcome = f"{_spread(found)} with a mean t of {used:.2g}/λ, and {_spread(others)} with t = {best}: a ratio of "
     outcome += f"{scores[AUTO] / scores[best]:.2f}"
-    holds: bool | None = scores[AUTO] <= CLOSE * scores[best]
+    holds: bool | None = math.isfinite(scores[AUTO]) and scores[AUTO] <= CLOSE * scores[best]
     if all(map(math.isfinite, (*found, *others))):
         paired = compare([math.log(mine / theirs) for mine, theirs in zip(found, others, strict=True)])
         assert paired is not None

@@ -166,7 +166,7 @@ def judge(name: str, by_point: Mapping[str, Sequence[Trained]]) -> Verdict:
         f"{KINDS[name].title}: the recipe's {KINDS[name].score} is within {NEAR[name]:g} times that of the best of "
         f"{len(by_point) - 1} points of a grid",
         f"{recipe:.3g} ({seeds} by seed), and {tuned:.3g} with {best}: a ratio of {recipe / tuned:.2f}.",
-        recipe <= NEAR[name] * tuned,
+        math.isfinite(recipe) and recipe <= NEAR[name] * tuned,
     )
 
 
