@@ -13,7 +13,16 @@ from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 from spu_lab.studies.classification import Evaluated
 from spu_lab.studies.colours import METHOD_COLOURS
 from spu_lab.studies.contest import TARGETS, Contest, Entrant
-from spu_lab.training.report import INK, MUTED, PAPER_WINDOW, PlainTicks, dress, median_and_range, moving_average
+from spu_lab.training.report import (
+    INK,
+    MUTED,
+    PAPER_WINDOW,
+    PlainTicks,
+    dress,
+    legend_below_title,
+    median_and_range,
+    moving_average,
+)
 
 
 def contest_figure(
@@ -35,10 +44,7 @@ def contest_figure(
     for axes, (contest, entrants) in zip(grid[1:], contests.items(), strict=True):
         _draw_contest(axes, contest, entrants)
     handles = {line.get_label(): line for axes in grid[1:, 0] for line in axes.lines if line.get_label()[0] != "_"}
-    below_title = (0.0, 1.0 - 0.36 / figure.get_figheight())
-    figure.legend(
-        handles.values(), handles.keys(), loc="upper left", bbox_to_anchor=below_title, ncols=5, frameon=False
-    )
+    legend_below_title(figure, handles, columns=5)
     figure.supxlabel(textwrap.fill(caption, width=185), x=0.012, ha="left", fontsize=8.5, color=MUTED)
     return figure
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +147,14 @@ def median_and_range(
     axes.plot(x, np.median(values, axis=0), color=colour, label=label, **line)
     if len(values) > 1:
         axes.fill_between(x, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.18, linewidth=0)
+
+
+def legend_below_title(figure: Figure, handles: Mapping[str, Any], *, columns: int) -> None:
+    """Draw the legend of a whole figure, artists by label, below its title, which ends with empty lines for it."""
+    place = (0.0, 1.0 - 0.36 / figure.get_figheight())
+    figure.legend(
+        handles.values(), handles.keys(), loc="upper left", bbox_to_anchor=place, ncols=columns, frameon=False
+    )
 
 
 class PlainTicks(Locator):
