@@ -136,12 +136,14 @@ def reproduce(plan: Plan, out: Path, spu: str | None, console: Console) -> None:
 def _measure(
     spu: str | None, name: str, seed: int, steps: int, times: Sequence[float], bounds: Sequence[float], damping: float
 ) -> Curve:
+    """Measure a curve; see `_train` for `damping`."""
     with warnings.catch_warnings(), open_device(spu, seed=seed) as device, device.session(ttl=60.0) as session:
         warnings.simplefilter("ignore", CurvatureFallback)
         return measure_curve(KINDS[name], seed, session, steps=steps, times=times, bounds=bounds)
 
 
 def _train(spu: str | None, name: str, seed: int, time: float | None, steps: int, damping: float) -> Training:
+    """Train once; `damping` is that of the problem, so that a run that was kept with another one is not used."""
     kind = KINDS[name]
     problem = build(kind, seed)
     with warnings.catch_warnings(), open_device(spu, seed=seed) as device, device.session(ttl=60.0) as session:
