@@ -68,7 +68,15 @@ def compare(out: Path, *, steps: int, digits: int, seed: int) -> None:
     from spu_lab.result_folder import write_json
     from spu_lab.studies.descent_report import summary, write_points
     from spu_lab.studies.front_page import front_page
-    from spu_lab.studies.side_by_side import BATCH, CLASSIFIERS, solve_side_by_side, train_side_by_side
+    from spu_lab.studies.side_by_side import (
+        ANALOG_TIME,
+        BATCH,
+        CLASSIFIERS,
+        DAMPING,
+        RATE,
+        solve_side_by_side,
+        train_side_by_side,
+    )
     from spu_lab.tasks.mnist import mnist, standardised
     from spu_lab.training.report import save_whole
     from spu_lab.training.results import device_summary
@@ -89,12 +97,15 @@ def compare(out: Path, *, steps: int, digits: int, seed: int) -> None:
         device = device_summary(spu.info)
     _write_losses(out / "mnist.csv", runs)
     outcomes = (describe_errors(solved), describe_accuracies(runs))
+    tngd, adam = (values for _, values in CLASSIFIERS.values())
     captions = (
-        f"{outcomes[0]} Network 2-64-1, {CELLS} parameters and cells, 900 + 120 points, λ = 1e-6, t = 0.1 to 0.3 s "
-        f"(τ = {tau:g} µs). Adam: η = 0.01, cosine decay, as much wall time. Seed {seed}.",
-        f"{outcomes[1]} b = {BATCH}, {len(task.train):,} training images, N = 105,866. TNGD: SPRING μ = 0.8, λ = 0.1, "
-        "t = 50 τ, four drawn labels, η = 0.5, trust region 0.02. Adam: η = 0.01. Both: linear decay. Free-running "
-        "emulators in separate processes.",
+        f"{outcomes[0]} Network 2-64-1, {CELLS} parameters and cells, 900 + 120 points, λ = {DAMPING:g}, t = "
+        f"{ANALOG_TIME.first:,.0f} to {ANALOG_TIME.last:,.0f} τ (τ = {tau:g} µs). Adam: η = {RATE:g}, cosine decay, as "
+        f"much wall time. Seed {seed}.",
+        f"{outcomes[1]} b = {BATCH}, {len(task.train):,} training images, N = 105,866. TNGD: SPRING "
+        f"μ = {tngd['spring']:g}, λ = {tngd['damping']:g}, t = 50 τ, four drawn labels, η = {tngd['lr']:g}, trust "
+        f"region {tngd['trust_region']:g}. Adam: η = {adam['lr']:g}. Both: linear decay. Free-running emulators in "
+        "separate processes.",
     )
     title = "The natural gradient, read from a thermodynamic device, against Adam"
     save_whole(front_page(solved, runs, title=title, captions=captions), out / "demo.png")

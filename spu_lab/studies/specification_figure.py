@@ -66,7 +66,7 @@ def _draw(
         axes.set_xticks(knob.values, [f"{value:g}" for value in knob.values])
     end = median(ideal)
     axes.axhspan(end / FACTOR, FACTOR * end, color=REFERENCE, alpha=0.08, linewidth=0)
-    axes.axhline(end, color=REFERENCE, linewidth=1.2, label="ideal device, and a factor of 3")
+    axes.axhline(end, color=REFERENCE, linewidth=1.2, label=f"ideal device, and a factor of {FACTOR:g}")
     for way, by_value in by_way.items():
         colour, marker, style = LINES[way]
         values = np.array([by_value[value] for value in knob.values]).T

@@ -25,7 +25,7 @@ from spu_lab.training.settings import Settings
 from spu_link.errors import DeviceFault, InvalidProgram, SpuError
 
 OVERFLOW = ("OverflowError", "finite")
-"""Said by a device whose state has grown beyond all numbers, and of a program whose values have."""
+"""Words in the errors of a device whose state, and of a program whose values, are no longer finite."""
 
 
 @dataclass(frozen=True)
