@@ -22,9 +22,9 @@ def paper() -> str:
     rows = []
     for source, claim in PAPER_CLAIMS.items():
         mine = [(name, verdict) for name, verdict in parts if verdict.get("paper") == source]
-        said = "<br>".join(f"{v['claim']}: {WORDS[v['holds']]}. {v['outcome']}" for _, v in mine)
+        outcomes = "<br>".join(f"{v['claim']}: {WORDS[v['holds']]}. {v['outcome']}" for _, v in mine)
         links = ", ".join(f"[{name}](#{name})" for name in dict.fromkeys(name for name, _ in mine))
-        rows.append((source, claim, _together([v["holds"] for _, v in mine]), f"{said} ({links})" if mine else ""))
+        rows.append((source, claim, _together([v["holds"] for _, v in mine]), f"{outcomes} ({links})" if mine else ""))
     return table(("where", "claim", "verdict", "what came out"), rows)
 
 

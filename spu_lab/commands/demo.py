@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 TARGETS = (0.9, 0.95)
-"""Test accuracies; the steps to them are said."""
+"""Test accuracies whose steps are reported."""
 
 CELLS = 257
 """Of the device for the equation: one for each parameter of the network."""
@@ -68,7 +68,15 @@ def compare(out: Path, *, steps: int, digits: int, seed: int) -> None:
     from spu_lab.result_folder import write_json
     from spu_lab.studies.descent_report import summary, write_points
     from spu_lab.studies.front_page import front_page
-    from spu_lab.studies.side_by_side import BATCH, CLASSIFIERS, solve_side_by_side, train_side_by_side
+    from spu_lab.studies.side_by_side import (
+        ANALOG_TIME,
+        BATCH,
+        CLASSIFIERS,
+        DAMPING,
+        RATE,
+        solve_side_by_side,
+        train_side_by_side,
+    )
     from spu_lab.tasks.mnist import mnist, standardised
     from spu_lab.training.report import save_whole
     from spu_lab.training.results import device_summary
@@ -78,23 +86,26 @@ def compare(out: Path, *, steps: int, digits: int, seed: int) -> None:
     console.print(f"Starting an SPU daemon in a separate process: emulator of {CELLS} cells, free-running clock")
     daemon = local_daemon(seed=seed, options=["--cells", str(CELLS)], log=out / "daemon-equation.log")
     with daemon as address, connect(address) as spu:
-        _say_ready(spu, console)
+        _report_ready(spu, console)
         solved = solve_side_by_side(spu, steps=steps, seed=seed, console=console)
         tau = 1e6 * spu.info.tau
-    write_points(out / "equation.csv", [one.descent for one in solved.values()])
+    write_points(out / "equation.csv", [result.descent for result in solved.values()])
     console.print("Starting an SPU daemon for MNIST: emulator, free-running clock")
     with local_daemon(seed=seed, log=out / "daemon-mnist.log") as address, connect(address) as spu:
-        _say_ready(spu, console)
+        _report_ready(spu, console)
         runs = train_side_by_side(task, spu, steps=digits, seed=seed, console=console)
         device = device_summary(spu.info)
     _write_losses(out / "mnist.csv", runs)
     outcomes = (describe_errors(solved), describe_accuracies(runs))
+    tngd, adam = (values for _, values in CLASSIFIERS.values())
     captions = (
-        f"{outcomes[0]} Network 2-64-1, {CELLS} parameters and cells, 900 + 120 points, λ = 1e-6, t = 0.1 to 0.3 s "
-        f"(τ = {tau:g} µs). Adam: η = 0.01, cosine decay, as much wall time. Seed {seed}.",
-        f"{outcomes[1]} b = {BATCH}, {len(task.train):,} training images, N = 105,866. TNGD: SPRING μ = 0.8, λ = 0.1, "
-        "t = 50 τ, four drawn labels, η = 0.5, trust region 0.02. Adam: η = 0.01. Both: linear decay. Free-running "
-        "emulators in separate processes.",
+        f"{outcomes[0]} Network 2-64-1, {CELLS} parameters and cells, 900 + 120 points, λ = {DAMPING:g}, t = "
+        f"{ANALOG_TIME.first:,.0f} to {ANALOG_TIME.last:,.0f} τ (τ = {tau:g} µs). Adam: η = {RATE:g}, cosine decay, as "
+        f"much wall time. Seed {seed}.",
+        f"{outcomes[1]} b = {BATCH}, {len(task.train):,} training images, N = 105,866. TNGD: SPRING "
+        f"μ = {tngd['spring']:g}, λ = {tngd['damping']:g}, t = 50 τ, four drawn labels, η = {tngd['lr']:g}, trust "
+        f"region {tngd['trust_region']:g}. Adam: η = {adam['lr']:g}. Both: linear decay. Free-running emulators in "
+        "separate processes.",
     )
     title = "The natural gradient, read from a thermodynamic device, against Adam"
     save_whole(front_page(solved, runs, title=title, captions=captions), out / "demo.png")
@@ -102,7 +113,7 @@ def compare(out: Path, *, steps: int, digits: int, seed: int) -> None:
         **provenance(),
         "seed": seed,
         "device": device,
-        "equation": [summary(one.descent) for one in solved.values()],
+        "equation": [summary(result.descent) for result in solved.values()],
         "mnist": {label: {"settings": CLASSIFIERS[label][1], **asdict(run)} for label, run in runs.items()},
         "outcomes": outcomes,
     }
@@ -121,14 +132,14 @@ def _write_losses(path: Path, runs: Mapping[str, ClassifierRun]) -> None:
             writer.writerows((label, step, loss, seconds) for step, (loss, seconds) in rows)
 
 
-def _say_ready(spu: Spu, console: Console) -> None:
+def _report_ready(spu: Spu, console: Console) -> None:
     info = spu.info
     console.print(f"It is ready: τ = {1e6 * info.tau:g} µs, {info.rate:,.0f} τ a second, {info.cells:,} cells at most")
 
 
 def describe_errors(solved: Mapping[str, Solved]) -> str:
-    """Say how far each method came on the equation, with the numbers."""
-    ends = {method: one.descent.points[-1] for method, one in solved.items()}
+    """Return the errors of the methods on the equation in words, with their steps and times."""
+    ends = {method: result.descent.points[-1] for method, result in solved.items()}
     tngd, adam = ends["TNGD"], ends["Adam"]
     first = solved["TNGD"].descent.first_below(solved["Adam"].descent.best.error)
     passed = (
@@ -137,13 +148,13 @@ def describe_errors(solved: Mapping[str, Solved]) -> str:
         else ""
     )
     return (
-        f"Relative L2 error after {tngd.wall_seconds:.0f} s: TNGD {tngd.error:.1e} in {tngd.step:,} steps, Adam "
-        f"{adam.error:.1e} in {adam.step:,}{passed}."
+        f"Relative L2 error: TNGD {tngd.error:.1e} in {tngd.step:,} steps and {tngd.wall_seconds:.0f} s, Adam "
+        f"{adam.error:.1e} in {adam.step:,} and {adam.wall_seconds:.0f} s{passed}."
     )
 
 
 def describe_accuracies(runs: Mapping[str, ClassifierRun]) -> str:
-    """Say how many steps each method took to some accuracies, and where they ended, with the numbers."""
+    """Return the steps of the methods to each of `TARGETS` in words, with their accuracies at the end."""
     ends = ", ".join(f"{label} {run.accuracy:.1%}" for label, run in runs.items())
     steps = len(next(iter(runs.values())).losses)
     parts = []

@@ -16,9 +16,14 @@ app = typer.Typer()
 PACKAGE: Final = "spu_lab.experiments"
 """Its modules are the experiments."""
 
-
 ALL: Final = "all"
-"""In the place of a name."""
+"""The argument that runs every experiment."""
+
+
+def _default_folder(context: typer.Context, out: Path | None) -> Path:
+    """Return the folder for the results, so that a message about an interrupted run knows it too."""
+    name = context.params.get("name", ALL)  # parsed before an option that is not given
+    return out or (Path("results") if name == ALL else Path("results", name))
 
 
 @app.command(cls=MessageCommand)
@@ -30,6 +35,7 @@ def reproduce(
         Path | None,
         typer.Option(
             file_okay=False,
+            callback=_default_folder,
             help="Folder for the results; it may hold no run. `all` makes one in it for each experiment.",
             show_default="results/NAME",
         ),
@@ -53,6 +59,7 @@ def reproduce(
     """Repeat an experiment: seeds, bands, a table and verdicts, as CSV, JSON, Markdown and a plot."""
     from spu_lab import catalogue
 
+    assert out is not None  # by _default_folder
     if overwrite and resume:
         raise typer.BadParameter("--overwrite removes what --resume goes on with; give one of the two")
     if name == "list":
@@ -61,10 +68,10 @@ def reproduce(
         return
     options: dict[str, Any] = {"overwrite": overwrite, "resume": resume, "data": data, "spu": spu, "quick": quick}
     if name == ALL:
-        _reproduce_all(out or Path("results"), **options)
+        _reproduce_all(out, **options)
     else:
         catalogue.check(PACKAGE, name)
-        _reproduce(name, out or Path("results") / name, **options)
+        _reproduce(name, out, **options)
 
 
 def _reproduce(
@@ -90,7 +97,7 @@ def _reproduce_all(folder: Path, *, resume: bool, data: Path | None, **options: 
     With `resume` those that have finished are left as they are, and those that have not begun begin.
     """
     from spu_lab import catalogue
-    from spu_lab.result_folder import read_json
+    from spu_lab.result_folder import interrupted_run, read_json
 
     failed = []
     names = catalogue.names(PACKAGE)
@@ -112,6 +119,9 @@ def _reproduce_all(folder: Path, *, resume: bool, data: Path | None, **options: 
             except Exception as error:  # noqa: BLE001 - each becomes a message
                 print_error(*explain(error, {}, place))
                 failed.append(name)
+            except KeyboardInterrupt:
+                note(interrupted_run(place))
+                raise
     if failed:
         print_error("error", f"failed: {', '.join(failed)}; the messages are above")
         raise typer.Exit(1)

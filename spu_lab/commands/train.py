@@ -110,7 +110,7 @@ def _train(given: dict[str, Any], settings: Settings, out: Path, saved: dict[str
 
     from host_client.blocking import connect
     from spu_lab.tasks.mnist import mnist
-    from spu_lab.training.report import comparison_table
+    from spu_lab.training.report import run_table
     from spu_lab.training.runner import run_in
     from spu_lab.training.stopping import Stop
 
@@ -140,7 +140,7 @@ def _train(given: dict[str, Any], settings: Settings, out: Path, saved: dict[str
         print_interrupted(stop.number, f"after step {len(result.steps)} of {total}; {interrupted_run(out)}; {then}")
         raise typer.Exit(128 + stop.number)
     sizes = f"{given['train_size']:,} training and {given['test_size']:,} test images, N = {result.parameters:,}"
-    console.print(comparison_table({name: result}, f"{given['task']}: {sizes}"))
+    console.print(run_table(name, result, f"{given['task']}: {sizes}"))
     console.print(f"Every iteration, settings and plot: {out}", highlight=False, soft_wrap=True)
     if stop.number is not None:
         print_interrupted(stop.number, f"when the run had finished; {out} holds all of it")

@@ -136,12 +136,14 @@ def reproduce(plan: Plan, out: Path, spu: str | None, console: Console) -> None:
 def _measure(
     spu: str | None, name: str, seed: int, steps: int, times: Sequence[float], bounds: Sequence[float], damping: float
 ) -> Curve:
+    """Measure a curve; see `_train` for `damping`."""
     with warnings.catch_warnings(), open_device(spu, seed=seed) as device, device.session(ttl=60.0) as session:
         warnings.simplefilter("ignore", CurvatureFallback)
         return measure_curve(KINDS[name], seed, session, steps=steps, times=times, bounds=bounds)
 
 
 def _train(spu: str | None, name: str, seed: int, time: float | None, steps: int, damping: float) -> Training:
+    """Train once; `damping` is that of the problem, so that a run that was kept with another one is not used."""
     kind = KINDS[name]
     problem = build(kind, seed)
     with warnings.catch_warnings(), open_device(spu, seed=seed) as device, device.session(ttl=60.0) as session:
@@ -191,7 +193,7 @@ def judge_training(kind: Kind, by_time: Mapping[str, Sequence[Training]]) -> Ver
     used = median(training.time for training in by_time[AUTO])
     outcome = f"{_spread(found)} with a mean t of {used:.2g}/λ, and {_spread(others)} with t = {best}: a ratio of "
     outcome += f"{scores[AUTO] / scores[best]:.2f}"
-    holds: bool | None = scores[AUTO] <= CLOSE * scores[best]
+    holds: bool | None = math.isfinite(scores[AUTO]) and scores[AUTO] <= CLOSE * scores[best]
     if all(map(math.isfinite, (*found, *others))):
         paired = compare([math.log(mine / theirs) for mine, theirs in zip(found, others, strict=True)])
         assert paired is not None

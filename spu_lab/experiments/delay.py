@@ -87,7 +87,7 @@ PANELS = [
     Panel(f"{TIME} (keep)", NGD_EXACT, [at_time(t, "keep") for t in TIMES]),
     Panel(f"{TIME} (drive)", NGD_EXACT, [at_time(t, "drive") for t in TIMES]),
     Panel(f"{DELAY} (keep)", at_time(SHORT, "keep"), [delayed(t_d, "keep") for t_d in DELAYS]),
-    Panel(f"{DELAY} (drive)", at_time(SHORT, "drive"), [delayed(t_d, "drive") for t_d in DELAYS[:2]]),
+    Panel(f"{DELAY} (drive)", at_time(SHORT, "drive"), [delayed(t_d, "drive") for t_d in DELAYS[1:]]),
     Panel(MOMENTUM, NGD_EXACT, [*map(spring, MATCHED), *map(implicit, MATCHED), HEAVY_BALL, LARGER]),
 ]
 

@@ -184,7 +184,7 @@ def judge(measured: Mapping[str, Measured], clock_error: float) -> list[Verdict]
 
     Args:
         measured: of the loop of each kind.
-        clock_error: bound on the error of device times among host times, s.
+        clock_error: bound on the error of device times among host times, median over the run, s.
     """
     free, blocking = measured[FREE], measured[BLOCKING]
     return [
@@ -194,9 +194,9 @@ def judge(measured: Mapping[str, Measured], clock_error: float) -> list[Verdict]
             free.turns.evolution > OVERLAP,
         ).of_paper("abstract: loop"),
         Verdict(
-            "Measurements and uploads have different times, which the host's work does not tie together",
+            "Measurements and uploads have times of their own: no program takes effect at a measurement",
             f"From a measurement to the next program taking effect: {1e3 * free.nearest:.2g} ms at least, and t_d = "
-            f"{free.turns.delay:.3g} τ (median); device times are known within {1e3 * clock_error:.2g} ms.",
+            f"{free.turns.delay:.3g} τ (median); device times are known within {1e3 * clock_error:.2g} ms (median).",
             free.nearest > clock_error,
         ).of_paper("Fig. 1"),
         Verdict(

@@ -70,7 +70,7 @@ def run(out: Path, spu: str | None, console: Console, *, quick: bool = False) ->
     plans, seeds, rates = ([MINIATURE], SEEDS[:1], RATES[2:3]) if quick else (PLANS, SEEDS, RATES)
     descents = _descents(plans, seeds, rates, spu, out, console)
     write_points(out / "pinn.csv", descents)
-    _report(out, plans, seeds, descents, {"rates": rates}, console)
+    _report(out, plans, seeds, rates, descents, console)
 
 
 def _descents(
@@ -78,29 +78,29 @@ def _descents(
 ) -> list[Descent]:
     """Solve each equation by each method with each seed; Adam with each rate for the first one, and then the best."""
     first, *others = seeds
-    works = {plan.equation.name: plan for plan in plans}
+    by_name = {plan.equation.name: plan for plan in plans}
 
     def solved(jobs: Iterable[tuple[str, str, int]]) -> list[Descent]:
-        asked = {
+        arguments = {
             f"{name}, {method}, seed {seed}": {
                 "problem": name,
                 "method": method,
                 "seed": seed,
-                "settings": _settings(works[name]),
+                "settings": _settings(by_name[name]),
             }
             for name, method, seed in jobs
         }
-        return list(work_off(partial(_solve, works, spu), asked, out, console, kind=Descent).values())
+        return list(work_off(partial(_solve, by_name, spu), arguments, out, console, kind=Descent).values())
 
     methods = [(method, seeds) for method in (TNGD, SIXTEEN, DIGITAL, LBFGS, BROYDEN)]
     methods += [(_adam_at(rate), (first,)) for rate in rates]
-    descents = solved((name, method, seed) for name in works for method, those in methods for seed in those)
+    descents = solved((name, method, seed) for name in by_name for method, those in methods for seed in those)
     best = {}
-    for name in works:
+    for name in by_name:
         tried = [d for d in descents if d.problem == name and d.method.startswith(ADAM)]
         best[name] = min(tried, key=lambda d: d.best.error)
     descents += [replace(descent, method=ADAM) for descent in best.values()]
-    more = solved((name, best[name].method, seed) for name in works for seed in others)
+    more = solved((name, best[name].method, seed) for name in by_name for seed in others)
     return descents + [replace(descent, method=ADAM) for descent in more]
 
 
@@ -111,7 +111,10 @@ def _adam_at(rate: float) -> str:
 def _solve(
     plans: Mapping[str, Plan], spu: str | None, problem: str, method: str, seed: int, settings: Mapping[str, Any]
 ) -> Descent:
-    """Solve an equation once; the seed is that of network and points."""
+    """Solve an equation once; the seed is that of network and points.
+
+    `settings` are those of the plan: a run that was kept with others is not used.
+    """
     plan = plans[problem]
     task, network = Problem(plan.equation, seed), plan.equation.build(seed)
     with ExitStack() as stack:
@@ -152,8 +155,8 @@ def _report(
     out: Path,
     plans: Sequence[Plan],
     seeds: Sequence[int],
+    rates: Sequence[float],
     descents: Sequence[Descent],
-    content: Mapping[str, Any],
     console: Console,
 ) -> None:
     """Write the table, the picture and the JSON."""
@@ -173,7 +176,7 @@ def _report(
         f"Median, and min to max, over {over}. TNGD: through a device with a stepped clock, whose "
         "modelled time is added to the wall time of host and emulator. 16 bits: drive, resistors and readings, "
         f"κ₀ = {NOISE:g}, each reading refined up to {REFINEMENTS} times. Adam: the best of "
-        f"{len(content['rates'])} learning rates on seed {seeds[0]}, cosine decay. SSBroyden: self-scaled "
+        f"{len(rates)} learning rates on seed {seeds[0]}, cosine decay. SSBroyden: self-scaled "
         "quasi-Newton with a dense inverse Hessian."
     )
     picture = descent_figure(rows, title="Physics-informed networks", caption=caption)
@@ -182,7 +185,7 @@ def _report(
     results = {
         "status": "finished",
         **provenance(),
-        **content,
+        "rates": rates,
         "seeds": seeds,
         "settings": settings,
         "runs": [summary(descent) for descent in descents],

@@ -32,7 +32,7 @@ from spu_lab.studies.recipe import SETTLED, apply_recipe
 from spu_lab.studies.small_problems import KINDS, build
 from spu_lab.studies.study import DeviceNotTaken
 from spu_lab.studies.verdicts import Verdict, to_json, write_table
-from spu_lab.training.report import INK, MUTED, PlainTicks, dress, save_whole
+from spu_lab.training.report import INK, MUTED, PlainTicks, dress, legend_below_title, save_whole
 
 RECIPE: Final = "recipe"
 
@@ -166,7 +166,7 @@ def judge(name: str, by_point: Mapping[str, Sequence[Trained]]) -> Verdict:
         f"{KINDS[name].title}: the recipe's {KINDS[name].score} is within {NEAR[name]:g} times that of the best of "
         f"{len(by_point) - 1} points of a grid",
         f"{recipe:.3g} ({seeds} by seed), and {tuned:.3g} with {best}: a ratio of {recipe / tuned:.2f}.",
-        recipe <= NEAR[name] * tuned,
+        math.isfinite(recipe) and recipe <= NEAR[name] * tuned,
     )
 
 
@@ -232,10 +232,7 @@ def draw(results: Mapping[str, Mapping[str, Sequence[Trained]]], over: str) -> F
     axes.axvline(1.0, color=MUTED, linewidth=1.0, linestyle="--")
     dress(axes, "score, as a ratio to that of the best point of the grid (less is better)")
     handles = {label: line for line in axes.lines if not (label := str(line.get_label())).startswith("_")}
-    below_title = (0.0, 1.0 - 0.36 / figure.get_figheight())
-    figure.legend(
-        list(handles.values()), list(handles), loc="upper left", bbox_to_anchor=below_title, ncols=3, frameon=False
-    )
+    legend_below_title(figure, handles, columns=3)
     caption = f"Medians over {over}. Points with more than 1,000 times the best score are left out. t = {SETTLED:g}/λ."
     figure.supxlabel(textwrap.fill(caption, width=130), x=0.012, ha="left", fontsize=8.5, color=MUTED)
     return figure

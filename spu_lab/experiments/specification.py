@@ -118,14 +118,14 @@ def reproduce(plan: Plan, out: Path, spu: str | None, console: Console) -> None:
 
 def solve(spu: str | None, device: Mapping[str, Any], seed: int, steps: int) -> float:
     """Return the lowest relative L2 error in so many steps on a device, of the arguments of `Device`."""
-    asked, task, network = Device(**device), Problem(POISSON_2D, seed), POISSON_2D.build(seed)
+    chosen, task, network = Device(**device), Problem(POISSON_2D, seed), POISSON_2D.build(seed)
     with (
         warnings.catch_warnings(),
-        open_device(spu, driver="analog", driver_option=asked.board, seed=seed) as opened,
+        open_device(spu, driver="analog", driver_option=chosen.board, seed=seed) as opened,
         opened.session(ttl=60.0) as session,
     ):
         warnings.simplefilter("ignore", CurvatureFallback)
-        points = descend(task, network, by_solver(task, network, asked.solver(session), asked.damping), steps)
+        points = descend(task, network, by_solver(task, network, chosen.solver(session), chosen.damping), steps)
     return min(point.error for point in points)
 
 
@@ -204,4 +204,4 @@ def judge(knob: Knob, limits: Mapping[str, float | None]) -> list[Verdict]:
 
 
 def _words(limit: float | None) -> str:
-    return "beyond all values tried" if limit is None else f"{limit:g}"
+    return "better than all values tried" if limit is None else f"{limit:g}"

@@ -18,6 +18,7 @@ from spu_lab.training.report import (
     MUTED,
     PAPER_WINDOW,
     dress,
+    legend_below_title,
     median_and_range,
     moving_average,
     plain_logarithmic,
@@ -43,10 +44,7 @@ def contest_figure(
     for axes, (contest, entrants) in zip(grid[1:], contests.items(), strict=True):
         _draw_contest(axes, contest, entrants)
     handles = {line.get_label(): line for axes in grid[1:, 0] for line in axes.lines if line.get_label()[0] != "_"}
-    below_title = (0.0, 1.0 - 0.36 / figure.get_figheight())
-    figure.legend(
-        handles.values(), handles.keys(), loc="upper left", bbox_to_anchor=below_title, ncols=5, frameon=False
-    )
+    legend_below_title(figure, handles, columns=5)
     figure.supxlabel(textwrap.fill(caption, width=185), x=0.012, ha="left", fontsize=8.5, color=MUTED)
     return figure
 

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from spu_lab.studies.panels import ARMS, CEILING, REFERENCE, count_diverged, describe_missing, median_end
 from spu_lab.studies.sweeps import ArmResult, Panel
-from spu_lab.training.report import INK, MUTED, PlainTicks, dress
+from spu_lab.training.report import INK, MUTED, PlainTicks, dress, legend_below_title
 
 APART = 0.2
 """Distance between the markers of a row, in rows."""
@@ -46,10 +46,8 @@ def convergence_figure(
     left.set_xlim(right=min(CEILING, left.get_xlim()[1]))
     left.xaxis.set_major_locator(PlainTicks())
     left.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    below_title = (0.0, 1.0 - 0.36 / figure.get_figheight())
     handles, labels = left.get_legend_handles_labels()
-    legend = dict(zip(labels, handles, strict=True))  # a label may be in several rows
-    figure.legend(legend.values(), legend.keys(), loc="upper left", bbox_to_anchor=below_title, ncols=4, frameon=False)
+    legend_below_title(figure, dict(zip(labels, handles, strict=True)), columns=4)  # a label may be in several rows
     figure.supxlabel(textwrap.fill(caption, width=140), x=0.012, ha="left", fontsize=8.5, color=MUTED)
     return figure
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from spu_lab.studies.colours import METHOD_COLOURS
 from spu_lab.studies.descent import Descent, Point
-from spu_lab.training.report import INK, MUTED, dress, median_and_range
+from spu_lab.training.report import INK, MUTED, dress, legend_below_title, median_and_range
 
 
 def descent_figure(rows: Mapping[str, Mapping[str, Sequence[Descent]]], *, title: str, caption: str) -> Figure:
@@ -27,7 +27,6 @@ def descent_figure(rows: Mapping[str, Mapping[str, Sequence[Descent]]], *, title
     figure.suptitle(f"{title}\n\n", x=0.012, ha="left", fontsize=14, fontweight="bold", color=INK)
     options = {"xscale": "log", "yscale": "log"}
     grid = figure.subplots(len(rows), 2, squeeze=False, sharey="row", sharex="col", subplot_kw=options)
-    methods = list(dict.fromkeys(method for by_method in rows.values() for method in by_method))
     for (left, right), (name, by_method) in zip(grid, rows.items(), strict=True):
         for descents in by_method.values():
             _draw(left, descents, lambda point: point.step)
@@ -37,11 +36,7 @@ def descent_figure(rows: Mapping[str, Mapping[str, Sequence[Descent]]], *, title
     for axes, words in zip(grid[-1], ("steps", "wall time + modelled time of the device, s"), strict=True):
         axes.set_xlabel(words, color=MUTED)
     handles = {line.get_label(): line for axes in grid.flat for line in axes.lines}
-    below_title = (0.0, 1.0 - 0.36 / figure.get_figheight())
-    named = [(handles[method], method) for method in methods]
-    figure.legend(
-        *zip(*named, strict=True), loc="upper left", bbox_to_anchor=below_title, ncols=len(methods), frameon=False
-    )
+    legend_below_title(figure, handles, columns=len(handles))
     figure.supxlabel(textwrap.fill(caption, width=150), x=0.012, ha="left", fontsize=8.5, color=MUTED)
     return figure
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 from host_client.blocking import Spu, connect
@@ -19,7 +18,6 @@ def open_device(
     seed: int = 0,
     embedding: str | None = None,
     driver_option: Mapping[str, str] | None = None,
-    log: Path | None = None,
     **options: Any,
 ) -> Iterator[Spu]:
     """Give a device for as long as a ``with`` block lasts.
@@ -30,7 +28,6 @@ def open_device(
         seed: of the device's noise.
         embedding: as of `connect`.
         driver_option: settings of the driver by name.
-        log: file for what the daemon logs.
         options: further options of ``spu-server serve`` by name: ``driver``, ``cells``.
 
     Raises:
@@ -41,7 +38,7 @@ def open_device(
             words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
             settings = {name.replace("__", "."): value for name, value in (driver_option or {}).items()}
             words += [word for name, value in settings.items() for word in ("--driver-option", f"{name}={value}")]
-            daemon = local_daemon(clock="stepped", seed=seed, options=words, log=log)
+            daemon = local_daemon(clock="stepped", seed=seed, options=words)
             yield stack.enter_context(connect(stack.enter_context(daemon), embedding=embedding))
         elif address == "inproc:":
             device = {"clock": "stepped", "seed": seed, "driver_option": driver_option or {}, **options}

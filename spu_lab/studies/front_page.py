@@ -48,8 +48,8 @@ def front_page(
 
 
 def _draw_errors(axes: Axes, solved: Mapping[str, Solved]) -> None:
-    for method, one in solved.items():
-        points = one.descent.points
+    for method, result in solved.items():
+        points = result.descent.points
         axes.plot(
             [point.wall_seconds for point in points],
             [point.error for point in points],
@@ -70,7 +70,7 @@ def _draw_images(figure: Figure, places: list[Axes], solved: Mapping[str, Solved
     solution = places[0].imshow(solved["TNGD"].values.T, cmap="RdBu_r", vmin=-1.0, vmax=1.0, **frame)
     figure.colorbar(solution, ax=places[0], orientation="horizontal", fraction=0.06, pad=0.02)
     places[0].set_title("TNGD: u(x, y)", loc="left", fontsize=11, color=INK)
-    errors = {method: np.abs(one.values - expected) for method, one in solved.items()}
+    errors = {method: np.abs(result.values - expected) for method, result in solved.items()}
     largest = max(error.max() for error in errors.values())
     smallest = max(min(np.median(error) for error in errors.values()) / 10.0, 1e-12)
     norm = LogNorm(smallest, largest)

@@ -39,10 +39,10 @@ def work_off(
     kind: Any,
     at_once: int | None = None,
 ) -> dict[str, R]:
-    """Do what has not been done of some jobs, several at a time, and return all results.
+    """Run the jobs that have not been done, several at a time, and return all results.
 
-    Each result is written when it is there. An experiment that was broken off and goes on in the same folder finds it,
-    unless the arguments have changed.
+    Each result is written when its job is done. An experiment that was interrupted and is resumed in the same folder
+    uses it, unless the arguments have changed.
 
     Args:
         work: called with the arguments of a job, in a process with one thread.

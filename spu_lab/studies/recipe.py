@@ -73,15 +73,14 @@ def _sweep(problem: Small, session: Session, damping: float) -> tuple[float, flo
     optimizer = TNGD(
         problem.model, problem.criterion, session, lr=0.0, damping=damping, analog_time=time, start="drive"
     )
-    lowest, at, best, average = math.inf, LOWEST_RATE, math.inf, 0.0
+    lowest, at, average = math.inf, LOWEST_RATE, 0.0
     for step in range(SWEEP_STEPS):
         rate = LOWEST_RATE * (HIGHEST_RATE / LOWEST_RATE) ** (step / (SWEEP_STEPS - 1))
         optimizer.param_groups[0]["lr"] = rate
         optimizer.zero_grad()
         loss = problem.loss(next(problem.batches))
-        if not loss.item() < 4.0 * best:
+        if not loss.item() < 4.0 * lowest:
             break
-        best = min(best, loss.item())
         average = 0.8 * average + 0.2 * loss.item()
         smooth = average / (1.0 - 0.8 ** (step + 1))
         if smooth < lowest:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from spu_lab.studies.panels import ARMS, REFERENCE
 from spu_lab.studies.specification import AVERAGED, FACTOR, PLAIN, REFINED, Knob
-from spu_lab.training.report import INK, MUTED, dress, median_and_range
+from spu_lab.training.report import INK, MUTED, dress, legend_below_title, median_and_range
 
 LINES: Final = {PLAIN: (*ARMS[0], "-"), AVERAGED: (*ARMS[1], ":"), REFINED: (*ARMS[2], "--")}
 """Colour, marker and style of each way to read."""
@@ -50,11 +50,7 @@ def specification_figure(
         axes.set_visible(False)
     for axes in grid[:, 0]:
         axes.set_ylabel("relative L2 error", color=MUTED)
-    handles = {line.get_label(): line for axes in grid.flat for line in axes.lines}
-    below_title = (0.0, 1.0 - 0.36 / figure.get_figheight())
-    figure.legend(
-        handles.values(), handles.keys(), loc="upper left", bbox_to_anchor=below_title, ncols=4, frameon=False
-    )
+    legend_below_title(figure, {line.get_label(): line for axes in grid.flat for line in axes.lines}, columns=4)
     figure.supxlabel(textwrap.fill(caption, width=150), x=0.012, ha="left", fontsize=8.5, color=MUTED)
     return figure
 
@@ -70,7 +66,7 @@ def _draw(
         axes.set_xticks(knob.values, [f"{value:g}" for value in knob.values])
     end = median(ideal)
     axes.axhspan(end / FACTOR, FACTOR * end, color=REFERENCE, alpha=0.08, linewidth=0)
-    axes.axhline(end, color=REFERENCE, linewidth=1.2, label="ideal device, and a factor of 3")
+    axes.axhline(end, color=REFERENCE, linewidth=1.2, label=f"ideal device, and a factor of {FACTOR:g}")
     for way, by_value in by_way.items():
         colour, marker, style = LINES[way]
         values = np.array([by_value[value] for value in knob.values]).T

@@ -173,9 +173,9 @@ class Study:
 def find_differences(
     panel: Panel, results: Results, selects: Callable[[float], bool] = lambda value: True
 ) -> dict[str, Paired]:
-    """The arms, of those whose values are selected, that differ from their reference in the test loss, by label.
+    """Return the arms, of those whose values are selected, that differ from their reference in the test loss.
 
-    They are what a paired t test finds at the 5 % level, divided by the number of arms (Bonferroni).
+    By label, with a paired t test at the 5 % level, divided by the number of arms (Bonferroni).
     """
     tests = _tests(panel, results, selects)
     return {label: test for label, test in tests.items() if test is not None and test.p < 0.05 / len(tests)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from spu_lab.training.settings import Settings
 from spu_link.errors import DeviceFault, InvalidProgram, SpuError
 
 OVERFLOW = ("OverflowError", "finite")
-"""Said by a device whose state has grown beyond all numbers, and of a program whose values have."""
+"""Words in the errors of a device whose state, and of a program whose values, are no longer finite."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ def sweep(
     known = {arm.label: arm for arm in arms}
     jobs = {
         f"{arm.label}, seed {seed}": {
+            "task": f"{task.name}, data {_checksum(task):08x}",
             "label": arm.label,
             "settings": Settings.model_validate({**common, **arm.settings, "seed": seed}),
             "device": arm.device,
@@ -119,10 +121,16 @@ def sweep(
     return [ArmResult(arm, tuple(results[f"{arm.label}, seed {seed}"] for seed in seeds)) for arm in arms]
 
 
+def _checksum(task: Task) -> int:
+    """Return a number that differs for a task on other data."""
+    return zlib.crc32(b"".join(part.inputs.numpy().tobytes() for part in (task.train, task.test)))
+
+
 def _run(
-    task: Task,
+    data: Task,
     arms: Mapping[str, Arm],
     address: str | None,
+    task: str,
     label: str,
     settings: Settings,
     device: Mapping[str, Any] | None,
@@ -138,7 +146,7 @@ def _run(
             spu = stack.enter_context(open_device(address, **given))
         nowhere = Console(file=StringIO())
         try:
-            return run_once(task, settings, spu, label=label, console=nowhere, make=arms[label].make, **options)
+            return run_once(data, settings, spu, label=label, console=nowhere, make=arms[label].make, **options)
         except (FloatingPointError, DeviceFault, InvalidProgram) as error:
             if isinstance(error, SpuError) and not any(said in error.message for said in OVERFLOW):
                 raise

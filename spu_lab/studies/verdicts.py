@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Table
 
+from spu_lab.result_folder import write_whole
 from spu_lab.studies.paper_claims import PAPER_CLAIMS
-from spu_lab.studies.tables import show_and_write
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,24 @@ def write_table(
 ) -> None:
     """Show a table with verdicts and further notes below, and write all as Markdown.
 
+    The first column is left-aligned and wraps, the others are right-aligned.
+
     Raises:
         OSError: when the file cannot be written.
     """
-    show_and_write(path, columns, rows, console, title=title)
     sentences = [*(verdict.sentence for verdict in verdicts), *notes]
-    path.write_text("\n".join([path.read_text(encoding="utf-8"), *(f"- {line}" for line in sentences), ""]), "utf-8")
-    for line in sentences:
-        console.print(line, highlight=False)
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, collapse_padding=True)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left", no_wrap=index > 0)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    for sentence in sentences:
+        console.print(sentence, highlight=False)
+    rule = [":--", *["--:"] * (len(columns) - 1)]
+    lines = ["| " + " | ".join(cells) + " |" for cells in (columns, rule, *rows)]
+    items = [f"- {sentence}" for sentence in sentences]
+    write_whole(path, "\n".join([title, "", *lines, "", *items, ""]).encode())
 
 
 def to_json(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Results for people: a table and a plot of runs side by side."""
+"""Results for people: a table and a plot of a run, and parts of plots."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from spu_lab.result_folder import write_whole
 from spu_lab.training.loop import Run
 
 COLOURS = ("#c2410c", "#1d4ed8", "#047857", "#7e22ce", "#64748b")
-"""Colours of the runs, in their order; distinguishable in greyscale and by colour-blind readers."""
+"""Colours of curves, in their order; distinguishable in greyscale and by colour-blind readers."""
 
 INK, MUTED, GRID = "#1f2937", "#6b7280", "#e5e7eb"
 
@@ -31,32 +31,22 @@ PAPER_WINDOW = 200
 """Points in the paper's moving average."""
 
 
-def comparison_table(runs: Mapping[str, Run], title: str | None = None) -> Group:
-    """Return loss, accuracy, time per iteration and bytes per upload of runs, a column each under its label.
-
-    Two runs fit into 60 columns of a terminal.
-    """
+def run_table(label: str, run: Run, title: str) -> Group:
+    """Return loss, accuracy, time per iteration and bytes per upload of a run as a table, under a title."""
     table = Table(box=SIMPLE_HEAD, collapse_padding=True)
     table.add_column("", no_wrap=True)
-    for label in runs:
-        table.add_column(label, justify="right", no_wrap=True)
-    for name, values in zip(
-        ("steps", "training loss", "test loss", "test accuracy", "time a step", "upload", "Jacobian"),
-        zip(*map(_figures, runs.values()), strict=True),
-        strict=True,
-    ):
-        table.add_row(name, *values)
-    jacobian = decimal(next(iter(runs.values())).jacobian_bytes)
+    table.add_column(label, justify="right", no_wrap=True)
+    names = ("steps", "training loss", "test loss", "test accuracy", "time a step", "upload", "Jacobian")
+    for row in zip(names, _figures(run), strict=True):
+        table.add_row(*row)
     caption = (
         "Training loss: mean of the last 50 batches. Time and upload: medians over steps.\n"
-        f"Jacobian: a batch's explicit float32 rows, {jacobian}, against the upload."
+        f"Jacobian: a batch's explicit float32 rows, {decimal(run.jacobian_bytes)}, against the upload."
     )
-    for label, run in runs.items():
-        if run.modelled_seconds:
-            ms, mj = (1e3 * total / len(run.steps) for total in (run.modelled_seconds, run.modelled_joules))
-            caption += f"\nA device by the timing model, {label}: {ms:.3g} ms and {mj:.3g} mJ a step."
-    heading = [] if title is None else [Text(title, style="bold")]  # a table's own title is as narrow as the table
-    return Group(*heading, table, Text(caption))
+    if run.modelled_seconds:
+        ms, mj = (1e3 * total / len(run.steps) for total in (run.modelled_seconds, run.modelled_joules))
+        caption += f"\nA device by the timing model, {label}: {ms:.3g} ms and {mj:.3g} mJ a step."
+    return Group(Text(title, style="bold"), table, Text(caption))  # a table's own title is as narrow as the table
 
 
 def _figures(run: Run) -> tuple[str, ...]:
@@ -93,13 +83,11 @@ def averaging_window(steps: int) -> int:
     return max(1, min(PAPER_WINDOW, steps // 20))
 
 
-def plot_runs(runs: Mapping[str, Sequence[Run]], path: Path, *, title: str, caption: str = "") -> None:
-    """Loss of every batch with its moving average, and test accuracy, against iterations, as PNG.
-
-    Several runs under one label, seeds of the same settings, become their median and a band from the min to the max.
+def plot_run(run: Run, path: Path, *, title: str, caption: str) -> None:
+    """Write the loss of every batch with its moving average, and the test accuracy, against iterations, as PNG.
 
     Args:
-        runs: by label, each in its own colour.
+        run: with at least one iteration.
         path: of the picture; its folder is made.
         title: one line above.
         caption: what a reader must know, below.
@@ -110,8 +98,19 @@ def plot_runs(runs: Mapping[str, Sequence[Run]], path: Path, *, title: str, capt
     figure = Figure(figsize=(11, 5.0), dpi=160, layout="constrained", facecolor="white")
     figure.suptitle(title, x=0.012, ha="left", fontsize=14, fontweight="bold", color=INK)
     loss, accuracy = figure.subplots(1, 2, width_ratios=(3, 2))
-    _loss_panel(loss, runs)
-    _accuracy_panel(accuracy, runs)
+    losses, window = np.array([step.loss for step in run.steps]), averaging_window(len(run.steps))
+    iterations = np.arange(1, len(losses) + 1)
+    loss.plot(iterations, losses, color=COLOURS[0], alpha=0.2, linewidth=0.8)
+    loss.plot(iterations, moving_average(losses, window), color=COLOURS[0], linewidth=2.2)
+    plain_logarithmic(loss)
+    dress(loss, f"Training loss (each batch, and mean of the last {window})")
+    tests = [evaluation for evaluation in run.evaluations if evaluation.split == "test"]
+    places, accuracies = [test.step for test in tests], [test.accuracy for test in tests]
+    accuracy.plot(places, accuracies, color=COLOURS[0], linewidth=2.2, marker="o", markersize=4)
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    dress(accuracy, "Test accuracy")
+    for axes in (loss, accuracy):
+        axes.set_xlabel("iteration", color=MUTED)
     figure.supxlabel(caption, x=0.012, ha="left", fontsize=8.5, color=MUTED)
     save_whole(figure, path)
 
@@ -132,33 +131,6 @@ def save_whole(figure: Figure, path: Path, **options: Any) -> None:
     write_whole(path, stream.getvalue())
 
 
-def _loss_panel(axes: Axes, runs: Mapping[str, Sequence[Run]]) -> None:
-    window = averaging_window(max(len(run.steps) for seeds in runs.values() for run in seeds))
-    for colour, (label, seeds) in zip(COLOURS, runs.items(), strict=False):
-        values = np.array([[step.loss for step in run.steps] for run in seeds])
-        iterations = np.arange(1, values.shape[1] + 1)
-        smooth = np.array([moving_average(row, window) for row in values])
-        if len(seeds) == 1:
-            axes.plot(iterations, values[0], color=colour, alpha=0.2, linewidth=0.8)
-        median_and_range(axes, iterations, smooth, colour=colour, label=label)
-    plain_logarithmic(axes)
-    batch = "each batch, and " if all(len(seeds) == 1 for seeds in runs.values()) else ""
-    axes.set_xlabel("iteration", color=MUTED)
-    dress(axes, f"Training loss ({batch}mean of the last {window})")
-    axes.legend(frameon=False, labelcolor=INK, fontsize=10)
-
-
-def _accuracy_panel(axes: Axes, runs: Mapping[str, Sequence[Run]]) -> None:
-    for colour, (label, seeds) in zip(COLOURS, runs.items(), strict=False):
-        curves = [[(e.step, e.accuracy) for e in run.evaluations if e.split == "test"] for run in seeds]
-        steps = np.array([step for step, _ in curves[0]])
-        values = np.array([[value for _, value in curve] for curve in curves])
-        median_and_range(axes, steps, values, colour=colour, label=label, marker="o")
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-    axes.set_xlabel("iteration", color=MUTED)
-    dress(axes, "Test accuracy")
-
-
 def median_and_range(
     axes: Axes, x: NDArray[Any], values: NDArray[np.float64], *, colour: str, label: str, **style: Any
 ) -> None:
@@ -175,6 +147,14 @@ def median_and_range(
     axes.plot(x, np.median(values, axis=0), color=colour, label=label, **line)
     if len(values) > 1:
         axes.fill_between(x, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.18, linewidth=0)
+
+
+def legend_below_title(figure: Figure, handles: Mapping[str, Any], *, columns: int) -> None:
+    """Draw the legend of a whole figure, artists by label, below its title, which ends with empty lines for it."""
+    place = (0.0, 1.0 - 0.36 / figure.get_figheight())
+    figure.legend(
+        handles.values(), handles.keys(), loc="upper left", bbox_to_anchor=place, ncols=columns, frameon=False
+    )
 
 
 class PlainTicks(Locator):

@@ -22,7 +22,7 @@ from spu_lab.tasks.task import Task
 from spu_lab.training import checkpoint
 from spu_lab.training.follow import follow
 from spu_lab.training.loop import Run, Split, Training, start
-from spu_lab.training.report import in_tau, plot_runs
+from spu_lab.training.report import in_tau, plot_run
 from spu_lab.training.results import StepWriter, device_summary, step_writer, summary
 from spu_lab.training.settings import Settings
 from spu_link.errors import SpuError
@@ -126,7 +126,7 @@ def run_in(
         done = len(result.steps)
 
         def report(status: str, **more: str) -> None:
-            write_json(folder / "run.json", {"status": status, **more, **_content({label: result}, task, spu)})
+            write_json(folder / "run.json", {"status": status, **more, **_content(label, result, task, spu)})
 
         report("running")
         try:
@@ -156,7 +156,7 @@ def run_in(
             save()
             report("interrupted")
         else:
-            write_report(folder, "run", {label: result}, task, spu, title=f"{task.name} with {label}")
+            write_report(folder, result, task, spu, label=label)
             (folder / CHECKPOINT).unlink(missing_ok=True)
     return result
 
@@ -282,25 +282,21 @@ def _device(spu: Spu | None) -> dict[str, Any] | None:
     return {"address": spu.address, "embedding": embedding, **device_summary(spu.at_connect)}
 
 
-def write_report(
-    folder: Path, name: str, runs: Mapping[str, Run], task: Task, spu: Spu | None, *, title: str, caption: str = ""
-) -> None:
-    """Write ``NAME.png``, which shows the runs, and then ``NAME.json``, all that is needed to judge and repeat them.
+def write_report(folder: Path, run: Run, task: Task, spu: Spu | None, *, label: str) -> None:
+    """Write ``run.png``, which shows the run, and then ``run.json``, all that is needed to judge and repeat it.
 
     Raises:
         OSError: when the folder cannot be written.
     """
-    settings = [f"{label}: {run.settings.describe()}{_measured_delay(run)}" for label, run in runs.items()]
-    one_each = {label: [run] for label, run in runs.items()}
-    plot_runs(one_each, folder / f"{name}.png", title=title, caption="\n".join([*settings, caption]).strip())
-    write_json(folder / f"{name}.json", {"status": "finished", **_content(runs, task, spu)})
+    caption = f"{label}: {run.settings.describe()}{_measured_delay(run)}"
+    plot_run(run, folder / "run.png", title=f"{task.name} with {label}", caption=caption)
+    write_json(folder / "run.json", {"status": "finished", **_content(label, run, task, spu)})
 
 
 def _measured_delay(run: Run) -> str:
     return f", measured t_d = {in_tau(run.delay)} (median)" if run.delay is not None else ""
 
 
-def _content(runs: Mapping[str, Run], task: Task, spu: Spu | None) -> dict[str, Any]:
-    """Return all that a reader needs to judge and repeat some runs."""
-    summaries = {label: summary(run) for label, run in runs.items()}
-    return {**provenance(), "task": _task(task), "device": _device(spu), "runs": summaries}
+def _content(label: str, run: Run, task: Task, spu: Spu | None) -> dict[str, Any]:
+    """Return all that a reader needs to judge and repeat a run."""
+    return {**provenance(), "task": _task(task), "device": _device(spu), "runs": {label: summary(run)}}

@@ -22,7 +22,7 @@ def run(*accuracies: float) -> ClassifierRun:
     return ClassifierRun([2.0, 1.0, 0.5], evaluations, [0.1, 0.1, 0.1], 0.0, None)
 
 
-def test_accuracies_are_told_with_the_steps_to_them() -> None:
+def test_accuracies_are_reported_with_the_steps_to_them() -> None:
     assert describe_accuracies({"TNGD": run(0.92, 0.96), "Adam": run(0.8, 0.91)}) == (
         "MNIST test accuracy: 90% TNGD after 10 steps, Adam after 20 steps; 95% TNGD after 20 steps, Adam never; in "
         "the end, after 3, TNGD 96.0%, Adam 91.0%."
@@ -34,17 +34,17 @@ def solved(method: str, *errors: float) -> Solved:
     return Solved(Descent(method, "poisson-2d", 0, points), exact_values() + errors[-1])
 
 
-def test_errors_are_told_with_the_step_at_which_tngd_was_as_good() -> None:
+def test_errors_are_reported_with_the_step_at_which_tngd_was_as_good() -> None:
     both = {"TNGD": solved("TNGD", 1.0, 1e-2, 1e-4), "Adam": solved("Adam", 1.0, 0.5, 0.02)}
     assert describe_errors(both) == (
-        "Relative L2 error after 6 s: TNGD 1.0e-04 in 3 steps, Adam 2.0e-02 in 3; TNGD was at Adam's lowest error "
-        "after 2 steps and 4 s."
+        "Relative L2 error: TNGD 1.0e-04 in 3 steps and 6 s, Adam 2.0e-02 in 3 and 6 s; TNGD was at Adam's lowest "
+        "error after 2 steps and 4 s."
     )
     both = {"TNGD": solved("TNGD", 1.0), "Adam": solved("Adam", 0.5)}
-    assert describe_errors(both) == "Relative L2 error after 2 s: TNGD 1.0e+00 in 1 steps, Adam 5.0e-01 in 1."
+    assert describe_errors(both) == "Relative L2 error: TNGD 1.0e+00 in 1 steps and 2 s, Adam 5.0e-01 in 1 and 2 s."
 
 
-def test_an_equation_is_solved_on_both_sides_and_drawn_beside_mnist() -> None:
+def test_an_equation_is_solved_by_both_methods_and_drawn_with_mnist() -> None:
     with connect("inproc:", rate=1e9, cells=CELLS) as spu:
         both = solve_side_by_side(spu, steps=3, seed=0, console=Console(file=StringIO()))
     assert {method: one.descent.points[0].step for method, one in both.items()} == {"TNGD": 1, "Adam": 1}
@@ -68,7 +68,7 @@ def test_an_equation_is_solved_on_both_sides_and_drawn_beside_mnist() -> None:
     assert curves == [line.get_color() for line in below.axes[1].lines]
 
 
-def test_digits_are_learnt_on_both_sides_from_the_same_start() -> None:
+def test_digits_are_learnt_by_both_methods_from_the_same_start() -> None:
     generator = torch.Generator().manual_seed(0)
     targets = torch.randint(3, (1_200,), generator=generator)
     inputs = nn.functional.one_hot(targets, 6).float() + 0.1 * torch.randn(1_200, 6, generator=generator)

@@ -70,6 +70,8 @@ def test_a_worse_score_is_a_difference_only_where_seeds_agree_on_it() -> None:
     assert judged(1.7, 0.2, 0.3, 9.0) is True  # the median is 1.0
     assert judged(1.7, 0.4, 0.9, 9.0) is None
     assert judged(math.inf, math.inf, math.inf, 1.0) is False
+    lost = [Training(math.inf, math.nan)] * 3
+    assert judge_training(REGRESSION, {AUTO: lost, "1/λ": lost}).holds is False
 
 
 def test_readings_of_a_network_in_training_keep_their_bounds() -> None:

@@ -42,7 +42,7 @@ def judged(**changed: float) -> Mapping[str, Verdict]:
     named |= {
         "drive_5": at_time(5.0, "drive"),
         "delay_5": delayed(5.0, "keep"),
-        "forgetting": delayed(1.0, "drive"),
+        "forgetting": delayed(5.0, "drive"),
         "spring_5": spring(5.0),
         "larger": LARGER,
     }

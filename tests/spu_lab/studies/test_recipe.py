@@ -51,6 +51,8 @@ def test_it_is_compared_with_the_best_median_of_the_grid() -> None:
     assert verdict.holds
     assert verdict.outcome == "2.3 (1, 2.3, 9 by seed), and 2 with b: a ratio of 1.15."
     assert not judge("regression", {**by_point, RECIPE: trained(2.0, 2.5, 3.0)}).holds
+    lost = trained(math.inf, math.inf, 1.0)
+    assert not judge("regression", {RECIPE: lost, "a": lost}).holds
 
 
 def test_the_miniature_writes_every_file(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from spu_lab.timeline import Window, lay_out
 from spu_lab.timeline.turns import measure_turns
 from spu_lab.training.follow import Line
 from spu_lab.training.loop import Evaluation, Run, StepMetrics, Training
-from spu_lab.training.report import comparison_table, moving_average
+from spu_lab.training.report import moving_average, run_table
 from spu_lab.training.results import COLUMNS, summary
 from spu_lab.training.runner import run, run_in, write_report
 from spu_lab.training.settings import LEARNING_RATES, Settings
@@ -80,7 +80,7 @@ def test_training_through_a_daemon_learns_and_leaves_a_full_record(stripes: Task
     settings = Settings(optimizer="tngd", lr=0.5, batch_size=20, steps=12, analog_time=5.0)
     with connect(free.address) as spu:
         result = run(stripes, settings, spu, label="TNGD", console=quiet(), csv=tmp_path / "steps.csv")
-        write_report(tmp_path, "run", {"TNGD": result}, stripes, spu, title="Stripes")
+        write_report(tmp_path, result, stripes, spu, label="TNGD")
 
     rows = list(csv.DictReader((tmp_path / "steps.csv").read_text().splitlines()))
     assert list(rows[0]) == list(COLUMNS)
@@ -173,7 +173,7 @@ def test_a_report_is_written_when_the_device_is_gone_by_then(
     with connect(one.address) as spu:
         result = run(stripes, settings, spu, label="TNGD", console=quiet())
         one.close()
-        write_report(tmp_path, "run", {"TNGD": result}, stripes, spu, title="Stripes")
+        write_report(tmp_path, result, stripes, spu, label="TNGD")
     assert json.loads((tmp_path / "run.json").read_text())["device"]["rate_tau_per_s"] == 1000.0
 
 
@@ -261,7 +261,7 @@ def test_the_table_sets_the_upload_against_the_explicit_jacobian() -> None:
     ]
     one = Run(Settings(), 100_000, 10, steps, [Evaluation(2, "test", 0.25, 0.925)])
     stream = StringIO()
-    Console(file=stream, width=120).print(comparison_table({"TNGD": one}))
+    Console(file=stream, width=120).print(run_table("TNGD", one, "Stripes"))
     for text in ("0.2500", "92.50%", "50.0 ms", "1.0 MB", "256.0 ×", "256.0 MB"):
         assert text in stream.getvalue()
     assert "timing model" not in stream.getvalue()
@@ -278,7 +278,7 @@ def test_modelled_time_and_energy_of_the_device_are_shown_next_to_the_wall_time(
     assert results["modelled_device_seconds"] == one.modelled_seconds < results["seconds"]
     assert results["modelled_device_joules"] == one.report["joules"] > 0.0
     stream = StringIO()
-    Console(file=stream, width=120).print(comparison_table({"TNGD": one}))
+    Console(file=stream, width=120).print(run_table("TNGD", one, "Stripes"))
     assert f"timing model, TNGD: {1e3 * one.modelled_seconds / 4:.3g} ms and" in stream.getvalue()
 
 
