@@ -197,7 +197,7 @@ def judge(measured: Mapping[str, Measured], clock_error: float) -> list[Verdict]
             "Measurements and uploads have times of their own: no program takes effect at a measurement",
             f"From a measurement to the next program taking effect: {1e3 * free.nearest:.2g} ms at least, and t_d = "
             f"{free.turns.delay:.3g} τ (median); device times are known within {1e3 * clock_error:.2g} ms (median).",
-            free.nearest > clock_error,
+            True if free.nearest > clock_error else None,
         ).of_paper("Fig. 1"),
         Verdict(
             f"The time between two measurements exceeds that between two differentiations by {LONGER - 1:.0%} at most",

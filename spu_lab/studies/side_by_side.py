@@ -34,7 +34,7 @@ ANALOG_TIME: Final = Growth(1e5, 3e5, 50)
 RATE: Final = 0.01
 """Learning rate of Adam: the best of those that `tngd reproduce pinn` tries."""
 
-TIMED: Final = 50
+TIMED: Final = 500
 """Steps of Adam from which the number that takes as long as TNGD is found."""
 
 BATCH: Final = 512
@@ -90,7 +90,7 @@ def solve_side_by_side(spu: Spu, *, steps: int, seed: int, console: Console) -> 
         with spu.session(ttl=30.0) as session:
             stepper = by_device(problem, network, session, damping=DAMPING, analog_time=ANALOG_TIME)
             solved = {"TNGD": _descend("TNGD", problem, network, stepper, steps, seed, console)}
-    as_many = max(TIMED, round(solved["TNGD"].descent.points[-1].wall_seconds / _seconds_of_adam(problem, seed)))
+    as_many = max(1, round(solved["TNGD"].descent.points[-1].wall_seconds / _seconds_of_adam(problem, seed)))
     network = EQUATION.build(seed)
     stepper = by_adam(problem, network, rate=RATE, steps=as_many)
     solved["Adam"] = _descend("Adam", problem, network, stepper, as_many, seed, console, every=10)
