@@ -60,14 +60,14 @@ class _Side:
     """One factor of a layer as a device's operator."""
 
     operator: Dense
-    share: float  # of √λ
+    scale: float  # of √λ
 
     def problems(self, rows: Tensor, starts: Tensor | None, program: Program) -> list[Program]:
         """Problems whose solutions give every row of `rows`, shape (k, n), times the damped factor's inverse."""
         n = self.operator.parameters
         if len(rows) > n:
             rows, starts = torch.eye(n, dtype=torch.float64), None
-        damping = self.share * math.sqrt(program.damping)
+        damping = self.scale * math.sqrt(program.damping)
         return [
             replace(program, operator=self.operator, drive=row, damping=damping, start=start)
             for row, start in zip(rows, ["drive"] * len(rows) if starts is None else starts, strict=True)
@@ -80,7 +80,7 @@ class _Side:
 
     def product(self, rows: Tensor, damping: float) -> Tensor:
         """Every row times the damped factor."""
-        return rows @ self.operator.matrix.double() + self.share * math.sqrt(damping) * rows
+        return rows @ self.operator.matrix.double() + self.scale * math.sqrt(damping) * rows
 
 
 class _InFactors(Embedded):

@@ -103,7 +103,7 @@ class SpuSolver:
         Args:
             S: a quantum geometric tensor of NetKet with its diagonal shift, or a matrix.
             f: the right-hand side: a vector or a PyTree.
-            x0: not used: the device starts as `spu_solver` was told.
+            x0: not used: the device starts as `start` of `spu_solver` says.
 
         Returns:
             x like f, and information about the reading: ``device_time`` in τ, ``sequence`` of the program, ``kept`` if

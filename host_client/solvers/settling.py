@@ -98,7 +98,7 @@ class _Lanczos:
         self._operator = operator
         self._before, self._vector = torch.zeros_like(vector), vector / max(self.norm, 1e-300)
         self._diagonal: list[float] = []
-        self._beside: list[float] = []
+        self._off_diagonal: list[float] = []
 
     def quadrature(self, steps: int, *, radau: bool) -> tuple[Tensor, Tensor]:
         """Return nodes s and weights w, shape (k,), with Σ w f(s) ≈ vᵀ f(F) v after so many steps, or all there are.
@@ -109,29 +109,29 @@ class _Lanczos:
         """
         while len(self._diagonal) < steps and not self._ended:
             self._step()
-        diagonal, beside = self._diagonal[:steps], self._beside[:steps]
+        diagonal, off_diagonal = self._diagonal[:steps], self._off_diagonal[:steps]
         if radau and not self._ended:
-            least = -1e-14 * (max(diagonal) + max(beside))  # an eigenvalue may be below 0 by rounding
-            banded = [[0.0, *beside[:-1]], [alpha - least for alpha in diagonal], [*beside[:-1], 0.0]]
-            right = [0.0] * (len(diagonal) - 1) + [beside[-1] ** 2]
-            diagonal = [*diagonal, least + float(linalg.solve_banded((1, 1), banded, right)[-1])]
-            beside = [*beside, 0.0]
-        nodes, vectors = linalg.eigh_tridiagonal(diagonal, beside[:-1])
+            smallest = -1e-14 * (max(diagonal) + max(off_diagonal))  # an eigenvalue may be below 0 by rounding
+            banded = [[0.0, *off_diagonal[:-1]], [alpha - smallest for alpha in diagonal], [*off_diagonal[:-1], 0.0]]
+            right = [0.0] * (len(diagonal) - 1) + [off_diagonal[-1] ** 2]
+            diagonal = [*diagonal, smallest + float(linalg.solve_banded((1, 1), banded, right)[-1])]
+            off_diagonal = [*off_diagonal, 0.0]
+        nodes, vectors = linalg.eigh_tridiagonal(diagonal, off_diagonal[:-1])
         return torch.from_numpy(nodes).clamp_min(0.0), torch.from_numpy(self.norm**2 * vectors[0] ** 2)
 
     @property
     def _ended(self) -> bool:
         """True if every eigenvalue that v has a part in is a node."""
-        return bool(self._beside) and self._beside[-1] <= 1e-12 * max(self._diagonal)
+        return bool(self._off_diagonal) and self._off_diagonal[-1] <= 1e-12 * max(self._diagonal)
 
     def _step(self) -> None:
         image = self._operator.curvature(self._vector)
-        if self._beside:
-            image = image - self._beside[-1] * self._before
+        if self._off_diagonal:
+            image = image - self._off_diagonal[-1] * self._before
         self._diagonal.append(float(self._vector @ image))
         image = image - self._diagonal[-1] * self._vector
-        self._beside.append(_check_finite(float(image.norm())))
-        self._before, self._vector = self._vector, image / max(self._beside[-1], 1e-300)
+        self._off_diagonal.append(_check_finite(float(image.norm())))
+        self._before, self._vector = self._vector, image / max(self._off_diagonal[-1], 1e-300)
 
 
 def _check_finite(norm: float) -> float:

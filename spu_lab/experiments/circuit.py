@@ -185,12 +185,12 @@ def _judge_law(measured: Measured) -> Iterator[Verdict]:
         error < TOLERANCE,
     ).of_paper("Fig. 6")
     tests = [test for tests in measured.noisy.comparisons.values() for test in tests]
-    least = min(test.p for test in tests)
+    smallest = min(test.p for test in tests)
     yield Verdict(
         f"With noise, means and covariances at {len(SNAPSHOTS)} times and settled are those of the OU law",
-        f"The smallest p of {len(tests)} comparisons is {least:.2g}, and {FALSE_ALARM / len(tests):.2g} would be a "
+        f"The smallest p of {len(tests)} comparisons is {smallest:.2g}, and {FALSE_ALARM / len(tests):.2g} would be a "
         f"difference (false-alarm rate {FALSE_ALARM:g} for all together).",
-        least >= FALSE_ALARM / len(tests),
+        smallest >= FALSE_ALARM / len(tests),
     ).of_paper("Fig. 6")
 
 

@@ -239,14 +239,14 @@ def _choose(plan: Plan, trainings: Sequence[Training]) -> dict[tuple[int, str], 
 def judge(plan: Plan, spins: int, shown: Mapping[tuple[int, str], Sequence[Training]]) -> list[Verdict]:
     """Return the two claims about a chain, what came out, and whether they hold; of medians over the seeds."""
     spu, cholesky, adam = (median(t.reached() for t in shown[spins, method]) for method in (SPU, CHOLESKY, ADAM))
-    least_adam = min(adam, plan.adam_iterations)
+    adam_at_least = min(adam, plan.adam_iterations)
     limits = {SPU: plan.iterations, CHOLESKY: plan.iterations, ADAM: plan.adam_iterations}
     counts = {
         method: f"{count:g}" if count < math.inf else f"more than {limits[method]}"
         for method, count in ((SPU, spu), (CHOLESKY, cholesky), (ADAM, adam))
     }
     as_fast = spu < math.inf and spu <= MARGIN * cholesky
-    faster = FASTER * spu <= least_adam
+    faster = FASTER * spu <= adam_at_least
     seen = f"{counts[SPU]} iterations (median of {len(plan.seeds)} seeds)"
     return [
         Verdict(

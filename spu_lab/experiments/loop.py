@@ -1,7 +1,7 @@
 """Loop: MNIST through a free-running device, and what host and device do at the same time, the paper's Fig. 1.
 
-The device goes at its own pace, so that its 50 τ take about as long as the host's differentiation. One run uses at each
-step the reading of the program before; another waits for its own, for comparison.
+The device goes at its own pace, so that its 50 τ take about as long as the host's differentiation. In one run
+steps are one-step-stale: each uses the reading of the program before. In another each waits for its own.
 """
 
 from __future__ import annotations

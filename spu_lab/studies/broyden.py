@@ -20,7 +20,7 @@ ARMIJO, CURVATURE = 1e-4, 0.9
 class SelfScaledBroyden:
     """Minimise a smooth function by SSBroyden (arXiv 2405.04230, eqs. 13-23; used in arXiv 2501.16371).
 
-    A step goes along −H∇f, with a line search by the strong Wolfe conditions. Then `update_inverse` updates H. Where
+    A step is along −H∇f, with a line search by the strong Wolfe conditions. Then `update_inverse` updates H. Where
     the line search fails, H is set to the identity, and the next step is along −∇f.
 
     Args:
@@ -112,9 +112,9 @@ def update_inverse(inverse: NDArray[np.float64], s: Vector, y: Vector, curvature
 
 def _coefficients(b: float, h: float, n: int) -> tuple[float, float]:
     """Return φ and τ."""
-    a = max(b * h - 1.0, 1e-12)  # at least 0 by the inequality of Cauchy and Schwarz; 0 if s and Hy are parallel
-    least = min(1.0, h * (1.0 - math.sqrt(a / (1.0 + a))))
-    theta = max((least - 1.0) / a, min(1.0 / least, (1.0 - b) / b))
+    a = max(b * h - 1.0, 1e-12)  # at smallest 0 by the inequality of Cauchy and Schwarz; 0 if s and Hy are parallel
+    smallest = min(1.0, h * (1.0 - math.sqrt(a / (1.0 + a))))
+    theta = max((smallest - 1.0) / a, min(1.0 / smallest, (1.0 - b) / b))
     volume = 1.0 + theta * a
     root = volume ** (-1.0 / (n - 1))
     bound = min(1.0, 1.0 / b)

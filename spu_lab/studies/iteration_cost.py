@@ -192,7 +192,7 @@ def allocated_bytes() -> Iterator[list[int]]:
     """Give a list that holds, after the block, the max bytes of tensors that this thread allocated in it.
 
     They are counted by torch's profiler, exactly and whatever has been allocated before: resident memory, which comes
-    in pages and is not given back, does not resolve the iterations of a small network.
+    in pages and is not released, does not resolve the iterations of a small network.
     """
     peak: list[int] = []
     with _without_messages(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:

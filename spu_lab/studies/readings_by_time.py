@@ -44,7 +44,7 @@ class Curve:
 
     @property
     def bounded_errors(self) -> Sequence[float]:
-        """The bound at `times`: the least of `bounds` whose time has passed; infinite where none has."""
+        """The bound at `times`: the smallest of `bounds` whose time has passed; infinite where none has."""
         reached = [[b for b, at in zip(self.bounds, self.bound_times, strict=True) if at <= t] for t in self.times]
         return [min(those, default=math.inf) for those in reached]
 

@@ -134,7 +134,7 @@ def split_by_passage(
     Args:
         questions: all.
         sizes: number of questions of each part.
-        usable: tells which questions count; the others are left out.
+        usable: returns whether a question counts; the others are left out.
         seed: of the order in which passages are taken.
 
     Raises:

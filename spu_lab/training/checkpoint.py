@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from host_client.record.recorder import FILE as RECORD
 from spu_lab.result_folder import CHECKPOINT, CheckpointUnusable, checkpoint_in, write_whole
@@ -25,6 +26,9 @@ KEYS: Final = {
     *("options", "evaluations", "report", "delays"),
     *("done", "seconds", "model", "optimizer", "random"),  # of `Training.state_dict`
 }
+
+STEP: Final = TypeAdapter(StepMetrics)
+"""Reads an iteration from text."""
 
 
 def save(folder: Path, options: dict[str, Any], training: Training, run: Run) -> None:
@@ -118,15 +122,8 @@ def prepare(folder: Path, checkpoint: dict[str, Any], run: Run) -> None:
 
 def _step(row: dict[str, str]) -> StepMetrics:
     """Return an iteration from its row; its counts are not in the file."""
-    value = {name: row[column] for column, name in COLUMNS.items()}
-    return StepMetrics(
-        step=int(value["step"]),
-        epoch=int(value["epoch"]),
-        loss=float(value["loss"]),
-        accuracy=float(value["accuracy"]),
-        time=float(value["time"]),
-        duration=float(value["duration"]),
-        uploaded=int(value["uploaded"]),
-        device_time=float(value["device_time"]) if value["device_time"] else None,
-        staleness=float(value["staleness"]) if value["staleness"] else None,
-    )
+    try:
+        return STEP.validate_python({name: row[column] or None for column, name in COLUMNS.items()})
+    except ValidationError as error:
+        wrong = ", ".join(str(problem["loc"][0]) for problem in error.errors())
+        raise ValueError(f"in a row: {wrong}") from None

@@ -149,9 +149,9 @@ class FactorLaw:
 
         def average(end: float, weight: Callable[[Vector], Vector] = np.ones_like) -> Tensor:
             """∫₀^end weight(s) k(C)(s) ds."""
-            points, share = nodes(end)
-            share = share * np.exp(-damping * points) * weight(points)
-            return _combination(powers, lambda j: float(share @ (-points) ** (j + 1)) / math.factorial(j + 1))
+            points, weights = nodes(end)
+            weights = weights * np.exp(-damping * points) * weight(points)
+            return _combination(powers, lambda j: float(weights @ (-points) ** (j + 1)) / math.factorial(j + 1))
 
         decayed, responded = slope(short), average(short)
         integrated = average(short, lambda s: short - s) if integral else None
