@@ -278,7 +278,7 @@ def test_the_same_seed_and_events_give_the_same_bits_either_way(daemon):
 def test_a_cancelled_reading_leaves_no_window_open(monkeypatch):
     """Neither before the window begins, nor while it is open, nor at the moment it is being opened."""
     windows = set()
-    open_window, close_window = Emulator.open_window, Emulator.close_window
+    open_window, close_window, read = Emulator.open_window, Emulator.close_window, Emulator.read
 
     def watched_open(emulator, window, start):
         open_window(emulator, window, start)
@@ -288,8 +288,14 @@ def test_a_cancelled_reading_leaves_no_window_open(monkeypatch):
         close_window(emulator, window)
         windows.discard(window)
 
+    def watched_read(emulator, at, window=None):
+        value = read(emulator, at, window)
+        windows.discard(window)  # a reading that is taken before it can be cancelled closes its window
+        return value
+
     monkeypatch.setattr(Emulator, "open_window", watched_open)
     monkeypatch.setattr(Emulator, "close_window", watched_close)
+    monkeypatch.setattr(Emulator, "read", watched_read)
 
     async def scenario():
         async with await aio.connect("inproc:", clock="stepped") as spu, spu.session() as session:
