@@ -9,8 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from io import StringIO
 from pathlib import Path
 
@@ -75,16 +75,32 @@ def test_a_job_that_fails_leaves_what_is_done(tmp_path: Path) -> None:
     assert work_off(square, {"good": {"number": 1.0}}, tmp_path, quiet(), kind=Square)["good"].value == 1.0
 
 
-WORDS = ["reproduce", "noise", "--quick"]
+def start_or_fail(place: str, first: bool) -> int:
+    """Start a process, say which, and wait for it; or fail once another job has done so."""
+    path = Path(place)
+    if first:
+        started = subprocess.Popen(["sleep", "600"], start_new_session=True)  # as daemons are started
+        path.with_suffix(".new").write_text(str(started.pid))
+        path.with_suffix(".new").rename(path)
+        return started.wait()
+    deadline = time.monotonic() + 60.0
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    raise ValueError("this job fails")
 
 
-def has_daemon(process: int) -> bool:
-    """Return whether a process has a daemon among those that it has started."""
-    for child in psutil.Process(process).children(recursive=True):
-        with suppress(psutil.Error):  # it has ended
-            if "spu-server" in " ".join(child.cmdline()):
-                return True
-    return False
+def test_a_job_that_fails_ends_the_others_with_all_that_they_have_started(tmp_path: Path) -> None:
+    place = tmp_path / "pid"
+    jobs = {"starts a process": {"first": True}, "fails": {"first": False}}
+    with pytest.raises(ValueError, match="this job fails"):
+        work_off(partial(start_or_fail, str(place)), jobs, tmp_path, quiet(), kind=int, at_once=2)
+    deadline = time.monotonic() + 20.0
+    while psutil.pid_exists(pid := int(place.read_text())) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+WORDS = ["reproduce", "noise", "--quick", "--spu", "inproc:"]
 
 
 def test_an_experiment_that_is_interrupted_leaves_no_process_and_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -92,7 +108,7 @@ def test_an_experiment_that_is_interrupted_leaves_no_process_and_goes_on_where_i
     kept, command = out / "runs", [Path(sys.executable).with_name("tngd"), *WORDS, "--out", out]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 120.0
-        while not (any(kept.glob("*.json")) and has_daemon(process.pid)):
+        while not any(kept.glob("*.json")):
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.05)
@@ -111,7 +127,7 @@ def test_an_experiment_that_is_interrupted_leaves_no_process_and_goes_on_where_i
     again = tngd(*WORDS, "--out", str(out))
     assert again.exit_code == 1
     assert "go on with it with --resume" in words(again.stderr)
-    resumed = tngd(*WORDS, "--out", str(out), "--resume", "--spu", "inproc:")
+    resumed = tngd(*WORDS, "--out", str(out), "--resume")
     assert resumed.exit_code == 0, resumed.output
     done = json.loads((out / "noise.json").read_text())
     assert done["status"] == "finished"
