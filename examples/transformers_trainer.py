@@ -80,7 +80,7 @@ def train(
 
     def loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         mean: Tensor = criterion(outputs["logits"], labels)
-        # Of several micro-batches each one counts with its share of the samples.
+        # Of several micro-batches each one counts with its fraction of the samples.
         return mean if num_items_in_batch is None else mean * (len(labels) / num_items_in_batch)
 
     return Trainer(
