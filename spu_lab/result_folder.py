@@ -102,18 +102,24 @@ def _can_go_on(folder: Path, results: Sequence[Path]) -> bool:
     return folder / CHECKPOINT in results or any(path.parent == kept_in(folder) for path in results)
 
 
-def check_resumable(folder: Path, name: str) -> None:
-    """Refuse to go on with an experiment in a folder that holds none that was broken off.
+def check_resumable(folder: Path, name: str, options: Mapping[str, Any]) -> None:
+    """Refuse to go on with an experiment in a folder that holds none that was broken off, or one with other options.
 
     Raises:
-        CheckpointUnusable: when there is none of this name.
+        CheckpointUnusable: when there is none of this name, or an option differs.
         FolderInUse: when it has finished.
     """
-    status = read_json(folder / f"{name}.json").get("status")
+    begun = read_json(folder / f"{name}.json")
+    status = begun.get("status")
     if status is None:
         raise CheckpointUnusable(f"{folder} holds no run of {name} that could go on; start one without --resume")
     if status == "finished":
         raise FolderInUse(f"the run in {folder} has finished; name another folder with --out for a new one")
+    for option, value in begun.get("options", {}).items():
+        if options[option] != value:
+            raise CheckpointUnusable(
+                f"Invalid {option}: {options[option]}; the run to go on with was started with {value}, give the same"
+            )
 
 
 def clear(folder: Path) -> None:
@@ -163,7 +169,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def new_results(folder: Path, name: str, *, resume: bool = False) -> Iterator[None]:
+def new_results(
+    folder: Path, name: str, *, resume: bool = False, options: Mapping[str, Any] | None = None
+) -> Iterator[None]:
     """Clear a folder for a new run, whose ``NAME.json`` says from now on whether it is running, interrupted or failed.
 
     What is done within writes the file anew, with the status ``"finished"``, when it has finished; what was kept for an
@@ -172,7 +180,7 @@ def new_results(folder: Path, name: str, *, resume: bool = False) -> Iterator[No
     if not resume:
         clear(folder)
     path = folder / f"{name}.json"
-    write_json(path, {"status": "running"})
+    write_json(path, {"status": "running"} | ({"options": dict(options)} if options is not None else {}))
     try:
         yield
     except BaseException as error:

@@ -81,13 +81,14 @@ def _reproduce(
     from spu_lab import catalogue
     from spu_lab.result_folder import check_free, check_resumable, new_results
 
+    given = {"spu": spu, "quick": quick, "data": str(data.resolve()) if data is not None else None}
     if resume:
-        check_resumable(folder, name)
+        check_resumable(folder, name, given)
     else:
         check_free(folder, name, overwrite=overwrite)
     module = catalogue.find(PACKAGE, name)
     options = catalogue.data_of(module, name, data)
-    with new_results(folder, name, resume=resume):
+    with new_results(folder, name, resume=resume, options=given):
         module.run(folder, spu, Console(), quick=quick, **options)
 
 

@@ -127,6 +127,9 @@ def test_an_experiment_that_is_interrupted_leaves_no_process_and_goes_on_where_i
     again = tngd(*WORDS, "--out", str(out))
     assert again.exit_code == 1
     assert "go on with it with --resume" in words(again.stderr)
+    other = tngd(*WORDS[:-2], "--out", str(out), "--resume")
+    assert other.exit_code == 1
+    assert "--spu is None; the run to go on with was started with inproc:, give the same" in words(other.stderr)
     resumed = tngd(*WORDS, "--out", str(out), "--resume")
     assert resumed.exit_code == 0, resumed.output
     done = json.loads((out / "noise.json").read_text())
